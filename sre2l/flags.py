@@ -1,0 +1,122 @@
+"""Command-line flags that several stages share, checks of their ranges, and the released flags that mean nothing here."""
+import argparse
+import dataclasses
+import os
+import sys
+
+from sre2l.datasets import DATASETS
+
+# Flags of the released scripts that users paste and that have no effect here: (number of values, what happens instead).
+DEAD = {
+    "recover": {
+        "--store-best-images": (0, "the last iterate is always stored"),
+        "--store-last-images": (0, "the last iterate is always stored"),
+    },
+    "relabel": {
+        "--mode": (1, "relabel always saves"),
+        "--multiprocessing-distributed": (0, "one process"),
+        "--world-size": (1, "one process"),
+        "--rank": (1, "one process"),
+        "--dist-url": (1, "one process"),
+        "--dist-backend": (1, "one process"),
+    },
+    "validate": {
+        "--start-epoch": (1, "a run continues from its own checkpoint"),
+        "--cos": (0, "the schedule is always cosine"),
+        "--keep-topk": (1, "all logits are used, as in the released code"),
+        "--wandb-project": (1, "metrics.jsonl holds the curves"),
+        "--wandb-api-key": (1, "metrics.jsonl holds the curves"),
+    },
+}
+
+
+class Ignored(argparse.Action):
+    """Accept a flag that has no effect, with a one-line warning."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"warning: {option_string} has no effect: {self.metavar}", file=sys.stderr)
+
+
+def add_dead_flags(parser, stage):
+    for flag, (num_values, reason) in DEAD[stage].items():
+        parser.add_argument(flag, nargs=num_values, action=Ignored, metavar=reason, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def number(kind, low=None, high=None, above=None):
+    """An argparse type: an int or float in low..high, or greater than `above`; the error says the range."""
+    limits = [f"at least {low}" * (low is not None), f"at most {high}" * (high is not None), f"above {above}" * (above is not None)]
+    wanted = f"{kind.__name__} {' and '.join(filter(None, limits))}".strip()
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number ({wanted})") from None
+        inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+        if not inside or value in (float("inf"), float("-inf")):
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {wanted}")
+        return value
+    return parse
+
+
+def number_list(text):
+    """'0-9,17' -> [0, ..., 9, 17], ascending, without repeats."""
+    values = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        try:
+            values.update(range(int(first), int(last or first) + 1))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: write it like 0-9,17") from None
+    if not values:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+    return sorted(values)
+
+
+class Once(argparse.Action):
+    """A flag that may not be given twice with two values: the launcher's data set brings its table of settings along."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        earlier, self.given = getattr(self, "given", value), value
+        if earlier != value:
+            parser.error(f"{option_string} {value} after {option_string} {earlier}; "
+                         f"name the data set as the launcher's first word: sh {parser.prog.removesuffix('.py')}.sh {value}")
+        setattr(namespace, self.dest, value)
+
+
+def add_run_flags(parser):
+    """Which data set and which run folder: the flags that every script has, under the same names."""
+    add = parser.add_argument
+    add("--dataset", action=Once, default="imagenet1k", choices=DATASETS, help="row of sre2l/datasets.py")
+    add("--name", help="run folder runs/<name> where the stages meet (default: the data set)")
+    add("--num-classes", type=number(int, 2), help="outputs of the networks (default: the data set's)")
+    add("--input-size", type=number(int, 8), metavar="S", help="side of the networks' input, pixels (default: the data set's)")
+    add("--dry-run", action="store_true", help="print the settings and what would be written, then stop")
+
+
+def add_device_flags(parser):
+    add = parser.add_argument
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--gpu", dest="device", metavar="N", type=lambda index: f"cuda:{index}", help="the same as --device cuda:N")
+
+
+def add_teacher_flags(parser):
+    """The flags that say which teacher, the same in recover and relabel."""
+    add = parser.add_argument
+    add("-a", "--arch", "--arch-name", help="torchvision name of the teacher (default: the checkpoint's, else resnet18)")
+    add("--teacher", "--arch-path", type=os.path.abspath, metavar="FILE",
+        help="the teacher's checkpoint (default: torchvision's weights for imagenet1k, else runs/<name>/teacher/teacher.pth)")
+    add("--stem", help="first layers of a teacher whose checkpoint does not say: torchvision, conv3x3, conv3x3-s2")
+    add("--classes", type=number_list, metavar="0-9,17", help="only these of the teacher's classes")
+    add_val_flag(parser)
+
+
+def add_val_flag(parser):
+    parser.add_argument("--val-dir", "--real-data", type=os.path.abspath, metavar="DIR",
+                        help="real validation images, or the folder that holds val/: measures top-1 (digits: built in)")
+
+
+def data_spec(args):
+    """The data set's row, with --num-classes and --input-size taken over."""
+    row = DATASETS[args.dataset]
+    return dataclasses.replace(row, num_classes=args.num_classes or row.num_classes, size=args.input_size or row.size)

@@ -1,0 +1,137 @@
+"""Folders of images: names of synthetic images, their classes, pixels decoded once, hashes."""
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
+
+from sre2l.runtime import UserError, beside, read_json
+
+JPEG_QUALITY = 75     # Pillow's default, which the released code uses; the student trains on that file
+MEMORY_SHARE = 0.5    # of the machine's memory: decoded images beyond it are decoded again at each use
+
+
+@dataclass
+class Images:
+    """Labelled images in the order of the flat index. items: paths, or (H, W, 3) uint8 arrays once decoded; labels (n,) int64,
+    the class index in the teacher's output."""
+    items: list
+    labels: np.ndarray
+    class_names: list
+    root: str
+
+    def __len__(self):
+        return len(self.items)
+
+    def pixels(self, index):
+        """Image `index` as a (H, W, 3) uint8 array."""
+        item = self.items[index]
+        return item if isinstance(item, np.ndarray) else decode(item)
+
+
+def decode(path):
+    """Any image file -> (H, W, 3) uint8 RGB; raises UserError with its name if it cannot be read to the end."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow raises a dozen kinds, among them SyntaxError and struct.error
+        raise UserError(f"{path}: not a readable image ({error})") from None
+
+
+def decode_all(images, transform=lambda pixels: pixels):
+    """The same Images with every item decoded and transformed in memory, with a progress bar; None where they do not fit."""
+    first = transform(images.pixels(0))
+    if first.nbytes * len(images) > MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        return None
+    with ThreadPool(os.cpu_count()) as pool:
+        decoded = pool.imap(lambda index: transform(images.pixels(index)), range(len(images)), chunksize=16)
+        bar = tqdm(decoded, "decoding", total=len(images), unit="image", disable=None, leave=False)
+        return Images(list(bar), images.labels, images.class_names, images.root)
+
+
+def keep_in_memory(images, log):
+    """Decode once if it fits, else leave the files to be decoded at each use; says which in one line."""
+    decoded = decode_all(images)
+    log(f"{images.root}: {len(images)} images " + ("decoded in memory" if decoded else "too many for memory, decoded at each use"))
+    return decoded or images
+
+
+def image_path(root, label, ipc, num_classes):
+    """<root>/new{class}/class{class}_id{ipc}.jpg with three digits, five for the class where there are more than 1000 classes."""
+    name = f"{label:0{5 if num_classes > 1000 else 3}d}"
+    return Path(root) / f"new{name}" / f"class{name}_id{ipc:03d}.jpg"
+
+
+def save_jpeg(pixels, path):
+    """pixels (H, W, 3) uint8 -> a JPEG as the published sets have it: quality 75, chroma 4:2:0."""
+    Image.fromarray(pixels).save(path, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
+
+
+def read_folder(root):
+    """ImageFolder's view of a folder: Images whose labels are the sorted positions of the class folders."""
+    if not Path(root).is_dir():
+        raise UserError(f"{root}: there is no such folder")
+    try:
+        folder = ImageFolder(root)
+    except FileNotFoundError as error:  # no class folder, or an empty one
+        raise UserError(f"{root}: {str(error).splitlines()[0]}") from None
+    items, labels = zip(*folder.samples)
+    return Images(list(items), np.array(labels), folder.classes, str(root))
+
+
+def check_classes(root, found, expected, owner):
+    """Raise UserError unless the two lists are equal: how many there are, and the first that differs."""
+    if list(found) == list(expected):
+        return
+    at = next((i for i, (a, b) in enumerate(zip(found, expected)) if a != b), min(len(found), len(expected)))
+    here = f"'{found[at]}'" if at < len(found) else "no folder"
+    wanted = f"'{expected[at]}'" if at < len(expected) else "none"
+    raise UserError(f"{root}: {len(found)} class folders, {owner} has {len(expected)}; "
+                    f"the first that differs is number {at}: {here} where {wanted} is expected")
+
+
+def read_synthetic(root, num_classes, classes=None):
+    """A folder of images for relabel or validate. In folders named new... the class is the number in the name; in any other it is
+    the sorted position among `classes` (default: what recover recorded for the folder `root`, else all)."""
+    images = read_folder(root)
+    if classes is None:
+        classes = recorded_classes(root) or range(num_classes)
+    numbers = [re.fullmatch(r"new(\d+)", name) for name in images.class_names]
+    if all(numbers):
+        found = [int(number[1]) for number in numbers]
+        check_classes(root, sorted(found), list(classes), "the set")
+        counts = np.bincount(images.labels)
+        if counts.min() != counts.max():
+            low, high = images.class_names[counts.argmin()], images.class_names[counts.argmax()]
+            raise UserError(f"{root}: {low} has {counts.min()} images, {high} has {counts.max()}; the set is not complete")
+    else:
+        found = list(classes)
+        if len(images.class_names) != len(found):
+            raise UserError(f"{root}: {len(images.class_names)} class folders, the set has {len(found)} classes")
+    if max(found) >= num_classes:
+        raise UserError(f"{root}: class {max(found)} is not among the network's {num_classes}")
+    images.labels = np.array(found)[images.labels]
+    return images
+
+
+def recorded_classes(root):
+    """The classes that recover wrote into this folder, or None for a folder of other origin."""
+    manifest = beside(root, "manifest.json")
+    return read_json(manifest)["settings"].get("classes") if manifest.exists() else None
+
+
+def hash_images(images):
+    """-> (sha256 of the relative paths, sha256 of all files' bytes, number of bytes), in flat order."""
+    names, contents, num_bytes = hashlib.sha256(), hashlib.sha256(), 0
+    for path in images.items:
+        data = Path(path).read_bytes()
+        names.update(f"{Path(path).relative_to(images.root).as_posix()}\n".encode())
+        contents.update(hashlib.sha256(data).digest())
+        num_bytes += len(data)
+    return names.hexdigest(), contents.hexdigest(), num_bytes

@@ -1,0 +1,195 @@
+"""The contract between relabel and validate: which images are in which batch, the label files, a dataset whose item is one batch."""
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sre2l.augment import Crops, Mix, apply_crops
+from sre2l.runtime import UserError, atomic
+
+try:
+    from numpy._core.multiarray import scalar as numpy_scalar  # numpy 2
+except ImportError:
+    from numpy.core.multiarray import scalar as numpy_scalar
+# What a published file may hold besides tensors: numpy integers in the cutmix box, under the names of numpy 1 and 2.
+NUMPY_TYPES = [(numpy_scalar, "numpy.core.multiarray.scalar"), (numpy_scalar, "numpy._core.multiarray.scalar"),
+               np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.float64))]
+
+
+class Batch(NamedTuple):
+    """One batch of one epoch and the flat indices of its images, int64 [m]."""
+    epoch: int
+    index: int
+    rows: np.ndarray
+
+
+class Sheet(NamedTuple):
+    """What is drawn for a batch, and what the teacher said: the six fields of a label file. logits (m, C) are of the mixed images."""
+    crops: Crops
+    mix: Mix
+    logits: torch.Tensor | None = None
+
+
+def epoch_orders(num_images, seed):
+    """The order of the images in epoch 0, 1, ...: torch's RandomSampler with a generator of its own, which draws two permutations
+    an epoch since torch 1.11 and drops the second. Endless; int64 [num_images] each."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    while True:
+        yield torch.randperm(num_images, generator=generator).numpy()
+        torch.randperm(num_images, generator=generator)
+
+
+class Batches:
+    """All batches of epochs first..epochs-1 in order, as a sampler for DataLoader."""
+
+    def __init__(self, num_images, batch_size, seed, epochs, first=0):
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.epochs, self.first = epochs, first
+
+    @property
+    def per_epoch(self):
+        return -(-self.num_images // self.batch_size)
+
+    def __len__(self):
+        return (self.epochs - self.first) * self.per_epoch
+
+    def __iter__(self):
+        for epoch, order in zip(range(self.epochs), epoch_orders(self.num_images, self.seed)):
+            if epoch >= self.first:
+                for index in range(self.per_epoch):
+                    yield Batch(epoch, index, order[index * self.batch_size:(index + 1) * self.batch_size])
+
+
+class BatchDataset(Dataset):
+    """A dataset whose item is one whole batch: (Batch, crops (m, 3, size, size) uint8, Sheet). sheet_of: (Batch, sizes) -> Sheet."""
+
+    def __init__(self, images, size, sheet_of):
+        self.images, self.size, self.sheet_of = images, size, sheet_of
+
+    def __getitem__(self, batch):
+        pixels = [self.images.pixels(row) for row in batch.rows]
+        sheet = self.sheet_of(batch, [image.shape[:2] for image in pixels])
+        return batch, apply_crops(pixels, sheet.crops, self.size), sheet
+
+
+def load_batches(dataset, batches, workers, device):
+    """The batches in order, prepared by `workers` processes (0 = this one)."""
+    return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")
+
+
+def label_path(root, epoch, index):
+    return Path(root) / f"epoch_{epoch}" / f"batch_{index}.tar"
+
+
+def write_sheet(root, epoch, index, sheet):
+    """Write one label file in the released format: a list of six, plain ints in the box."""
+    fields = [sheet.crops.boxes, sheet.crops.flips, sheet.mix.partner, sheet.mix.lam, sheet.mix.box, sheet.logits]
+    with atomic(label_path(root, epoch, index), root) as tmp:
+        torch.save(fields, tmp)
+
+
+def read_fields(path):
+    """The six fields of a label file, ours or a published one, without open pickle; raises UserError for anything else."""
+    try:
+        with torch.serialization.safe_globals(NUMPY_TYPES):
+            fields = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: this label file is missing") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: not a label file that loads safely ({str(error).splitlines()[0]})") from None
+    if not isinstance(fields, (list, tuple)) or len(fields) != 6:
+        raise UserError(f"{path}: a label file is a list of six fields")
+    return fields
+
+
+def is_tensor(value, shape, dtypes):
+    return isinstance(value, torch.Tensor) and tuple(value.shape) == tuple(shape) and value.dtype in dtypes
+
+
+def read_sheet(root, epoch, index, num_rows=None, num_classes=None):
+    """Read and check one label file. num_rows, num_classes: what they must be, None = as they are. Raises UserError."""
+    path = label_path(root, epoch, index)
+    boxes, flips, partner, lam, box, logits = read_fields(path)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.dtype not in (torch.float16, torch.float32):
+        raise UserError(f"{path}: field 5 must be logits (m, C) in float16 or float32")
+    rows, outputs = (logits.shape[0] if num_rows is None else num_rows), (num_classes or logits.shape[1])
+    if tuple(logits.shape) != (rows, outputs):
+        raise UserError(f"{path}: logits of shape {tuple(logits.shape)}, expected {(rows, outputs)}")
+    if not torch.isfinite(logits).all():
+        raise UserError(f"{path}: logits are not finite")
+    if not is_tensor(boxes, (rows, 4), (torch.float32,)) or not (boxes.abs() <= 1.5).all() or not (boxes[:, 2:] > 0).all():
+        raise UserError(f"{path}: field 0 must be {rows} crop boxes (top, left, height, width) as fractions, float32")
+    if not is_tensor(flips, (rows,), (torch.bool,)):
+        raise UserError(f"{path}: field 1 must be {rows} flips, bool")
+    if partner is not None and (not is_tensor(partner, (rows,), (torch.int64,)) or not ((partner >= 0) & (partner < rows)).all()):
+        raise UserError(f"{path}: field 2 must be {rows} partners within the batch, int64")
+    if (partner is None) != (lam is None) or (lam is not None and not 0 <= float(lam) <= 1):
+        raise UserError(f"{path}: field 3, lam, must be in [0, 1] where there are partners")
+    if box is not None and (len(box) != 4 or partner is None):
+        raise UserError(f"{path}: field 4 must be the four corners of a cutmix box")
+    mix = Mix(partner, None if lam is None else float(lam), None if box is None else [int(v) for v in box])
+    return Sheet(Crops(boxes, flips), mix, logits)
+
+
+@dataclass(frozen=True)
+class LabelFolder:
+    """What a label folder itself tells: no manifest needed. mix: 'none', 'mixup' or 'cutmix'."""
+    num_images: int
+    batch_size: int
+    epochs: int
+    num_classes: int
+    mix: str
+    num_bytes: int
+
+
+def numbered(folder, pattern):
+    """The numbers in the names of a folder's entries, which must be 0..n-1 with nothing else beside them; raises UserError."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such label folder")
+    matches = {entry.name: re.fullmatch(pattern, entry.name) for entry in folder.iterdir()}
+    stray = sorted(name for name, match in matches.items() if not match)
+    if stray:
+        raise UserError(f"{folder / stray[0]}: does not belong into a label folder")
+    numbers = sorted(int(match[1]) for match in matches.values())
+    if not numbers or numbers != list(range(len(numbers))):
+        gap = next((i for i, n in enumerate(numbers) if i != n), 0)
+        raise UserError(f"{folder}: number {gap} of its {'batches' if 'batch' in pattern else 'epochs'} is missing")
+    return len(numbers)
+
+
+def inspect_labels(root):
+    """Derive the shape of a label folder from its names and from the first and last file of epoch 0; checks every epoch's names."""
+    root = Path(root)
+    epochs = numbered(root, r"epoch_(\d+)")
+    counts = [numbered(root / f"epoch_{epoch}", r"batch_(\d+)\.tar") for epoch in range(epochs)]
+    odd = next((epoch for epoch, count in enumerate(counts) if count != counts[0]), None)
+    if odd is not None:
+        raise UserError(f"{root / f'epoch_{odd}'}: {counts[odd]} label files, epoch_0 has {counts[0]}")
+    first, last = read_sheet(root, 0, 0), read_sheet(root, 0, counts[0] - 1)
+    batch_size, num_classes = first.logits.shape
+    num_bytes = sum(path.stat().st_size for path in root.glob("epoch_*/batch_*.tar"))
+    return LabelFolder(batch_size * (counts[0] - 1) + last.logits.shape[0], batch_size, epochs, num_classes, first.mix.kind, num_bytes)
+
+
+def agreement(root, labels, batches, max_rows=4000):
+    """The share of rows whose stored top-1 is the class of the image or of its partner, and the share expected by chance.
+
+    labels (n,) int64, the class of each image in flat order. Needs no teacher; reads whole batches until max_rows are seen."""
+    right = seen = 0
+    for batch in batches:
+        sheet = read_sheet(root, batch.epoch, batch.index, len(batch.rows))
+        own = torch.from_numpy(labels[batch.rows])
+        top1 = sheet.logits.float().argmax(1)
+        hit = top1 == own
+        if sheet.mix.partner is not None:
+            hit |= top1 == own[sheet.mix.partner]
+        right, seen = right + int(hit.sum()), seen + len(own)
+        if seen >= max_rows:
+            break
+    wrong = 1 - 1 / sheet.logits.shape[1]
+    return right / seen, 1 - (wrong if sheet.mix.partner is None else wrong ** 2)

@@ -1,0 +1,56 @@
+"""What a label folder's files do not say, in two files beside its root: a manifest (JSON) and a hash of every label file (sha256sum -c)."""
+import hashlib
+from pathlib import Path
+
+from sre2l.images import hash_images
+from sre2l.runtime import UserError, as_json, beside, read_json
+
+LABEL_FORMAT = "sre2l-labels-1"
+ORDER_RULE = "torch RandomSampler, own generator, two permutations an epoch, the second dropped"
+FREE = ("epochs", "versions")  # may differ between the runs that fill one folder
+
+
+def describe_images(images):
+    """The part of a manifest that ties labels to images: their number, classes, and hashes of paths and bytes."""
+    paths_sha256, images_sha256, num_bytes = hash_images(images)
+    return {"num_images": len(images), "classes": sorted(set(images.labels.tolist())), "class_folders": images.class_names,
+            "paths_sha256": paths_sha256, "images_sha256": images_sha256, "image_bytes": num_bytes}
+
+
+def manifest_of(root):
+    """The settings in a label folder's manifest, or None for a folder without one, such as the published ones."""
+    path = beside(root, "manifest.json")
+    if not path.exists():
+        return None
+    settings = read_json(path).get("settings", {})
+    if settings.get("format") != LABEL_FORMAT:
+        raise UserError(f"{path}: label format {settings.get('format')!r}, this version reads {LABEL_FORMAT!r}")
+    return settings
+
+
+def check_images(root, manifest, images):
+    """Raise UserError unless the labels were made for exactly these images, by number, paths and bytes."""
+    here = as_json(describe_images(images))
+    wrong = [key for key in ("num_images", "classes", "paths_sha256", "images_sha256") if here[key] != manifest.get(key)]
+    if wrong:
+        what = {"num_images": f"{manifest.get('num_images')} images, {images.root} has {here['num_images']}",
+                "classes": "other classes", "paths_sha256": "images of other names", "images_sha256": "images with other contents"}
+        raise UserError(f"{root}: these labels belong to {what[wrong[0]]}; relabel {images.root}, or give the images they were made for")
+
+
+def hash_file(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def read_hashes(root):
+    """The recorded hash of each label file, {'epoch_0/batch_0.tar': sha256}; the last line of a file counts."""
+    path = beside(root, "sha256")
+    if not path.exists():
+        return {}
+    return {name: digest for digest, _, name in (line.rstrip("\n").partition("  ") for line in open(path)) if name}
+
+
+def record_hash(root, path):
+    """Append the hash of a finished label file, in the format of sha256sum (run it inside the root)."""
+    with open(beside(root, "sha256"), "a") as file:
+        file.write(f"{hash_file(path)}  {Path(path).relative_to(root).as_posix()}\n")

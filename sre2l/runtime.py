@@ -1,0 +1,168 @@
+"""What a run stands on: errors in words, exit codes, seeds, device, run folders, logs, atomic files."""
+import contextlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. The message says what is wrong, where, and what to do; exit code 2."""
+
+
+def run_script(main, get_args):
+    """Run a stage: a user's mistake is one sentence and exit code 2, Ctrl-C is 130, SIGTERM is 143."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        main(get_args())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+def unit_rng(seed, *unit):
+    """A CPU generator that depends on (seed, unit of work) and on nothing that ran before."""
+    return np.random.default_rng([seed, *unit])
+
+
+def pick_device(name):
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> torch.device; raises UserError where that GPU is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: choose auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: choose auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that torch {torch.__version__} can use")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True  # what the published runs had
+    return device
+
+
+def versions(device):
+    """What a result depends on besides its settings, for logs and manifests."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+                                capture_output=True, text=True, check=True).stdout.strip()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+            "numpy": np.__version__, "device": name, "commit": locals().get("commit", "unknown")}
+
+
+def run_folder(args):
+    """runs/<name>, the name defaulting to the data set; an absolute --name is a folder of its own."""
+    return ROOT / "runs" / (args.name or args.dataset)
+
+
+def beside(root, suffix):
+    """The path beside a folder of images or labels that tells about it: runs/x/labels, 'manifest.json' -> runs/x/labels.manifest.json."""
+    root = Path(os.path.abspath(root))  # a trailing slash or '..' changes nothing
+    return root.with_name(f"{root.name}.{suffix}")
+
+
+@contextlib.contextmanager
+def atomic(path, root=None):
+    """Write to a temporary name, then rename: `with atomic(path) as tmp: save(tmp)`. For a file of an image or label folder `root`
+    the temporary one lies beside the root, since the released reader counts everything in it."""
+    tmp = beside(root or path, f"{os.getpid()}.tmp")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield tmp
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    with atomic(path) as tmp:
+        tmp.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path):
+    """A JSON object from disk; raises UserError for anything else."""
+    try:
+        value = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return value
+
+
+def as_json(settings):
+    """The same values as JSON gives them back, so that settings compare equal after a round trip."""
+    return json.loads(json.dumps(settings, default=str))
+
+
+def claim(path, settings, free=()):
+    """Tie an output to its settings: the first run writes them to `path`, a later one must agree except in `free` keys."""
+    settings = as_json(settings)
+    if Path(path).exists():
+        stored = read_json(path).get("settings", {})
+        keys = [k for k in sorted(set(stored) | set(settings)) if k not in free and stored.get(k) != settings.get(k)]
+        if keys:
+            differ = "; ".join(f"{k}: there {stored.get(k)!r}, here {settings.get(k)!r}" for k in keys)
+            raise UserError(f"{path}: this output belongs to a run with other settings ({differ}). "
+                            f"Choose another --name or output folder, or delete this one")
+    write_json(path, {"settings": settings})
+
+
+class RunLog:
+    """A run's args.json, log.txt (lines for people) and metrics.jsonl (the same numbers). where: file name -> its path.
+
+    The log starts with what the run depends on: command, arguments, versions, device, commit."""
+
+    def __init__(self, where, args, device):
+        self.log_path, self.metrics_path, self.last = where("log.txt"), where("metrics.jsonl"), time.monotonic()
+        write_json(where("args.json"), as_json(args))
+        self.line(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}")
+        self.line(json.dumps(as_json(args)))
+        self.line(json.dumps(versions(device)))
+
+    def line(self, text):
+        tqdm.write(text)
+        with open(self.log_path, "a") as file:
+            file.write(text + "\n")
+
+    def metrics(self, **values):
+        """One JSON line. Its `seconds` are the wall time since the line before, so that a stage's time is their sum."""
+        now = time.monotonic()
+        with open(self.metrics_path, "a") as file:
+            file.write(json.dumps({**values, "seconds": round(now - self.last, 3)}) + "\n")
+        self.last = now
+
+
+def stage_seconds(metrics_path):
+    """The time a stage has taken over all its starts, in seconds; None where it left no metrics."""
+    if not Path(metrics_path).exists():
+        return None
+    return round(sum(json.loads(line)["seconds"] for line in open(metrics_path)), 1)
+
+
+def eta(done, total, start):
+    """'12.3s, 45s to go' after `done` of `total` steps since time.monotonic() `start`."""
+    spent = time.monotonic() - start
+    left = spent / max(done, 1) * (total - done)
+    return f"{tqdm.format_interval(spent)}, {tqdm.format_interval(left)} to go"
+
+
+def print_plan(settings, **plan):
+    """--dry-run: the resolved settings and what the run would write, as JSON on standard output."""
+    print(json.dumps(as_json({"settings": settings, **plan}), indent=1))
