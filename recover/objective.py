@@ -1,0 +1,112 @@
+"""The recover objective and its gradient, as the formula reads: the plain engine.
+
+    loss = CE(f(y), class) + r_bn * sum_l w_l (|mean_l - running_mean_l|_2 + |var_l - running_var_l|_2) + tv_l2 TV(y) + l2_scale mean_b |y_b|_2
+
+An engine is anything with `loss_and_gradient(images, targets, view)`; recover.py knows nothing else of it.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sre2l.augment import draw_resized_window
+
+SCALE = (0.08, 1.0)  # of the crop's area, as RandomResizedCrop's default
+
+
+@dataclass(frozen=True)
+class View:
+    """How one iteration looks at the whole batch. window (top, left, height, width) pixels or None; roll (rows, columns) pixels."""
+    window: tuple | None
+    flip: bool
+    roll: tuple
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of the objective, scalars; bn, tv and l2 before their coefficients (a prior with coefficient 0 is not computed)."""
+    ce: torch.Tensor
+    bn: torch.Tensor
+    tv: torch.Tensor
+    l2: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The coefficients of the objective."""
+    r_bn: float
+    first_bn_multiplier: float
+    tv_l2: float
+    l2_scale: float
+
+
+def draw_view(size, jitter, signed, crop_flip, rng):
+    """One crop window, one flip and one roll. jitter: largest roll, pixels; signed: -jitter..jitter instead of 0..jitter."""
+    window, flip = None, False
+    if crop_flip:
+        window, flip = draw_resized_window(size, size, SCALE, rng), bool(rng.random() < 0.5)
+    roll = tuple(rng.integers(-jitter if signed else 0, jitter + 1, size=2).tolist())
+    return View(window, flip, roll)
+
+
+def apply_view(images, view):
+    """roll(flip(crop(x))). NOTE: one window, flip and roll for the whole batch, as in the paper's code. (B, 3, S, S) -> the same."""
+    if view.window is not None:
+        top, left, height, width = view.window
+        cropped = images[:, :, top:top + height, left:left + width]
+        images = F.interpolate(cropped, size=images.shape[2:], mode="bilinear", align_corners=False)
+    if view.flip:
+        images = images.flip(3)
+    return images.roll(view.roll, (2, 3))
+
+
+def total_variation(images):
+    """Four Frobenius norms over the whole batch: differences to the right, lower, lower-left and lower-right neighbours."""
+    x = images
+    differences = (x[:, :, :, :-1] - x[:, :, :, 1:], x[:, :, :-1] - x[:, :, 1:],
+                   x[:, :, 1:, :-1] - x[:, :, :-1, 1:], x[:, :, :-1, :-1] - x[:, :, 1:, 1:])
+    return sum(torch.linalg.vector_norm(difference) for difference in differences)
+
+
+def statistics_distance(features, layer):
+    """|mean - running_mean|_2 + |var - running_var|_2 of one BatchNorm input (N, C, ...), over all but C, biased variance."""
+    var, mean = torch.var_mean(features, [d for d in range(features.ndim) if d != 1], correction=0)
+    return torch.linalg.vector_norm(mean - layer.running_mean) + torch.linalg.vector_norm(var - layer.running_var)
+
+
+def statistics_layers(network):
+    """The BatchNorm layers with running statistics, in module order."""
+    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+class PlainEngine:
+    """Loss and gradient by autograd, one hook per BatchNorm layer; the readable reference. A layer that does not run adds nothing."""
+
+    def __init__(self, network, weights):
+        self.network, self.weights = network, weights
+        self.distances = []  # of the forward pass under way, filled by the hooks
+        for index, layer in enumerate(statistics_layers(network) if weights.r_bn else ()):
+            layer.register_forward_pre_hook(self.make_hook(weights.first_bn_multiplier if index == 0 else 1.0))
+
+    def make_hook(self, multiplier):
+        return lambda layer, inputs: self.distances.append(multiplier * statistics_distance(inputs[0], layer))
+
+    def terms(self, images, targets, view):
+        """images (B, 3, S, S) normalised, targets (B,) int64 -> Terms."""
+        y = apply_view(images, view)
+        self.distances.clear()
+        ce = F.cross_entropy(self.network(y), targets)
+        zero = ce.new_zeros(())
+        tv = total_variation(y) if self.weights.tv_l2 else zero
+        l2 = torch.linalg.vector_norm(y.flatten(1), dim=1).mean() if self.weights.l2_scale else zero
+        return Terms(ce, sum(self.distances, zero), tv, l2)
+
+    def loss_and_gradient(self, images, targets, view):
+        """-> (Terms without graph, gradient of the loss with respect to images). No host sync."""
+        images = images.detach().requires_grad_()
+        terms = self.terms(images, targets, view)
+        w = self.weights
+        loss = terms.ce + w.r_bn * terms.bn + w.tv_l2 * terms.tv + w.l2_scale * terms.l2
+        gradient, = torch.autograd.grad(loss, images)
+        return Terms(*(t.detach() for t in (terms.ce, terms.bn, terms.tv, terms.l2))), gradient

@@ -1,0 +1,62 @@
+"""Pictures of a run: a contact sheet of a folder of images, an animation of images emerging from noise."""
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sre2l.images import decode
+
+GAP = 2        # pixels of white between images
+MAX_ROWS, MAX_COLUMNS, MAX_TILE = 20, 20, 112
+
+
+def grid(rows):
+    """Lists of (H, W, 3) uint8 images, equal sizes, row by row -> one white-spaced picture (H', W', 3) uint8."""
+    height, width = rows[0][0].shape[:2]
+    columns = max(len(row) for row in rows)
+    sheet = np.full((len(rows) * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            top, left = GAP + r * (height + GAP), GAP + c * (width + GAP)
+            sheet[top:top + height, left:left + width] = image
+    return sheet
+
+
+def tile(pixels):
+    """An image shrunk to at most MAX_TILE pixels, or enlarged by a whole factor where it is tiny."""
+    image = Image.fromarray(pixels)
+    if max(image.size) > MAX_TILE:
+        image.thumbnail((MAX_TILE, MAX_TILE), Image.Resampling.LANCZOS)
+    elif max(image.size) <= MAX_TILE // 2:
+        factor = MAX_TILE // 2 // max(image.size)
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    return np.asarray(image)
+
+
+def spread(items, most):
+    """At most `most` of the items, evenly spread."""
+    return [items[i] for i in sorted({round(i) for i in np.linspace(0, len(items) - 1, min(most, len(items)))})]
+
+
+def contact_sheet(root, path):
+    """Write a PNG of an image folder: a row per class (20 evenly spread classes at most), the first 20 images of each."""
+    folders = sorted(folder for folder in Path(root).iterdir() if folder.is_dir())
+    rows = [[tile(decode(file)) for file in sorted(folder.glob("*.jpg"))[:MAX_COLUMNS]] for folder in spread(folders, MAX_ROWS)]
+    Image.fromarray(grid([row for row in rows if row])).save(path)
+
+
+def save_snapshot(images, folder, iteration):
+    """Write the images of a batch (B, H, W, 3) uint8 at one iteration: 25 of them, evenly spread, as one PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiles = [tile(image) for image in spread(list(images), 25)]
+    columns = -(-len(tiles) // max(1, round(len(tiles) ** 0.5)))
+    Image.fromarray(grid([tiles[i:i + columns] for i in range(0, len(tiles), columns)])).save(folder / f"iteration_{iteration:06d}.png")
+
+
+def animate(folder, path, seconds=5):
+    """Make an animated GIF of about `seconds` from the snapshots in a folder, the last one held for two seconds."""
+    files = sorted(file for file in folder.glob("iteration_*.png") if re.fullmatch(r"iteration_\d+\.png", file.name))
+    frames = [Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE, colors=128) for file in files]
+    durations = [max(40, 1000 * seconds // len(frames))] * (len(frames) - 1) + [2000]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)

@@ -1,0 +1,21 @@
+#!/bin/sh
+# Recover images from the teacher.   sh recover.sh [dataset] [--flag value ...]      (no data set: imagenet1k)
+set -e
+root=$(cd "$(dirname "$0")/.." && pwd)
+. "$root/sre2l/env.sh"
+case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
+case $dataset in                          # the published settings: edit here
+    imagenet1k)
+        set -- --iteration 4000 --batch-size 100 --lr 0.25 --r-bn 0.01 --first-bn-multiplier 10 --jitter 32 \
+            --ipc-start 0 --ipc-end 50 "$@" ;;
+    tiny-imagenet)
+        set -- --iteration 4000 --batch-size 100 --lr 0.1 --r-bn 1.0 --first-bn-multiplier 10 --jitter 4 --signed-jitter \
+            --ipc-start 0 --ipc-end 50 "$@" ;;
+    cifar100 | cifar10)
+        set -- --iteration 1000 --batch-size 100 --lr 0.25 --r-bn 0.01 --first-bn-multiplier 10 --jitter 4 --no-crop-flip \
+            --ipc-start 0 --ipc-end 50 "$@" ;;
+    digits)
+        set -- --iteration 300 --batch-size 100 --lr 0.25 --r-bn 0.05 --first-bn-multiplier 10 --jitter 4 --no-crop-flip \
+            --ipc-start 0 --ipc-end 10 "$@" ;;
+esac
+exec python3 -m recover.recover --dataset "$dataset" "$@"
