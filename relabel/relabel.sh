@@ -1,0 +1,21 @@
+#!/bin/sh
+# Store the teacher's soft labels.   sh relabel.sh [dataset] [--flag value ...]      (no data set: imagenet1k)
+set -e
+root=$(cd "$(dirname "$0")/.." && pwd)
+. "$root/sre2l/env.sh"
+case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
+case $dataset in                          # the published settings: edit here
+    imagenet1k)
+        set -- --epochs 300 --batch-size 1024 --mix-type cutmix --cutmix 1.0 --fkd-seed 42 \
+            --min-scale-crops 0.08 --max-scale-crops 1 --label-precision fp16 --workers 8 "$@" ;;
+    tiny-imagenet)
+        set -- --epochs 100 --batch-size 256 --mix-type none --fkd-seed 42 \
+            --min-scale-crops 0.08 --max-scale-crops 1 --label-precision fp16 --workers 8 "$@" ;;
+    cifar100 | cifar10)
+        set -- --epochs 400 --batch-size 128 --mix-type mixup --mixup 0.8 --fkd-seed 42 \
+            --padding 4 --label-precision fp16 --workers 4 "$@" ;;
+    digits)
+        set -- --epochs 200 --batch-size 50 --mix-type mixup --mixup 0.8 --fkd-seed 42 \
+            --padding 4 --label-precision fp16 --workers 0 "$@" ;;
+esac
+exec python3 -m relabel.relabel --dataset "$dataset" "$@"
