@@ -1,0 +1,79 @@
+"""Do the stored labels belong to these images and to this protocol? By the manifest; without one, by what the files themselves tell."""
+from pathlib import Path
+
+from sre2l.labels import Batches, agreement, inspect_labels
+from sre2l.manifest import check_images, describe_images, manifest_of
+from sre2l.models import build_network
+from sre2l.runtime import UserError
+
+
+def check_numbers(args, spec, info, num_images):
+    """Raise UserError where the protocol asks for what the label files do not hold."""
+    root, steps = args.fkd_path, args.gradient_accumulation_steps
+    if info.num_images != num_images:
+        raise UserError(f"{root}: labels for {info.num_images} images, {args.train_dir} has {num_images}; "
+                        f"stored labels cannot be reused for a subset: relabel the images")
+    if info.num_classes != spec.num_classes:
+        raise UserError(f"{root}: logits of {info.num_classes} classes, {spec.name} has {spec.num_classes}")
+    if args.epochs > info.epochs:
+        raise UserError(f"{root}: labels for {info.epochs} epochs, --epochs asks for {args.epochs}; the same relabel command with "
+                        f"--epochs {args.epochs} adds the missing ones")
+    if args.batch_size and args.batch_size != info.batch_size:
+        raise UserError(f"{root}: labels for batches of {info.batch_size}, --batch-size says {args.batch_size}; "
+                        f"--gradient-accumulation-steps divides what the GPU holds at once")
+    if info.batch_size % steps:
+        raise UserError(f"--gradient-accumulation-steps {steps} does not divide the batch of {info.batch_size}")
+    if info.batch_size // steps == 1 or info.num_images % info.batch_size == 1:
+        raise UserError(f"{root}: batches of {info.batch_size} over {info.num_images} images in {steps} micro-batches leave a single image, "
+                        f"on which BatchNorm cannot train; choose another batch size in relabel")
+    if args.mix_type and args.mix_type != info.mix:
+        raise UserError(f"{root}: labels with mix {info.mix}, --mix-type says {args.mix_type}")
+
+
+def check_manifest(args, spec, manifest, images):
+    """Raise UserError unless the manifest names these images, this size, normalisation and order."""
+    check_images(args.fkd_path, manifest, images)
+    asked = {"order_seed": args.fkd_seed, "input_size": spec.size, "mean": list(spec.mean), "std": list(spec.std)}
+    for key, value in asked.items():
+        if manifest.get(key) != value:
+            raise UserError(f"{args.fkd_path}: the labels were made with {key} {manifest.get(key)}, this run has {value}")
+
+
+def check_labels(args, spec, images):
+    """-> (LabelFolder, manifest or None, notes for the log). Raises UserError for labels of other images or another protocol."""
+    root = Path(args.fkd_path)
+    manifest, info = manifest_of(root), inspect_labels(root)
+    check_numbers(args, spec, info, len(images))
+    notes = []
+    if manifest:
+        check_manifest(args, spec, manifest, images)
+    else:
+        notes.append(f"{root}: no manifest (labels of the released code?): {info.num_images} images, batch {info.batch_size}, {info.epochs} epochs, "
+                     f"{info.num_classes} classes, {info.mix} read from the files; order seed {args.fkd_seed}, {spec.size} pixels and the "
+                     f"normalisation of {spec.name} are assumed")
+    share, chance = agreement(root, images.labels, Batches(info.num_images, info.batch_size, args.fkd_seed, 1))
+    text = f"the top-1 of {100 * share:.1f}% of the stored logits is the class of the image or of its partner (chance {100 * chance:.1f}%)"
+    if not manifest and share < min(2 * chance, (1 + chance) / 2):
+        raise UserError(f"{root}: {text}: these labels do not belong to {images.root}, or --fkd-seed is not {args.fkd_seed}")
+    notes.append(f"{root}: {text}")
+    if share < 0.5:
+        notes.append("warning: that is low; does the teacher know these images? Check the class order and the normalisation")
+    return info, manifest, notes
+
+
+def describe_labels(info, manifest, images):
+    """What the protocol says of images and labels: the manifest's facts, or those that the files tell."""
+    if manifest is None:
+        facts = describe_images(images)
+        return {"num_images": info.num_images, "batch_size": info.batch_size, "mix": info.mix, "classes": facts["classes"],
+                "image_bytes": facts["image_bytes"], "teacher": None, "images_sha256": facts["images_sha256"]}
+    keys = ("num_images", "batch_size", "mix", "mix_alpha", "classes", "image_bytes", "crop", "logits", "seed", "order_seed", "teacher",
+            "images_sha256")
+    return {key: manifest[key] for key in keys}
+
+
+def check_student(args, spec):
+    """Raise UserError for a student that cannot be built, or a warm-up that never ends, before images and labels are read."""
+    build_network(args.model, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
+    if args.warmup_epochs >= args.epochs:
+        raise UserError(f"--warmup-epochs {args.warmup_epochs} is not below --epochs {args.epochs}")

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Control: random real images instead of recovered ones, labelled and validated with the settings of the run.
+#   sh random_real.sh [dataset] --real-data DIR [--flag value ...]      (no data set: imagenet1k; after relabel.sh and train.sh)
+set -e
+root=$(cd "$(dirname "$0")/.." && pwd)
+. "$root/sre2l/env.sh"
+case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
+exec python3 -m validate.random_real --dataset "$dataset" "$@"

@@ -1,0 +1,32 @@
+"""results.json: the accuracy of each seed, last epoch first, with mean and spread, the whole protocol, bytes, times."""
+import statistics
+from pathlib import Path
+
+from sre2l.runtime import beside, run_folder, stage_seconds, write_json
+
+
+def summarise(history):
+    """One seed's history -> its last epoch and, apart, its best. NOTE: best is chosen on the test set; quote the last."""
+    measured = [values for values in history if "top1" in values]
+    last, best = measured[-1], max(measured, key=lambda values: values["top1"])
+    return {"top1": last["top1"], "top5": last["top5"], "epoch": last["epoch"],
+            "best_top1": best["top1"], "best_top5": best["top5"], "best_epoch": best["epoch"]}
+
+
+def mean_and_spread(rows, key):
+    """-> {mean, std} over the seeds; std is the sample's, None for a single seed."""
+    values = [row[key] for row in rows]
+    return {"mean": round(statistics.mean(values), 4), "std": round(statistics.stdev(values), 4) if len(values) > 1 else None}
+
+
+def write_results(args, settings, rows, image_bytes, label_bytes, versions):
+    """Write results.json for the seeds in rows ({seed: summary}) -> its contents."""
+    folder = Path(args.output_dir)
+    metrics = {"squeeze": run_folder(args) / "teacher" / "metrics.jsonl", "recover": beside(args.train_dir, "metrics.jsonl"),
+               "relabel": beside(args.fkd_path, "metrics.jsonl"), "validate": folder / "metrics.jsonl"}
+    keys = ("top1", "top5", "best_top1", "best_top5")
+    results = {**{key: mean_and_spread(list(rows.values()), key) for key in keys}, "seeds": rows, "protocol": settings,
+               "image_bytes": image_bytes, "label_bytes": label_bytes,
+               "seconds": {stage: stage_seconds(path) for stage, path in metrics.items()}, "versions": versions}
+    write_json(folder / "results.json", results)
+    return results

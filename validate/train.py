@@ -1,0 +1,191 @@
+"""Validate: train a student from images and stored labels alone, and measure it on real images.
+
+Run: python -m validate.train --dataset digits      (or sh train.sh digits)
+Time: digits, 200 epochs of 100 images, about a minute on two CPU cores.
+Result: runs/<name>/student_<model>/results.json, which names the whole protocol, and a checkpoint for each seed.
+"""
+import argparse
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from sre2l.augment import apply_mix, normalise
+from sre2l.flags import add_dead_flags, add_device_flags, add_run_flags, add_val_flag, data_spec, number, number_list
+from sre2l.images import keep_in_memory, read_synthetic
+from sre2l.labels import BatchDataset, Batches, load_batches, read_sheet
+from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, read_checkpoint
+from sre2l.realdata import read_val
+from sre2l.runtime import RunLog, atomic, claim, eta, pick_device, print_plan, run_folder, run_script, unit_rng, versions
+from sre2l.training import evaluate, lr_factor, set_lr, weight_decay_groups
+from validate.checks import check_labels, check_student, describe_labels
+from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
+from validate.results import summarise, write_results
+
+
+def make_settings(args, spec, labels):
+    """The protocol: what a student's accuracy depends on. Seeds, device and workers are not among it."""
+    optimizer = ({"name": "SGD", "lr": args.learning_rate, "momentum": args.momentum, "weight_decay": args.weight_decay} if args.sgd
+                 else {"name": "AdamW", "lr": args.adamw_lr, "weight_decay": args.adamw_weight_decay})
+    keys = ("dataset", "model", "epochs", "warmup_epochs", "gradient_accumulation_steps", "decay_all", "hard_labels", "eval_every")
+    loss = "cross entropy on mixed classes" if args.hard_labels else "KL times T^2" if args.kl_t2 else "KL"
+    return {**{key: getattr(args, key) for key in keys}, "optimizer": optimizer, "schedule": "cosine per epoch", "loss": loss,
+            "temperature": None if args.hard_labels else args.temperature, "size": spec.size, "num_classes": spec.num_classes,
+            "stem": args.stem or spec.stem, "mean": spec.mean, "std": spec.std, "eval_resize": spec.resize, "labels": labels}
+
+
+def make_optimizer(network, args):
+    if args.sgd:
+        groups = weight_decay_groups(network, args.weight_decay, args.decay_all)
+        return torch.optim.SGD(groups, args.learning_rate, args.momentum)
+    return torch.optim.AdamW(weight_decay_groups(network, args.adamw_weight_decay, args.decay_all), args.adamw_lr)
+
+
+def restore(path, network, optimizer):
+    """Continue from a checkpoint if there is one -> (next epoch, history of metrics)."""
+    if not path.exists():
+        return 0, []
+    state = read_checkpoint(path)
+    network.load_state_dict(state["model"])
+    if "optimizer" in state:  # a finished run keeps none
+        optimizer.load_state_dict(state["optimizer"])
+    return state["epoch"], state["history"]
+
+
+def train_student(args, spec, images, val, info, seed, log, device):
+    """One student with one seed -> its history: {epoch, loss, lr} of every epoch, with top1 and top5 where they were measured."""
+    torch.manual_seed(seed)
+    network, stem = build_network(args.model, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
+    network.to(device)
+    optimizer = make_optimizer(network, args)
+    checkpoint = Path(args.output_dir) / f"seed{seed}" / "checkpoint.pth"
+    first, history = restore(checkpoint, network, optimizer)
+    facts = {"format": TEACHER_FORMAT, "arch": args.model, "stem": stem, "num_classes": spec.num_classes, "mean": spec.mean,
+             "std": spec.std, "size": spec.size, "dataset": spec.name, "seed": seed}
+    base_lr, micro_size = args.learning_rate if args.sgd else args.adamw_lr, info.batch_size // args.gradient_accumulation_steps
+    loss_of = F.cross_entropy if args.hard_labels else partial(distillation_loss, temperature=args.temperature, times_t2=args.kl_t2)
+
+    def sheet_of(batch, sizes):
+        return read_sheet(args.fkd_path, batch.epoch, batch.index, len(sizes), spec.num_classes)
+
+    batches = Batches(info.num_images, info.batch_size, args.fkd_seed, args.epochs, first)
+    stream = iter(load_batches(BatchDataset(images, spec.size, sheet_of), batches, args.workers, device))
+    start = saved = time.monotonic()
+    for epoch in range(first, args.epochs):
+        lr = base_lr * lr_factor(epoch, args.epochs, args.warmup_epochs)
+        set_lr(optimizer, lr)
+        torch.manual_seed(int(unit_rng(seed, epoch).integers(2 ** 31)))  # dropout: the same whether the run was interrupted or not
+        network.train()
+        loss_sum = torch.zeros((), device=device)
+        for _ in range(batches.per_epoch):
+            batch, pixels, sheet = next(stream)
+            mixed = apply_mix(normalise(pixels.to(device, non_blocking=True), spec.mean, spec.std), sheet.mix)
+            labels = torch.from_numpy(images.labels[batch.rows])
+            targets = (hard_targets(labels, sheet.mix, spec.num_classes, spec.size) if args.hard_labels
+                       else soft_targets(sheet.logits, args.temperature)).to(device)
+            optimizer.zero_grad()
+            loss_sum += backward_in_micro_batches(network, loss_of, mixed, targets, micro_size) * len(batch.rows)
+            optimizer.step()
+
+        values = {"epoch": epoch + 1, "loss": round(loss_sum.item() / info.num_images, 6), "lr": lr}
+        last = epoch + 1 == args.epochs
+        if last or (epoch + 1) % args.eval_every == 0:
+            values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device)
+            log.line(f"seed {seed}  epoch {epoch + 1}/{args.epochs}  loss {values['loss']:.4f}  top1 {values['top1']:.2f}%  "
+                     f"top5 {values['top5']:.2f}%  {eta(epoch + 1 - first, args.epochs - first, start)}")
+        history.append(values)
+        log.metrics(seed=seed, **values)
+        if last or time.monotonic() - saved > args.save_every_sec:
+            state = {} if last else {"optimizer": optimizer.state_dict()}
+            with atomic(checkpoint) as tmp:
+                torch.save({**facts, **values, "history": history, "model": network.state_dict(), **state}, tmp)
+            saved = time.monotonic()
+    return history
+
+
+def evaluate_checkpoint(args, spec, device):
+    """--evaluate: measure a student's checkpoint, ours or another's, and stop."""
+    student = load_teacher(spec, args.evaluate, args.model, args.stem)
+    val = read_val(spec, args.val_dir, args.classes)
+    top1, top5 = evaluate(student.network.to(device), val, student.mean, student.std, device)
+    print(f"{args.evaluate} ({student.arch}): top1 {top1:.2f}%  top5 {top5:.2f}% on {len(val)} images of {val.root}")
+
+
+def main(args):
+    spec, run = data_spec(args), run_folder(args)
+    device = pick_device(args.device)
+    if args.evaluate:
+        return evaluate_checkpoint(args, spec, device)
+    args.model = args.model or "resnet18"
+    args.train_dir, args.fkd_path = args.train_dir or str(run / "images"), args.fkd_path or str(run / "labels")
+    args.output_dir = args.output_dir or str(run / f"student_{args.model}{'_hard' if args.hard_labels else ''}")
+    if args.dry_run:
+        return print_plan(make_settings(args, spec, None), epochs=args.epochs, seeds=args.seeds, output=args.output_dir)
+
+    check_student(args, spec)
+    images = read_synthetic(args.train_dir, spec.num_classes, args.classes)
+    info, manifest, notes = check_labels(args, spec, images)
+    described = describe_labels(info, manifest, images)
+    names = manifest["teacher_classes"] if manifest else None
+    val = read_val(spec, args.val_dir, described["classes"], names)
+    folder = Path(args.output_dir)
+    settings = make_settings(args, spec, described)
+    claim(folder / "settings.json", settings)
+    log = RunLog(folder.joinpath, vars(args), device)
+    for note in notes:
+        log.line(note)
+    images = keep_in_memory(images, log.line)
+    log.line(f"{args.model}: {args.epochs} epochs of {info.num_images} images, batch {info.batch_size}, measured on {len(val)} images of {val.root}")
+
+    rows = {}
+    for seed in args.seeds:
+        rows[seed] = summarise(train_student(args, spec, images, val, info, seed, log, device))
+        results = write_results(args, settings, rows, described["image_bytes"], info.num_bytes, versions(device))
+        row = rows[seed]
+        log.line(f"seed {seed}: last top1 {row['top1']:.2f}%  top5 {row['top5']:.2f}%   (best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']})")
+    mean, std = results["top1"]["mean"], results["top1"]["std"]
+    log.line(f"done: top1 {mean:.2f}%" + (f" +- {std:.2f} over {len(rows)} seeds" if std is not None else "") + f", {folder / 'results.json'}")
+
+
+def get_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add_run_flags(parser)
+    add_device_flags(parser)
+    add_val_flag(parser)
+    add = parser.add_argument
+    add("--train-dir", type=os.path.abspath, metavar="DIR", help="folder of images (default: runs/<name>/images)")
+    add("--fkd-path", type=os.path.abspath, metavar="DIR", help="their label files, ours or published (default: runs/<name>/labels)")
+    add("--output-dir", type=os.path.abspath, metavar="DIR", help="where results go (default: runs/<name>/student_<model>)")
+    add("--model", metavar="ARCH", help="torchvision name of the student (default: resnet18)")
+    add("--stem", help="first layers: torchvision, conv3x3 or conv3x3-s2 (default: the data set's)")
+    add("--classes", type=number_list, metavar="0-9,17", help="the classes of the set (default: what recover recorded, else all)")
+    add("--epochs", type=number(int, 1), default=300, help="not more than the labels have")
+    add("--batch-size", type=number(int, 1), help="checked against the labels (default: theirs)")
+    add("--gradient-accumulation-steps", type=number(int, 1), default=2, help="micro-batches of a batch; BatchNorm sees one at a time")
+    add("-T", "--temperature", type=number(float, above=0), default=20.0)
+    add("--kl-t2", action="store_true", help="multiply the loss by T^2")
+    add("--hard-labels", action="store_true", help="control: classes instead of the teacher's logits, from the same label files")
+    add("--sgd", action="store_true", help="SGD instead of AdamW")
+    add("-lr", "--learning-rate", type=number(float, above=0), default=0.2, help="of SGD")
+    add("--momentum", type=number(float, 0, 1), default=0.9, help="of SGD")
+    add("--weight-decay", type=number(float, 0), default=1e-4, help="of SGD")
+    add("--adamw-lr", type=number(float, above=0), default=1e-3)
+    add("--adamw-weight-decay", type=number(float, 0), default=0.01)
+    add("--decay-all", action="store_true", help="weight decay on all parameters, not on weight matrices alone")
+    add("--warmup-epochs", type=number(int, 0), default=0, help="epochs of linear warm-up from 0.01 of the rate")
+    add("--seeds", type=number_list, default=[0], metavar="0-2", help="a student for each of these seeds")
+    add("--fkd-seed", "--fkd_seed", type=number(int, 0), default=42, help="seed of the order in which the labels were made")
+    add("--mix-type", choices=("cutmix", "mixup", "none"), help="checked against the labels (default: theirs)")
+    add("--eval-every", type=number(int, 1), default=10, help="epochs between evaluations")
+    add("--save-every-sec", type=number(float, 0), default=120.0, help="seconds between checkpoints")
+    add("--evaluate", type=os.path.abspath, metavar="CHECKPOINT", help="measure this student and stop")
+    add("-j", "--workers", type=number(int, 0), default=4, help="processes that prepare batches, 0 = none")
+    add_dead_flags(parser, "validate")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_script(main, get_args)
