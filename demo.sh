@@ -1,0 +1,13 @@
+#!/bin/sh
+# The whole method on the embedded digits: teacher, images, labels, student, two controls, one table.   sh demo.sh
+# About five minutes on two CPU cores, after the first call has set up .venv. Afterwards look at runs/digits/images.png and summary.json.
+set -e
+root=$(cd "$(dirname "$0")" && pwd)
+. "$root/sre2l/setup.sh"
+sh "$root/squeeze/squeeze.sh" digits
+sh "$root/recover/recover.sh" digits --snapshot-every 10
+sh "$root/relabel/relabel.sh" digits
+sh "$root/validate/train.sh" digits
+sh "$root/validate/train.sh" digits --hard-labels
+sh "$root/validate/random_real.sh" digits
+python3 -m validate.summary --dataset digits
