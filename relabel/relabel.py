@@ -96,9 +96,10 @@ def main(args):
     described = {**teacher.describe(), "measured_top1": measured}
     settings = {**settings, **describe_images(images), "teacher": described, "teacher_classes": teacher.class_names,
                 "versions": versions(device)}
+    images, note = keep_in_memory(images)
     claim(beside(root, "manifest.json"), settings, FREE)
     log = RunLog(partial(beside, root), vars(args), device)
-    images = keep_in_memory(images, log.line)
+    log.line(note)
     todo = Missing(Batches(len(images), args.batch_size, args.fkd_seed, args.epochs), root)
     log.line(f"{len(todo)} label files to write, about {num_label_bytes(len(images), args.epochs, spec.num_classes, args.label_precision) / 1e6:.1f}"
              f" MB in all -> {root}")

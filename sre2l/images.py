@@ -55,11 +55,10 @@ def decode_all(images, transform=lambda pixels: pixels):
         return Images(list(bar), images.labels, images.class_names, images.root)
 
 
-def keep_in_memory(images, log):
-    """Decode once if it fits, else leave the files to be decoded at each use; says which in one line."""
+def keep_in_memory(images):
+    """Decode once if it fits, else leave the files to be decoded at each use -> (Images, a line that says which)."""
     decoded = decode_all(images)
-    log(f"{images.root}: {len(images)} images " + ("decoded in memory" if decoded else "too many for memory, decoded at each use"))
-    return decoded or images
+    return decoded or images, f"{images.root}: {len(images)} images, " + ("decoded in memory" if decoded else "too many for memory, decoded at each use")
 
 
 def image_path(root, label, ipc, num_classes):

@@ -23,7 +23,15 @@ class UserError(Exception):
 
 def run_script(main, get_args):
     """Run a stage: a user's mistake is one sentence and exit code 2, Ctrl-C is 130, SIGTERM is 143."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    parent = os.getpid()
+
+    def stop(*_):
+        if os.getpid() != parent:  # a worker process, which inherits this handler
+            os._exit(143)
+        print("terminated; the same command continues", file=sys.stderr)
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         main(get_args())
     except UserError as error:

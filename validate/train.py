@@ -131,13 +131,13 @@ def main(args):
     described = describe_labels(info, manifest, images)
     names = manifest["teacher_classes"] if manifest else None
     val = read_val(spec, args.val_dir, described["classes"], names)
+    images, note = keep_in_memory(images)
     folder = Path(args.output_dir)
     settings = make_settings(args, spec, described)
     claim(folder / "settings.json", settings)
     log = RunLog(folder.joinpath, vars(args), device)
-    for note in notes:
-        log.line(note)
-    images = keep_in_memory(images, log.line)
+    for line in (*notes, note):
+        log.line(line)
     log.line(f"{args.model}: {args.epochs} epochs of {info.num_images} images, batch {info.batch_size}, measured on {len(val)} images of {val.root}")
 
     rows = {}

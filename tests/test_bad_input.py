@@ -1,0 +1,185 @@
+"""Bad input: one clear sentence (a UserError, which the scripts turn into exit code 2) before any work is done."""
+import json
+import shutil
+
+import pytest
+import torch
+
+from recover import recover
+from relabel import relabel
+from sre2l.runtime import UserError
+from squeeze import squeeze
+from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
+from validate import train
+
+NAMES = [f"c{i}" for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A noise world: real images, a foreign teacher, 20 synthetic images with labels for two epochs -> its folder."""
+    root = tmp_path_factory.mktemp("world")
+    noise_folder(root / "real" / "train", NAMES, 3)
+    noise_folder(root / "real" / "val", NAMES, 2, seed=1)
+    bare_checkpoint(root / "teacher.pth")
+    synthetic_folder(root / "run" / "images")
+    run_main(relabel, *common(root), *teacher(root), "--epochs", 2, "-b", 8, "-j", 0)
+    return root
+
+
+def common(root, name="run"):
+    return "--dataset", "cifar10", "--name", root / name, "--device", "cpu"
+
+
+def teacher(root):
+    return "--teacher", root / "teacher.pth", "--arch", SMALL
+
+
+def recover_flags(root, *flags, name="new"):
+    return recover, *common(root, name), *teacher(root), "--iteration", 1, "--ipc-end", 1, "--batch-size", 10, "--no-crop-flip", *flags
+
+
+def train_flags(root, *flags):
+    return train, *common(root), "--val-dir", root / "real", "--model", SMALL, "--epochs", 1, "-j", 0, *flags
+
+
+def test_missing_and_empty_folders(world, tmp_path):
+    assert "there is no such folder" in refused(squeeze, *common(world, "s"), "--real-data", tmp_path / "nowhere")
+    assert "find any class folder" in refused(squeeze, *common(world, "s"), "--real-data", tmp_path)
+    (tmp_path / "empty" / "c0").mkdir(parents=True)
+    assert "c0" in refused(relabel, *common(world), *teacher(world), "--data", tmp_path / "empty")
+    assert "say where they are with --real-data" in refused(squeeze, "--dataset", "tiny-imagenet", "--name", tmp_path / "t")
+
+
+def test_class_folders_that_do_not_match_the_data_set(world, tmp_path):
+    noise_folder(tmp_path / "nine" / "train", NAMES[:9], 1)
+    message = refused(squeeze, *common(world, "s"), "--real-data", tmp_path / "nine")
+    assert "9 class folders, cifar10 has 10" in message
+    synthetic_folder(tmp_path / "images", num_classes=10)
+    shutil.rmtree(tmp_path / "images" / "new004")
+    message = refused(relabel, *common(world), *teacher(world), "--data", tmp_path / "images")
+    assert "9 class folders, the set has 10" in message and "number 4: '5' where '4' is expected" in message
+
+
+def test_class_folders_that_do_not_match_the_teacher(tmp_path):
+    """Squeeze remembers the class names; later stages compare real folders with them."""
+    noise_folder(tmp_path / "real" / "train", NAMES, 2)
+    noise_folder(tmp_path / "real" / "val", NAMES, 1)
+    run_main(squeeze, *common(tmp_path), "--real-data", tmp_path / "real", "--arch", SMALL, "--epochs", 1, "-b", 10, "-j", 0)
+    noise_folder(tmp_path / "other" / "val", [*NAMES[:9], "zebra"], 1)
+    message = refused(recover, *common(tmp_path), "--val-dir", tmp_path / "other")
+    assert "the first that differs is number 9: 'zebra' where 'c9' is expected" in message
+
+
+def test_incomplete_set(world, tmp_path):
+    shutil.copytree(world / "run" / "images", tmp_path / "images")
+    (tmp_path / "images" / "new003" / "class003_id001.jpg").unlink()
+    assert "new003 has 1 images" in refused(relabel, *common(world), *teacher(world), "--data", tmp_path / "images")
+
+
+def test_unknown_architecture_gets_close_names(world):
+    assert "did you mean resnet18" in refused(recover, *common(world, "new"), "--teacher", world / "teacher.pth", "--arch", "resnet19")
+    assert "mobilenet_v2" in refused(*train_flags(world, "--model", "mobilenetv2"))
+
+
+def test_teacher_without_batchnorm(world, tmp_path):
+    bare_checkpoint(tmp_path / "s.pth", "squeezenet1_1")
+    message = refused(recover, *common(world, "new"), "--teacher", tmp_path / "s.pth", "--arch", "squeezenet1_1")
+    assert "squeezenet1_1 has no BatchNorm layer" in message
+
+
+def test_teacher_of_another_shape(world, tmp_path):
+    bare_checkpoint(tmp_path / "c100.pth", num_classes=100)
+    message = refused(recover, *common(world, "new"), "--teacher", tmp_path / "c100.pth", "--arch", SMALL)
+    assert "fc.weight is (100, 1024) in the checkpoint, (10, 1024)" in message and "--num-classes" in message
+    assert "weights missing" in refused(recover, *common(world, "new"), "--teacher", world / "teacher.pth", "--arch", "mobilenet_v2")
+    assert "no such checkpoint" in refused(recover, *common(world, "new"), "--teacher", tmp_path / "none.pth")
+    assert "no teacher there" in refused(recover, *common(tmp_path, "new"))
+    (tmp_path / "broken.pth").write_bytes((world / "teacher.pth").read_bytes()[:1000])
+    assert "not a checkpoint that loads safely" in refused(recover, *common(world, "new"), "--teacher", tmp_path / "broken.pth")
+
+
+def test_our_teacher_with_another_number_of_classes(world, tmp_path):
+    bare_checkpoint(tmp_path / "t.pth", wrap=lambda w: {"format": "sre2l-teacher-1", "arch": SMALL, "stem": "torchvision", "num_classes": 10, "model": w})
+    message = refused(recover, "--dataset", "cifar100", "--name", tmp_path / "r", "--teacher", tmp_path / "t.pth")
+    assert "the teacher has 10 classes, cifar100 has 100" in message
+    assert "checkpoint says" in refused(recover, *common(world, "new"), "--teacher", tmp_path / "t.pth", "--arch", "resnet18")
+
+
+def test_a_teacher_at_chance_on_real_images_is_refused(world):
+    """The class-order check: fresh weights are a teacher whose classes mean nothing."""
+    with torch.no_grad():
+        constant = {k: torch.zeros_like(v) if k.startswith("fc") else v for k, v in torch.load(world / "teacher.pth").items()}
+    torch.save(constant, world / "constant.pth")
+    message = refused(recover, *common(world, "new"), "--teacher", world / "constant.pth", "--arch", SMALL, "--val-dir", world / "real")
+    assert "top-1 10.00%" in message and "class order" in message
+
+
+def test_numbers_out_of_range(world):
+    assert "class 12 is out of range" in refused(*recover_flags(world, "--classes", "3,12"))
+    assert "--ipc-start 1 is not below --ipc-end 1" in refused(*recover_flags(world, "--ipc-start", 1))
+    assert "above --max-scale-crops" in refused(relabel, *common(world), *teacher(world), "--min-scale-crops", 0.5, "--max-scale-crops", 0.2)
+    assert "--warmup-epochs 1 is not below --epochs 1" in refused(*train_flags(world, "--warmup-epochs", 1))
+
+
+def test_unreadable_image_is_named(world, tmp_path):
+    shutil.copytree(world / "run" / "images", tmp_path / "images")
+    file = tmp_path / "images" / "new007" / "class007_id001.jpg"
+    file.write_bytes(file.read_bytes()[:400])
+    message = refused(relabel, *common(world), *teacher(world), "--data", tmp_path / "images", "--fkd-path", tmp_path / "labels", "-j", 0)
+    assert str(file) in message and "not a readable image" in message
+
+
+def test_labels_for_other_images(world, tmp_path):
+    synthetic_folder(tmp_path / "images", seed=7)
+    assert "images with other contents" in refused(*train_flags(world, "--train-dir", tmp_path / "images"))
+    synthetic_folder(tmp_path / "more", ipc=3)
+    assert "labels for 20 images" in refused(*train_flags(world, "--train-dir", tmp_path / "more"))
+
+
+def test_labels_without_a_manifest_are_checked_by_the_top1_rule(world, tmp_path):
+    """A fresh teacher's logits say nothing of the classes: near chance, refused."""
+    shutil.copytree(world / "run" / "labels", tmp_path / "labels")
+    message = refused(*train_flags(world, "--fkd-path", tmp_path / "labels"))
+    assert "these labels do not belong to" in message
+
+
+def test_a_protocol_that_the_labels_do_not_have(world):
+    assert "labels for 2 epochs, --epochs asks for 3" in refused(*train_flags(world, "--epochs", 3))
+    assert "labels for batches of 8, --batch-size says 16" in refused(*train_flags(world, "--batch-size", 16))
+    assert "does not divide the batch of 8" in refused(*train_flags(world, "--gradient-accumulation-steps", 3))
+    assert "labels with mix cutmix, --mix-type says mixup" in refused(*train_flags(world, "--mix-type", "mixup"))
+    assert "order_seed 42, this run has 1" in refused(*train_flags(world, "--fkd-seed", 1))
+    assert "input_size 32, this run has 64" in refused(*train_flags(world, "--input-size", 64))
+
+
+def test_gpu_asked_for_and_none_there(world):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert "this machine has 0 GPUs" in refused(*train_flags(world, "--device", "cuda"))
+    assert "choose auto, cpu, cuda" in refused(*train_flags(world, "--device", "tpu"))
+
+
+def test_an_output_folder_keeps_its_settings(world, tmp_path):
+    """Another learning rate is refused and named; another IPC range, log period or verifier is not a setting."""
+    run_main(*recover_flags(world, name="grow"))
+    message = refused(*recover_flags(world, "--lr", 0.5, "--print-period", 7, name="grow"))
+    assert "lr: there 0.25, here 0.5" in message and "print_period" not in message
+    run_main(*recover_flags(world, "--ipc-end", 2, "--print-period", 7, name="grow"))
+    assert len(list((world / "grow" / "images").glob("new*/*.jpg"))) == 20
+    assert "seed: there 0, here 1" in refused(relabel, *common(world), *teacher(world), "--epochs", 2, "-b", 8, "--seed", 1)
+
+
+def test_a_label_folder_grows_by_epochs(world):
+    run_main(relabel, *common(world, "run"), *teacher(world), "--epochs", 1, "-b", 10, "-j", 0, "--fkd-path", world / "grow_labels")
+    before = {path: path.read_bytes() for path in (world / "grow_labels").rglob("*.tar")}
+    run_main(relabel, *common(world, "run"), *teacher(world), "--epochs", 2, "-b", 10, "-j", 0, "--fkd-path", world / "grow_labels")
+    assert len(list((world / "grow_labels").rglob("*.tar"))) == 4
+    assert all(path.read_bytes() == data for path, data in before.items())
+    assert json.loads((world / "grow_labels.manifest.json").read_text())["settings"]["epochs"] == 2
+
+
+def test_a_verifier_needs_weights_of_the_data_set(world):
+    assert "give --verifier-arch-path" in refused(*recover_flags(world, "--verifier"))
+    with pytest.raises(UserError):
+        recover.load_verifier(recover.get_args(["--dataset", "cifar10", "--verifier", "resnet18"]), None, "cpu")

@@ -1,0 +1,196 @@
+"""The label files: the released format, ours, and everything that is not one."""
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sre2l.augment import Crops, Mix, draw_crops, draw_mix
+from sre2l.labels import Sheet, inspect_labels, label_path, read_sheet, write_sheet
+from sre2l.runtime import UserError
+
+ROWS, CLASSES = 5, 7
+
+
+def released_fields(**changed):
+    """The six fields as the released code writes them, cutmix box in numpy integers."""
+    g = torch.Generator().manual_seed(0)
+    fields = {"boxes": torch.rand(ROWS, 4, generator=g) * 0.5 + 0.1, "flips": torch.tensor([True, False, True, True, False]),
+              "partner": torch.randperm(ROWS, generator=g), "lam": 0.37, "box": [np.int64(v) for v in (3, 0, 20, 17)],
+              "logits": torch.randn(ROWS, CLASSES, generator=g).half()}
+    return list({**fields, **changed}.values())
+
+
+def write_file(root, data, epoch=0, index=0):
+    """Put bytes, or fields in torch.save's format, where a label file belongs."""
+    path = label_path(root, epoch, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(data, bytes):
+        buffer = io.BytesIO()
+        torch.save(data, buffer)
+        data = buffer.getvalue()
+    path.write_bytes(data)
+    return path
+
+
+def rename_in_pickle(path, module):
+    """Rewrite a torch.save zip so that its pickle names numpy's scalar reconstructor under `module`."""
+    with zipfile.ZipFile(path) as source:
+        entries = {name: source.read(name) for name in source.namelist()}
+    name = next(name for name in entries if name.endswith("data.pkl"))
+    bare = entries[name].replace(b"numpy._core.multiarray", b"@").replace(b"numpy.core.multiarray", b"@")
+    entries[name] = bare.replace(b"@", module.encode())
+    assert b"c" + module.encode() + b"\nscalar\n" in entries[name]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
+        for key, value in entries.items():
+            target.writestr(key, value)
+
+
+@pytest.mark.parametrize("module", ("numpy.core.multiarray", "numpy._core.multiarray"))
+def test_released_file_with_numpy_integers_loads_and_gives_plain_ints(tmp_path, module):
+    fields = released_fields()
+    rename_in_pickle(write_file(tmp_path, fields), module)
+    sheet = read_sheet(tmp_path, 0, 0, ROWS, CLASSES)
+    assert sheet.mix.box == [3, 0, 20, 17] and [type(v) for v in sheet.mix.box] == [int] * 4
+    assert sheet.mix.lam == 0.37 and torch.equal(sheet.mix.partner, fields[2])
+    assert torch.equal(sheet.crops.boxes, fields[0]) and torch.equal(sheet.crops.flips, fields[1])
+    assert torch.equal(sheet.logits, fields[5]) and sheet.logits.dtype == torch.float16
+
+
+class Trap:
+    """An object whose unpickling creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_malicious_file_does_not_execute(tmp_path, place):
+    """The trap works under open pickle, and read_sheet refuses it without springing it."""
+    mark, fields = tmp_path / "sprung", released_fields()
+    fields[place] = Trap(mark)
+    path = write_file(tmp_path / "labels", fields)
+    torch.load(path, weights_only=False)
+    assert mark.exists()
+    mark.unlink()
+    with pytest.raises(UserError, match="batch_0.tar"):
+        read_sheet(tmp_path / "labels", 0, 0)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float32))
+@pytest.mark.parametrize("kind, alpha", (("cutmix", 1.0), ("mixup", 0.8), ("none", None)))
+def test_our_files_are_lists_of_six_plain_values(tmp_path, kind, alpha, dtype):
+    """Field types of spec section 5, by plain torch.load(weights_only=True), and the same values back from read_sheet."""
+    rng = np.random.default_rng(1)
+    crops = draw_crops([(40, 30)] * ROWS, "resized", (0.08, 1), 0, True, rng)
+    sheet = Sheet(crops, draw_mix(kind, alpha, ROWS, 32, rng), torch.randn(ROWS, CLASSES).to(dtype))
+    write_sheet(tmp_path, 3, 12, sheet)
+    fields = torch.load(tmp_path / "epoch_3" / "batch_12.tar", weights_only=True)
+    mixed, boxed = kind != "none", kind == "cutmix"
+    assert type(fields) is list and len(fields) == 6
+    assert (fields[0].dtype, fields[0].shape, fields[1].dtype, fields[1].shape) == (torch.float32, (ROWS, 4), torch.bool, (ROWS,))
+    assert (fields[2].dtype == torch.int64 and sorted(fields[2].tolist()) == list(range(ROWS))) if mixed else fields[2] is None
+    assert type(fields[3]) is (float if mixed else type(None))
+    assert (len(fields[4]) == 4 and all(type(v) is int for v in fields[4])) if boxed else fields[4] is None
+    assert fields[5].dtype == dtype and fields[5].shape == (ROWS, CLASSES)
+
+    back = read_sheet(tmp_path, 3, 12, ROWS, CLASSES)
+    assert torch.equal(back.crops.boxes, crops.boxes) and torch.equal(back.crops.flips, crops.flips)
+    assert (back.mix.lam, back.mix.box, back.mix.kind) == (sheet.mix.lam, sheet.mix.box, kind)
+    assert torch.equal(back.mix.partner, sheet.mix.partner) if mixed else back.mix.partner is None
+    assert torch.equal(back.logits, sheet.logits)
+
+
+BOXES, LOGITS = released_fields()[0], released_fields()[5]
+MALFORMED = {
+    "boxes None": {"boxes": None}, "boxes fp64": {"boxes": BOXES.double()}, "boxes short": {"boxes": BOXES[:4]},
+    "boxes (m, 5)": {"boxes": torch.rand(ROWS, 5)}, "boxes NaN": {"boxes": BOXES * float("nan")}, "boxes far out": {"boxes": BOXES * 100},
+    "boxes without area": {"boxes": BOXES * torch.tensor([1.0, 1, 0, 1])}, "boxes a list": {"boxes": BOXES.tolist()},
+    "flips None": {"flips": None}, "flips int": {"flips": torch.zeros(ROWS, dtype=torch.int64)}, "flips short": {"flips": torch.zeros(3) > 0},
+    "partner fp": {"partner": torch.rand(ROWS)}, "partner short": {"partner": torch.arange(3)}, "partner out": {"partner": torch.arange(1, ROWS + 1)},
+    "partner negative": {"partner": torch.arange(-1, ROWS - 1)}, "partner a list": {"partner": [0, 1, 2, 3, 4]},
+    "partner None": {"partner": None}, "partner and lam None, box there": {"partner": None, "lam": None},
+    "lam None": {"lam": None}, "lam above 1": {"lam": 1.5}, "lam negative": {"lam": -0.1}, "lam NaN": {"lam": float("nan")},
+    "lam text": {"lam": "high"}, "lam a list": {"lam": [0.5]},
+    "box of 3": {"box": [1, 2, 3]}, "box a number": {"box": 7}, "box text": {"box": ["a", "b", "c", "d"]}, "box a word": {"box": "abcd"},
+    "box fractions": {"box": [0.5, 1.5, 2.5, 3.5]}, "box negative": {"box": [-3, 0, 5, 5]}, "box nested": {"box": [[1], [2], [3], [4]]},
+    "logits None": {"logits": None}, "logits fp64": {"logits": LOGITS.double()}, "logits 1-d": {"logits": LOGITS[0]},
+    "logits short": {"logits": LOGITS[:4]}, "logits narrow": {"logits": LOGITS[:, :6]}, "logits NaN": {"logits": LOGITS * float("nan")},
+    "logits infinite": {"logits": LOGITS * float("inf")}, "logits int": {"logits": LOGITS.long()},
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_field_is_refused_with_the_files_name(tmp_path, case):
+    write_file(tmp_path, released_fields(**MALFORMED[case]), 2, 5)
+    with pytest.raises(UserError, match=r"epoch_2/batch_5\.tar"):
+        read_sheet(tmp_path, 2, 5, ROWS, CLASSES)
+
+
+def whole_file():
+    buffer = io.BytesIO()
+    torch.save(released_fields(), buffer)
+    return buffer.getvalue()
+
+
+BROKEN = {"empty": b"", "text": b"hello\n", "zeros": bytes(5000), "cut short": whole_file()[:-700], "half": whole_file()[:len(whole_file()) // 2],
+          "one byte": b"\x80", "pickle": b"\x80\x02]q\x00.", "bad opcode": b"\x80\x04\xff\xff", "zip without pickle": b"PK\x05\x06" + bytes(18),
+          "five fields": released_fields()[:5], "seven fields": released_fields() + [None], "a dict": {"logits": LOGITS}, "a tensor": LOGITS}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_anything_else_is_refused_with_the_files_name(tmp_path, case):
+    write_file(tmp_path, BROKEN[case], 2, 5)
+    with pytest.raises(UserError, match=r"epoch_2/batch_5\.tar"):
+        read_sheet(tmp_path, 2, 5)
+
+
+def label_folder(root, epochs=3, batches=(ROWS, ROWS, 2)):
+    """Well-formed files for a set of sum(batches) images."""
+    for epoch in range(epochs):
+        for index, rows in enumerate(batches):
+            crops = Crops(BOXES[:rows], torch.zeros(rows, dtype=torch.bool))
+            write_sheet(root, epoch, index, Sheet(crops, Mix(torch.arange(rows), 0.5), LOGITS[:rows]))
+    return root
+
+
+def test_folder_tells_its_own_shape(tmp_path):
+    info = inspect_labels(label_folder(tmp_path / "labels"))
+    assert (info.num_images, info.batch_size, info.epochs, info.num_classes, info.mix) == (12, ROWS, 3, CLASSES, "mixup")
+    assert info.num_bytes == sum(path.stat().st_size for path in (tmp_path / "labels").rglob("*.tar"))
+
+
+def test_nothing_stands_in_the_root_but_epochs_and_label_files(tmp_path):
+    """The released reader counts everything in the root as an epoch and everything in an epoch as a batch."""
+    label_folder(tmp_path / "labels")
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert names == [f"labels/epoch_{epoch}/batch_{index}.tar" for epoch in range(3) for index in range(3)]
+
+
+@pytest.mark.parametrize("gone", ("epoch_0", "epoch_1", "epoch_1/batch_0.tar", "epoch_2/batch_1.tar", "epoch_2/batch_2.tar", "epoch_0/batch_2.tar"))
+def test_missing_epoch_or_batch_is_refused(tmp_path, gone):
+    path = label_folder(tmp_path) / gone
+    path.rename(tmp_path.parent / f"{tmp_path.name}_gone")
+    with pytest.raises(UserError, match="epoch"):
+        inspect_labels(tmp_path)
+
+
+@pytest.mark.parametrize("stray", ("manifest.json", "epoch_x/a", "epoch_1/notes.txt", "epoch_1/batch_1.tar.tmp", "epoch_03/a", "epoch_2/batch_01.tar"))
+def test_stray_file_is_refused_by_name(tmp_path, stray):
+    path = label_folder(tmp_path) / stray
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with pytest.raises(UserError):
+        inspect_labels(tmp_path)
+
+
+def test_missing_file_is_refused_with_its_name(tmp_path):
+    label_folder(tmp_path)
+    with pytest.raises(UserError, match=r"epoch_1/batch_7\.tar"):
+        read_sheet(tmp_path, 1, 7)

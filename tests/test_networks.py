@@ -1,0 +1,86 @@
+"""Teachers from anywhere: every key layout, families with odd heads, stems, hashes; a second network as verifier."""
+import json
+
+import pytest
+import torch
+
+from recover import recover
+from recover.objective import PlainEngine, View, Weights, statistics_layers
+from sre2l.datasets import DATASETS
+from sre2l.models import build_network, hash_weights, load_teacher
+from sre2l.runtime import UserError
+from tests.helpers import SMALL, bare_checkpoint, refused, run_main
+from validate import train
+
+LAYOUTS = {
+    "torchvision references": lambda w: {"model": w, "epoch": 3},
+    "DataParallel": lambda w: {"state_dict": {f"module.{key}": value for key, value in w.items()}},
+    "kuangliu": lambda w: {"net": w, "acc": 95.0},
+    "bare": lambda w: w,
+    "compiled in DataParallel, no counters": lambda w: {f"module.{k}": v for k, v in w.items() if not k.endswith("num_batches_tracked")},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_checkpoint_layout_loads_the_same_weights(layout, tmp_path):
+    bare = load_teacher(DATASETS["cifar10"], bare_checkpoint(tmp_path / "bare.pth"), SMALL)
+    teacher = load_teacher(DATASETS["cifar10"], bare_checkpoint(tmp_path / "t.pth", wrap=LAYOUTS[layout]), SMALL)
+    assert teacher.sha256 == bare.sha256
+    assert not teacher.network.training and not any(p.requires_grad for p in teacher.network.parameters())
+
+
+def test_the_hash_sees_one_changed_buffer():
+    network, _ = build_network(SMALL, 10, "torchvision")
+    before = hash_weights(network)
+    statistics_layers(network)[-1].running_var[0] += 1e-6
+    assert hash_weights(network) != before
+
+
+@pytest.mark.parametrize("stem, first, second", [("conv3x3", 32, 32), ("conv3x3-s2", 16, 16), ("torchvision", 16, 8)])
+def test_stems_keep_the_resolution_they_promise(stem, first, second):
+    network, _ = build_network("resnet18", 10, stem)
+    features = network.conv1(torch.zeros(1, 3, 32, 32))
+    assert features.shape[2] == first and network.maxpool(features).shape[2] == second
+
+
+def test_a_network_without_such_a_stem_keeps_its_own_or_says_so():
+    assert build_network("mobilenet_v2", 10, "conv3x3")[1] == "torchvision"
+    with pytest.raises(UserError, match="has no conv1 and maxpool"):
+        build_network("mobilenet_v2", 10, "conv3x3", strict_stem=True)
+
+
+def test_a_teacher_with_an_auxiliary_head_that_never_runs(tmp_path):
+    """googlenet's checkpoint has aux heads; in eval mode they do not run and must not count."""
+    torch.manual_seed(0)
+    import torchvision
+    full = torchvision.models.googlenet(num_classes=10, aux_logits=True, init_weights=False)
+    torch.save(full.state_dict(), tmp_path / "g.pth")
+    teacher = load_teacher(DATASETS["cifar10"], tmp_path / "g.pth", "googlenet")
+    engine = PlainEngine(teacher.network, Weights(0.1, 10, 0, 0))
+    terms, gradient = engine.loss_and_gradient(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), View(None, False, (0, 0)))
+    assert torch.isfinite(terms.bn) and gradient.abs().sum() > 0
+
+
+def test_batchnorm1d_layers_count():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4), torch.nn.BatchNorm1d(4))
+    assert len(statistics_layers(network)) == 1
+
+
+def test_a_verifier_is_measured_and_logged(tmp_path):
+    """The verifier's top-1 in the metrics is the share of the written batch that it puts into the class."""
+    bare_checkpoint(tmp_path / "t.pth")
+    flags = ("--dataset", "cifar10", "--name", tmp_path / "run", "--teacher", tmp_path / "t.pth", "--arch", SMALL, "--iteration", 2, "--ipc-end", 1)
+    run_main(recover, *flags, "--batch-size", 10, "--verifier", SMALL, "--verifier-arch-path", tmp_path / "t.pth", "--device", "cpu", "--print-period", 1)
+    rows = [json.loads(line) for line in open(tmp_path / "run" / "images.metrics.jsonl")]
+    assert [row.get("iteration") for row in rows] == [0, 1, None] and all(0 <= row["verifier_top1"] <= 100 for row in rows)
+
+
+def test_evaluate_measures_a_students_checkpoint(tmp_path, capsys):
+    """--evaluate on a network that always says 3 gives the share of threes among the digits."""
+    weights = torch.load(bare_checkpoint(tmp_path / "s.pth"))
+    weights["fc.weight"].zero_()
+    weights["fc.bias"].copy_(torch.eye(10)[3])
+    torch.save({"state_dict": weights}, tmp_path / "s.pth")
+    run_main(train, "--dataset", "digits", "--evaluate", tmp_path / "s.pth", "--model", SMALL, "--device", "cpu")
+    assert f"top1 {100 * 83 / 797:.2f}%" in capsys.readouterr().out
+    assert "no such checkpoint" in refused(train, "--dataset", "digits", "--evaluate", tmp_path / "none.pth")

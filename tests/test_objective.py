@@ -1,0 +1,171 @@
+"""Recover's loss and gradient against spec section 2, written out in fp64."""
+import numpy as np
+import pytest
+import torch
+import torchvision
+from tests.nets import build
+
+from recover import objective
+from recover.objective import PlainEngine, View, Weights, apply_view, draw_view
+
+SIZE = 20
+VIEWS = {"all": View((3, 1, 11, 13), True, (5, -2)), "crop": View((0, 9, 20, 11), False, (0, 0)), "roll": View(None, False, (0, 3))}
+WEIGHTS = {"published": Weights(0.01, 10.0, 0.0, 0.0), "priors": Weights(0.7, 3.0, 0.02, 0.05), "tv": Weights(0.3, 0.5, 0.1, 0.0)}
+
+
+def bilinear_matrix(length, size):
+    """(size, length): bilinear enlargement of a line of pixels, centres at i + 1/2, edge pixels repeated."""
+    matrix = torch.zeros(size, length, dtype=torch.float64)
+    for i in range(size):
+        place = min(max((i + 0.5) * length / size - 0.5, 0), length - 1)
+        low = int(place)
+        matrix[i, low] += 1 - (place - low)
+        matrix[i, min(low + 1, length - 1)] += place - low
+    return matrix
+
+
+def looked_at(x, view):
+    """roll(flip(crop(x))) by matrices and index lists."""
+    rows, columns = x.shape[2:]
+    if view.window is not None:
+        top, left, height, width = view.window
+        x = bilinear_matrix(height, rows) @ x[:, :, top:top + height, left:left + width] @ bilinear_matrix(width, columns).T
+    across = list(range(columns))[::-1] if view.flip else list(range(columns))
+    x = x[:, :, [(i - view.roll[0]) % rows for i in range(rows)]]
+    return x[:, :, :, [across[(i - view.roll[1]) % columns] for i in range(columns)]]
+
+
+def priors(y):
+    """TV(y): Frobenius norms of the differences to four neighbours over the batch; mean over the images of their L2 norm."""
+    rows, columns = y.shape[2:]
+    tv = 0
+    for down, right in ((0, 1), (1, 0), (1, -1), (1, 1)):
+        from_column, to_column = max(0, -right), columns - max(0, right)
+        here = y[:, :, :rows - down, from_column:to_column]
+        there = y[:, :, down:, from_column + right:to_column + right]
+        tv = tv + ((there - here) ** 2).sum().sqrt()
+    return tv, sum((image ** 2).sum().sqrt() for image in y) / len(y)
+
+
+def reference(forward, x, targets, view, w):
+    """The formula of spec section 2 -> (loss, its gradient, {term: value})."""
+    x = x.clone().requires_grad_()
+    y = looked_at(x, view)
+    logits, norms = forward(y)
+    ce = (logits.exp().sum(1).log() - logits[range(len(x)), targets.tolist()]).mean()
+    bn = sum((w.first_bn_multiplier if name == "bn1" else 1) * norm for name, norm in norms.items())
+    tv, l2 = priors(y)
+    loss = ce + w.r_bn * bn + w.tv_l2 * tv + w.l2_scale * l2
+    return loss.item(), torch.autograd.grad(loss, x)[0], {"ce": ce, "bn": bn, "tv": tv, "l2": l2}
+
+
+def noise(batch, seed=3):
+    return torch.randn(batch, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def total(terms, w):
+    return (terms.ce + w.r_bn * terms.bn + w.tv_l2 * terms.tv + w.l2_scale * terms.l2).item()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("network", ("conv", "head", "idle", "resnet18"))
+def test_loss_and_gradient_equal_the_formula(network, weights, view):
+    """Also with a BatchNorm layer that never runs: it adds nothing."""
+    teacher, forward = build(network)
+    x, targets, view, w = noise(4), torch.tensor([4, 0, 0, 2]), VIEWS[view], WEIGHTS[weights]
+    terms, gradient = PlainEngine(teacher, w).loss_and_gradient(x, targets, view)
+    loss, wanted, parts = reference(forward, x, targets, view, w)
+    assert total(terms, w) == pytest.approx(loss, rel=1e-12)
+    for key, coefficient in (("ce", 1), ("bn", w.r_bn), ("tv", w.tv_l2), ("l2", w.l2_scale)):
+        assert getattr(terms, key).item() == pytest.approx(parts[key].item() if coefficient else 0, rel=1e-12)
+    assert (gradient - wanted).norm() / wanted.norm() < 1e-10
+
+
+@pytest.mark.parametrize("network", ("conv", "head"))
+def test_a_block_of_one_image_equals_the_formula(network):
+    """The last block of an IPC index may hold a single image; its variance over one row is 0, not NaN."""
+    teacher, forward = build(network)
+    w = WEIGHTS["priors"]
+    terms, gradient = PlainEngine(teacher, w).loss_and_gradient(noise(1), torch.tensor([3]), VIEWS["all"])
+    loss, wanted, _ = reference(forward, noise(1), torch.tensor([3]), VIEWS["all"], w)
+    assert total(terms, w) == pytest.approx(loss, rel=1e-12)
+    assert (gradient - wanted).norm() / wanted.norm() < 1e-10
+
+
+def test_loss_is_of_this_batch_whatever_ran_before():
+    teacher, forward = build("conv")
+    w, engine = WEIGHTS["published"], PlainEngine(teacher, WEIGHTS["published"])
+    engine.loss_and_gradient(noise(3, seed=8), torch.tensor([0, 1, 2]), VIEWS["crop"])
+    terms, _ = engine.loss_and_gradient(noise(4), torch.tensor([4, 0, 0, 2]), VIEWS["all"])
+    assert total(terms, w) == pytest.approx(reference(forward, noise(4), torch.tensor([4, 0, 0, 2]), VIEWS["all"], w)[0], rel=1e-12)
+
+
+def test_one_window_flip_and_roll_for_the_whole_batch():
+    """Equal images stay equal, and each is what the view of it alone is by the formula."""
+    image = noise(1)
+    shown = apply_view(image.expand(5, -1, -1, -1), VIEWS["all"])
+    for row in shown:
+        assert torch.allclose(row, looked_at(image, VIEWS["all"])[0], rtol=0, atol=1e-12)
+
+
+def test_a_term_with_coefficient_0_is_not_computed(monkeypatch):
+    """Norms taken: none without terms, 4 for the total variation, 1 for l2, 2 for each of the two BatchNorm layers."""
+    calls, norm = [], torch.linalg.vector_norm
+    monkeypatch.setattr(objective.torch.linalg, "vector_norm", lambda *args, **kwargs: calls.append(1) or norm(*args, **kwargs))
+    for w, wanted in (((0, 10, 0, 0), 0), ((0, 10, 1, 0), 4), ((0, 10, 0, 1), 1), ((1, 10, 0, 0), 4)):
+        engine = PlainEngine(build("conv")[0], Weights(*w))
+        calls.clear()
+        engine.loss_and_gradient(noise(2), torch.tensor([0, 1]), VIEWS["all"])
+        assert len(calls) == wanted
+
+
+def test_steps_leave_the_teacher_as_it_was():
+    teacher, _ = build("resnet18")
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    engine, x = PlainEngine(teacher, WEIGHTS["priors"]), noise(4)
+    for _ in range(3):
+        _, gradient = engine.loss_and_gradient(x, torch.tensor([4, 0, 0, 2]), VIEWS["all"])
+        x = x - 0.1 * gradient
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+    assert not x.requires_grad
+
+
+@pytest.mark.parametrize("jitter, signed", ((4, False), (4, True), (0, False), (0, True)))
+def test_roll_is_uniform_from_0_or_from_minus_jitter_to_jitter_inclusive(jitter, signed):
+    rng = np.random.default_rng(0)
+    rolls = [draw_view(SIZE, jitter, signed, False, rng) for _ in range(3000)]
+    values = list(range(-jitter if signed else 0, jitter + 1))
+    for axis in (0, 1):
+        counts = [sum(view.roll[axis] == v for view in rolls) for v in values]
+        assert sum(counts) == 3000
+        assert min(counts) > 0.75 * 3000 / len(values)
+    pairs = {view.roll for view in rolls}
+    assert len(pairs) == len(values) ** 2  # rows and columns independent
+    assert all(view.window is None and not view.flip for view in rolls)
+
+
+def test_window_is_inside_and_within_area_and_aspect_bounds():
+    rng, size = np.random.default_rng(1), 64
+    views = [draw_view(size, 0, False, True, rng) for _ in range(3000)]
+    for top, left, height, width in (view.window for view in views):
+        assert 0 <= top <= size - height and 0 <= left <= size - width
+        assert (height + 0.5) * (width + 0.5) >= 0.08 * size ** 2
+        assert (width + 0.5) / (height - 0.5) >= 3 / 4 and (width - 0.5) / (height + 0.5) <= 4 / 3
+    assert 0.45 < np.mean([view.flip for view in views]) < 0.55
+    assert len({view.window for view in views}) > 2500
+
+
+def test_windows_are_distributed_like_torchvisions():
+    """Mean and quartiles of area, aspect and place against RandomResizedCrop.get_params."""
+    rng, size, count = np.random.default_rng(2), 96, 4000
+    torch.manual_seed(0)
+    image = torch.zeros(3, size, size)
+    theirs = np.array([torchvision.transforms.RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(count)], float)
+    ours = np.array([draw_view(size, 0, False, True, rng).window for _ in range(count)], float)
+    for feature in (lambda w: w[:, 2] * w[:, 3] / size ** 2, lambda w: np.log(w[:, 3] / w[:, 2]),
+                    lambda w: w[:, 0] / size, lambda w: w[:, 1] / size):
+        a, b = feature(ours), feature(theirs)
+        assert abs(a.mean() - b.mean()) < 5 * np.sqrt((a.var() + b.var()) / count)
+        assert np.abs(np.quantile(a, (0.25, 0.5, 0.75)) - np.quantile(b, (0.25, 0.5, 0.75))).max() < 0.04

@@ -1,0 +1,109 @@
+"""Real data in the layouts that people have, and the embedded digits."""
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sre2l.datasets import DATASETS
+from sre2l.images import image_path, read_synthetic
+from sre2l.realdata import read_digits, read_real, read_val
+from sre2l.runtime import ROOT, UserError
+from tests.helpers import noise_folder, synthetic_folder
+from validate.random_real import draw_real_images
+
+
+def test_digits_are_the_1797_scans_split_once_and_for_all():
+    train, val = read_digits("train", 32), read_digits("val", 32)
+    assert (len(train), len(val)) == (1000, 797)
+    assert np.bincount(train.labels).tolist() == [100] * 10
+    assert np.bincount(val.labels).tolist() == [78, 82, 77, 83, 81, 82, 81, 79, 74, 80]
+    pixels = np.stack(train.items)
+    assert pixels.shape[1:] == (32, 32, 3) and pixels.dtype == np.uint8 and (pixels[..., 0] == pixels[..., 2]).all()
+    spec = DATASETS["digits"]
+    assert abs(pixels.mean() / 255 - spec.mean[0]) < 1e-3 and abs(pixels.std() / 255 - spec.std[0]) < 1e-3
+
+
+def test_digits_file_names_source_and_licence():
+    with np.load(ROOT / "sre2l" / "digits.npz") as stored:
+        assert "Alpaydin" in str(stored["source"]) and "CC BY 4.0" in str(stored["licence"])
+        assert stored["scans"].max() == 16
+
+
+def tiny_folder(root, wnids):
+    """Tiny-ImageNet's own layout with one training and one validation image a class; val lists the classes in reverse."""
+    (root / "val" / "images").mkdir(parents=True)
+    lines = []
+    for i, wnid in enumerate(reversed(wnids)):
+        folder = root / "train" / wnid / "images"
+        folder.mkdir(parents=True)
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("x\t0\t0\t1\t1\n")
+        Image.new("RGB", (64, 64), (wnids.index(wnid), 0, 0)).save(folder / f"{wnid}_0.JPEG")
+        Image.new("RGB", (64, 64), (wnids.index(wnid), 9, 9)).save(root / "val" / "images" / f"val_{i}.JPEG", "PNG")
+        lines.append(f"val_{i}.JPEG\t{wnid}\t0\t0\t62\t62\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    return root
+
+
+def test_tiny_imagenet_is_read_as_it_is_distributed(tmp_path):
+    wnids = sorted(f"n{1000 + 7 * i:08d}" for i in range(200))
+    root = tiny_folder(tmp_path, wnids)
+    train = read_real(DATASETS["tiny-imagenet"], root, "train")
+    assert train.class_names == wnids and train.labels.tolist() == list(range(200))
+    for path in (root, root / "val"):
+        val = read_val(DATASETS["tiny-imagenet"], path, class_names=wnids)
+        assert [int(image[0, 0, 0]) for image in val.items] == val.labels.tolist() == list(reversed(range(200)))
+    shutil.rmtree(root / "train" / wnids[5])
+    with pytest.raises(UserError, match="199 class folders, tiny-imagenet has 200"):
+        read_real(DATASETS["tiny-imagenet"], root, "train")
+
+
+def test_cifar_is_read_from_torchvisions_own_files(tmp_path, monkeypatch):
+    """The pickled batches of CIFAR-10 as torchvision stores them; its checksum list is replaced for the made-up files."""
+    import torchvision
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("data_batch_1", "test_batch"):
+        rows = {"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(rows))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"k{i}" for i in range(10)]}))
+    kind = torchvision.datasets.CIFAR10
+    for name, value in {"train_list": [["data_batch_1", None]], "test_list": [["test_batch", None]],
+                        "meta": {**kind.meta, "md5": None}}.items():
+        monkeypatch.setattr(kind, name, value)
+    train = read_real(DATASETS["cifar10"], tmp_path, "train")
+    assert len(train) == 20 and train.pixels(3).shape == (32, 32, 3) and train.class_names[3] == "k3"
+
+
+def test_a_subset_of_classes_keeps_the_teachers_indices(tmp_path):
+    noise_folder(tmp_path / "val", ["a", "b", "c"], 1)
+    assert read_real(DATASETS["imagenet1k"], tmp_path, "val", classes=[0, 217, 701]).labels.tolist() == [0, 217, 701]
+    with pytest.raises(UserError, match="3 class folders, imagenet1k has 2 classes"):
+        read_real(DATASETS["imagenet1k"], tmp_path, "val", classes=[0, 217])
+
+
+def test_synthetic_folders_tell_their_class_by_name(tmp_path):
+    synthetic_folder(tmp_path / "a", num_classes=4)
+    for label in (0, 2):
+        shutil.rmtree(tmp_path / "a" / f"new{label:03d}")
+    assert read_synthetic(tmp_path / "a", 10, classes=[1, 3]).labels.tolist() == [1, 1, 3, 3]
+    noise_folder(tmp_path / "b", ["cat", "dog"], 2)
+    assert read_synthetic(tmp_path / "b", 10, classes=[5, 9]).labels.tolist() == [5, 5, 9, 9]
+
+
+def test_names_of_images():
+    assert str(image_path("r", 7, 12, 1000)) == "r/new007/class007_id012.jpg"
+    assert str(image_path("r", 7, 12, 10450)) == "r/new00007/class00007_id012.jpg"
+
+
+def test_random_real_images_are_ipc_of_each_class_and_a_prefix_of_more():
+    images = read_digits("train", 32)
+    few, many = draw_real_images(images, 3, seed=1), draw_real_images(images, 10, seed=1)
+    assert sorted(few) == [(i, c) for i in range(3) for c in range(10)]
+    assert all(images.labels[row] == label for (_, label), row in many.items()) and len(set(many.values())) == 100
+    assert all(many[key] == row for key, row in few.items())
+    assert draw_real_images(images, 3, seed=2) != few
+    with pytest.raises(UserError, match="has 100 images, 101 are wanted"):
+        draw_real_images(images, 101, seed=1)

@@ -1,0 +1,198 @@
+"""The recover loop: schedule, Adam, clamp, noise, bytes, and which images share a unit."""
+import dataclasses
+import io
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests import nets  # noqa: F401  one thread
+from tests.helpers import bare_checkpoint, run_main
+
+from recover import recover
+from recover.recover import optimise, to_pixels
+from recover.units import make_units
+from sre2l.datasets import DATASETS
+from sre2l.images import save_jpeg
+from sre2l.runtime import unit_rng
+
+SPEC = dataclasses.replace(DATASETS["imagenet1k"], size=8)  # three different means and stds
+
+
+class FakeEngine:
+    """Gives the gradients it is told and keeps the iterates and views it is shown."""
+
+    def __init__(self, gradient_of):
+        self.gradient_of, self.seen, self.views = gradient_of, [], []
+
+    def loss_and_gradient(self, images, targets, view):
+        self.seen.append(images.detach().clone())
+        self.views.append(view)
+        return None, self.gradient_of(len(self.seen) - 1, images)
+
+
+def run_loop(engine, steps, lr, rng=None, batch=2, spec=SPEC):
+    """optimise with a fake engine -> every iterate, the last one included."""
+    args = SimpleNamespace(iteration=steps, lr=lr, jitter=2, signed_jitter=False, no_crop_flip=False)
+    last = optimise(engine, torch.arange(batch), args, spec, rng or unit_rng(0, 0), lambda *_: None)
+    return engine.seen + [last.detach().clone()]
+
+
+def scripted(steps, shape=(2, 3, 8, 8)):
+    """Gradients of all magnitudes from 1e-10 to 1, so that eps matters too."""
+    g = torch.Generator().manual_seed(5)
+    return [torch.randn(shape, generator=g) * 10 ** (-10 * torch.rand(shape, generator=g)) for _ in range(steps)]
+
+
+def bounds(spec):
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+    return -mean / std, (1 - mean) / std
+
+
+def test_learning_rate_is_the_cosine_at_every_step():
+    """With an equal gradient at every step, Adam moves by exactly lr_t."""
+    steps, lr = 9, 0.02
+    seen = run_loop(FakeEngine(lambda t, x: torch.ones_like(x)), steps, lr)
+    low, high = bounds(SPEC)
+    inside = ((seen[0] < high) & (seen[0] > low + steps * lr)).all(1, keepdim=True).expand_as(seen[0])
+    assert inside.sum() > 60
+    for t in range(steps):
+        moved = (seen[t] - seen[t + 1])[inside]
+        assert moved == pytest.approx(lr * (1 + math.cos(math.pi * t / steps)) / 2, abs=1e-6)
+
+
+def test_iterates_equal_adam_written_out_with_the_clamp():
+    """m, v with betas (0.5, 0.9), bias correction, eps 1e-8 outside the root; every iterate."""
+    steps, lr = 12, 0.25
+    gradients = scripted(steps)
+    seen = run_loop(FakeEngine(lambda t, x: gradients[t].clone()), steps, lr)
+    low, high = bounds(SPEC)
+    x, m, v = seen[0].double(), 0, 0
+    for t, g in enumerate(g.double() for g in gradients):
+        m, v = 0.5 * m + 0.5 * g, 0.9 * v + 0.1 * g ** 2
+        lr_t = lr * (1 + math.cos(math.pi * t / steps)) / 2
+        x = x - lr_t * (m / (1 - 0.5 ** (t + 1))) / ((v / (1 - 0.9 ** (t + 1))).sqrt() + 1e-8)
+        x = torch.minimum(torch.maximum(x, low), high)
+        assert (seen[t + 1] - x).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("sign", (-1, 1))
+def test_iterates_are_clamped_to_black_and_white_per_channel(sign):
+    low, high = bounds(SPEC)
+    seen = run_loop(FakeEngine(lambda t, x: torch.full_like(x, sign)), 40, 0.5)
+    edge = high if sign < 0 else low
+    assert all(((x >= low - 1e-6) & (x <= high + 1e-6)).all() for x in seen[1:])
+    assert (seen[-1] - edge).abs().max() < 1e-6
+    assert (seen[0] < low).any() and (seen[0] > high).any()
+
+
+def test_noise_is_standard_normal():
+    first = run_loop(FakeEngine(lambda t, x: torch.zeros_like(x)), 1, 0.1, batch=100, spec=dataclasses.replace(SPEC, size=16))[0].double()
+    assert abs(first.mean()) < 0.02 and abs(first.std() - 1) < 0.02
+    assert abs((first.abs() < 1).double().mean() - 0.6827) < 0.01
+
+
+def test_noise_and_views_depend_on_seed_and_unit_alone():
+    def run(seed, unit):
+        engine = FakeEngine(lambda t, x: x.sin())
+        return run_loop(engine, 6, 0.1, unit_rng(seed, unit)), engine.views
+
+    (first, views), others = run(3, 1), [run(3, 0), run(3, 2), run(1, 3), run(4, 1)]
+    torch.manual_seed(99)
+    np.random.seed(99)
+    (again, views_again) = run(3, 1)
+    assert views == views_again and all(torch.equal(a, b) for a, b in zip(first, again))
+    for other, other_views in others:
+        assert not torch.allclose(first[0], other[0], atol=0.1) and views != other_views
+
+
+def test_pixels_are_truncated_and_clamped():
+    """floor(255 clip(x std + mean, 0, 1)) wherever fp32 rounding cannot decide."""
+    x = 1.5 * torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    mean, std = (np.array(v).reshape(1, 3, 1, 1) for v in (SPEC.mean, SPEC.std))
+    grey = (255 * np.clip(x.numpy() * std + mean, 0, 1)).transpose(0, 2, 3, 1)
+    sure = (np.abs(grey - np.rint(grey)) > 1e-3) | (grey == 0) | (grey == 255)
+    pixels = to_pixels(x, SPEC.mean, SPEC.std)
+    assert pixels.dtype == np.uint8 and pixels.shape == (4, 16, 16, 3)
+    assert sure.mean() > 0.99 and (pixels == np.floor(grey))[sure].all()
+    assert 0.3 < (pixels != np.rint(grey)).mean() < 0.6  # rounding would be something else
+    assert {0, 255} <= set(pixels.ravel().tolist())
+
+
+@pytest.mark.parametrize("size", (8, 33, 64))
+def test_jpeg_has_pillows_default_bytes(tmp_path, size):
+    pixels = np.random.default_rng(size).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    save_jpeg(pixels, tmp_path / "ours.jpg")
+    Image.fromarray(pixels).save(tmp_path / "pillow.jpg")
+    assert (tmp_path / "ours.jpg").read_bytes() == (tmp_path / "pillow.jpg").read_bytes()
+
+
+def expected_units(classes, batch, ipcs):
+    """Spec section 2: the units from ipc 0 on, as lists of (ipc, class), until `ipcs` images per class are covered."""
+    if len(classes) >= batch:
+        return [[(ipc, c) for c in classes[at:at + batch]] for ipc in range(ipcs) for at in range(0, len(classes), batch)]
+    flat = [(ipc, c) for ipc in range(ipcs + batch) for c in classes]
+    return [flat[at:at + batch] for at in range(0, ipcs * len(classes), batch)]
+
+
+@pytest.mark.parametrize("classes, batch", (([0, 1, 2, 3, 4, 5, 6], 3), ([2, 5, 7, 8], 4), ([1, 4, 6], 5), ([9], 4), ([0, 3], 1),
+                                            (list(range(1000)), 100)))
+def test_units_are_composed_as_specified(classes, batch):
+    units = make_units(classes, batch, 0, 6)
+    assert [list(unit.pairs) for unit in units] == expected_units(classes, batch, 6)
+    assert [unit.index for unit in units] == list(range(len(units)))
+
+
+@pytest.mark.parametrize("classes, batch", (([0, 1, 2, 3, 4, 5, 6], 3), ([2, 5, 7, 8], 4), ([1, 4, 6], 5), ([9], 4), ([1, 2, 3], 7)))
+def test_ranges_cut_the_same_units_and_cover_every_image_once(classes, batch):
+    """Any split of ipc 0-5: each range's units are those of the whole set, and hold each of its images exactly once."""
+    whole = {i: [tuple(p) for p in pairs] for i, pairs in enumerate(expected_units(classes, batch, 6))}
+    for cuts in ((0, 6), (0, 1, 6), (0, 2, 3, 6), (0, 1, 2, 3, 4, 5, 6), (0, 5, 6)):
+        for start, end in zip(cuts, cuts[1:]):
+            units = make_units(classes, batch, start, end)
+            assert all(list(unit.pairs) == whole[unit.index] for unit in units)
+            pairs = [pair for unit in units for pair in unit.pairs if start <= pair[0] < end]
+            assert sorted(pairs) == [(ipc, c) for ipc in range(start, end) for c in classes]
+            assert all(any(start <= ipc < end for ipc, _ in unit.pairs) for unit in units)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return bare_checkpoint(tmp_path_factory.mktemp("teacher") / "net.pth", num_classes=5)
+
+
+def recover_images(root, teacher, batch, start, end, *flags):
+    """recover.main with two iterations -> {file name: its bytes}."""
+    run_main(recover, "--dataset", "cifar10", "--num-classes", 5, "--teacher", teacher, "--stem", "torchvision", "--arch", "shufflenet_v2_x0_5",
+             "--device", "cpu", "--iteration", 2, "--batch-size", batch, "--jitter", 4, "--ipc-start", start, "--ipc-end", end,
+             "--syn-data-path", root, *flags)
+    return {path.name: path.read_bytes() for path in (root / "images").glob("new*/*.jpg")}
+
+
+def encode(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_file_holds_the_last_iterate(tmp_path, teacher, monkeypatch):
+    """The bytes written are the encoding of what the loop left after its last step, two units, the second one short."""
+    lasts = []
+    monkeypatch.setattr(recover, "optimise", lambda *args: lasts.append(optimise(*args)) or lasts[-1])
+    files = recover_images(tmp_path, teacher, 3, 0, 1)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (DATASETS["cifar10"].mean, DATASETS["cifar10"].std))
+    grey = ((torch.cat(lasts) * std + mean).clamp(0, 1) * 255).floor().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    assert [len(images) for images in lasts] == [3, 2]
+    assert files == {f"class{label:03d}_id000.jpg": encode(grey[label]) for label in range(5)}
+
+
+@pytest.mark.parametrize("batch, classes", ((2, "0-4"), (5, "0-4"), (4, "0,1,4")))
+def test_image_is_the_same_in_any_range(tmp_path, teacher, batch, classes):
+    """Range 0-2 in one run equals 1-2 and 0-1 apart: short last block, one block, units cut by the range."""
+    whole = recover_images(tmp_path / "whole", teacher, batch, 0, 2, "--classes", classes)
+    second = recover_images(tmp_path / "parts", teacher, batch, 1, 2, "--classes", classes)
+    first = recover_images(tmp_path / "first", teacher, batch, 0, 1, "--classes", classes)
+    assert len(whole) == 2 * len(first) == 2 * len(second) == len(set(whole.values()))
+    assert {**first, **second} == whole
