@@ -5,8 +5,6 @@ import torchvision
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-torch.set_num_threads(1)  # small networks: on shared cores a second thread makes them a hundred times slower
-
 
 class SmallNet(nn.Module):
     """Two convolutions with BatchNorm2d; in the head a BatchNorm1d on request; on request one more layer that never runs."""

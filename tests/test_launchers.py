@@ -19,7 +19,7 @@ PUBLISHED = {  # spec section 2: iterations, learning rate, r_bn, jitter
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.parametrize("number, dataset", enumerate(DATASETS))
+@pytest.mark.parametrize("number, dataset", list(enumerate(DATASETS)))
 def test_every_data_set_has_a_plan(number, dataset, launcher, tmp_path):
     """--dry-run prints JSON, writes nothing, and works from the root, the stage's folder and elsewhere, under sh and bash."""
     stage, script = launcher.split("/")

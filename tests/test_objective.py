@@ -155,6 +155,9 @@ def test_window_is_inside_and_within_area_and_aspect_bounds():
         assert (width + 0.5) / (height - 0.5) >= 3 / 4 and (width - 0.5) / (height + 0.5) <= 4 / 3
     assert 0.45 < np.mean([view.flip for view in views]) < 0.55
     assert len({view.window for view in views}) > 2500
+    touching = [view.window for view in views if view.window[2] > 0.8 * size and view.window[3] > 0.8 * size]
+    assert any(top == size - height > 0 for top, _, height, _ in touching) and any(top == 0 for top, *_ in touching)
+    assert any(left == size - width > 0 for _, left, _, width in touching) and any(left == 0 for _, left, *_ in touching)
 
 
 def test_windows_are_distributed_like_torchvisions():

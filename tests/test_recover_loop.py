@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests import nets  # noqa: F401  one thread
 from tests.helpers import bare_checkpoint, run_main
 
 from recover import recover
