@@ -7,6 +7,7 @@ Result: runs/<name>/images/new000/class000_id000.jpg ..., and beside the folder 
 import argparse
 import math
 import os
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -105,6 +106,8 @@ def load_verifier(args, spec, device):
     if args.verifier_arch_path is None and args.dataset != "imagenet1k":
         raise UserError(f"--verifier {arch}: torchvision has no weights for {args.dataset}; give --verifier-arch-path FILE")
     verifier = load_teacher(spec, args.verifier_arch_path, arch)
+    if (verifier.mean, verifier.std) != (spec.mean, spec.std):
+        raise UserError(f"--verifier {arch}: its normalisation {verifier.mean}, {verifier.std} is not the teacher's {spec.mean}, {spec.std}")
     verifier.network.to(device)
     return verifier
 
@@ -156,6 +159,8 @@ def main(args):
             save_snapshot(to_pixels(images, spec.mean, spec.std), snapshots, iteration)
 
         take_snapshots = snapshot if args.snapshot_every and unit is units[0] else None
+        if take_snapshots:
+            shutil.rmtree(snapshots, ignore_errors=True)
         with tqdm(total=args.iteration, desc=f"unit {unit.index}", disable=None, leave=False) as bar:
             watch = make_watch(log, bar, unit, args, targets, verifier, take_snapshots)
             images = optimise(engine, targets, args, spec, unit_rng(args.seed, unit.index), watch)

@@ -17,7 +17,7 @@ from sre2l.augment import apply_mix, draw_crops, draw_mix, normalise
 from sre2l.flags import add_dead_flags, add_device_flags, add_run_flags, add_teacher_flags, data_spec, number
 from sre2l.images import keep_in_memory, read_synthetic
 from sre2l.labels import BatchDataset, Batches, Sheet, agreement, label_path, load_batches, write_sheet
-from sre2l.manifest import FREE, LABEL_FORMAT, ORDER_RULE, describe_images, hash_file, read_hashes, record_hash
+from sre2l.manifest import FREE, LABEL_FORMAT, ORDER_RULE, describe_images, hash_file, keep_hashes, read_hashes, record_hash
 from sre2l.runtime import (RunLog, UserError, beside, claim, eta, pick_device, print_plan, run_folder, run_script, unit_rng,
                            versions)
 from sre2l.teacher import check_top1, find_teacher
@@ -45,23 +45,18 @@ def make_draw(settings):
     return draw
 
 
-class Missing:
-    """The batches whose label files are not there yet, or are not what was recorded."""
-
-    def __init__(self, batches, root):
-        known = read_hashes(root)
-        self.todo = [b for b in batches if not self.finished(root, b, known)]
-
-    @staticmethod
-    def finished(root, batch, known):
+def missing_batches(root, batches):
+    """-> the batches whose label files are not there yet, or are not what was recorded; forgets what was recorded of those."""
+    known, todo, kept = read_hashes(root), [], {}
+    for batch in batches:
         path = label_path(root, batch.epoch, batch.index)
-        return path.exists() and known.get(f"epoch_{batch.epoch}/batch_{batch.index}.tar") == hash_file(path)
-
-    def __len__(self):
-        return len(self.todo)
-
-    def __iter__(self):
-        return iter(self.todo)
+        name = path.relative_to(root).as_posix()
+        if path.exists() and known.get(name) == hash_file(path):
+            kept[name] = known[name]
+        else:
+            todo.append(batch)
+    keep_hashes(root, kept)
+    return todo
 
 
 def num_label_bytes(num_images, epochs, num_classes, precision):
@@ -80,8 +75,9 @@ def main(args):
     spec = data_spec(args)
     if args.min_scale_crops > args.max_scale_crops:
         raise UserError(f"--min-scale-crops {args.min_scale_crops} is above --max-scale-crops {args.max_scale_crops}")
-    data, root = Path(args.data or run_folder(args) / "images"), Path(args.fkd_path or run_folder(args) / "labels")
-    images = None if args.dry_run and not data.exists() else read_synthetic(data, spec.num_classes, args.classes)
+    args.data, args.fkd_path = args.data or str(run_folder(args) / "images"), args.fkd_path or str(run_folder(args) / "labels")
+    root = Path(args.fkd_path)
+    images = None if args.dry_run and not Path(args.data).exists() else read_synthetic(args.data, spec.num_classes, args.classes)
     if args.dry_run:
         count = len(images) if images else None
         plan = {"batches": count and len(Batches(count, args.batch_size, 0, args.epochs)), "output": str(root),
@@ -93,14 +89,13 @@ def main(args):
     teacher.network.to(device)
     measured = check_top1(teacher, spec, args, device)
     settings = make_settings(args, spec)
-    described = {**teacher.describe(), "measured_top1": measured}
-    settings = {**settings, **describe_images(images), "teacher": described, "teacher_classes": teacher.class_names,
-                "versions": versions(device)}
+    settings = {**settings, **describe_images(images), "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
+                "measured_top1": measured, "versions": versions(device)}
     images, note = keep_in_memory(images)
     claim(beside(root, "manifest.json"), settings, FREE)
     log = RunLog(partial(beside, root), vars(args), device)
     log.line(note)
-    todo = Missing(Batches(len(images), args.batch_size, args.fkd_seed, args.epochs), root)
+    todo = missing_batches(root, Batches(len(images), args.batch_size, args.fkd_seed, args.epochs))
     log.line(f"{len(todo)} label files to write, about {num_label_bytes(len(images), args.epochs, spec.num_classes, args.label_precision) / 1e6:.1f}"
              f" MB in all -> {root}")
 

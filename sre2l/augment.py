@@ -98,6 +98,7 @@ def apply_crops(images, crops, size):
     out = np.empty((len(images), size, size, 3), np.uint8)
     for image, box, flip, target in zip(images, crops.boxes, crops.flips.tolist(), out):
         top, left, height, width = pixel_window(box, *image.shape[:2])
+        height, width = max(height, 1), max(width, 1)
         view = Image.fromarray(image).crop((left, top, left + width, top + height))
         if (height, width) != (size, size):
             view = view.resize((size, size), Image.Resampling.BILINEAR)

@@ -1,5 +1,4 @@
 """The contract between relabel and validate: which images are in which batch, the label files, a dataset whose item is one batch."""
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sre2l.augment import Crops, Mix, apply_crops
-from sre2l.runtime import UserError, atomic
+from sre2l.runtime import UserError, atomic, first_line
 
 try:
     from numpy._core.multiarray import scalar as numpy_scalar  # numpy 2
@@ -77,9 +76,13 @@ class BatchDataset(Dataset):
         return batch, apply_crops(pixels, sheet.crops, self.size), sheet
 
 
+def as_it_is(item):
+    return item
+
+
 def load_batches(dataset, batches, workers, device):
     """The batches in order, prepared by `workers` processes (0 = this one)."""
-    return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")
+    return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, collate_fn=as_it_is, pin_memory=device.type == "cuda")
 
 
 def label_path(root, epoch, index):
@@ -100,8 +103,8 @@ def read_fields(path):
             fields = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: this label file is missing") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: not a label file that loads safely ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # damage shows as anything from EOFError to LookupError
+        raise UserError(f"{path}: not a label file that loads safely ({first_line(error)})") from None
     if not isinstance(fields, (list, tuple)) or len(fields) != 6:
         raise UserError(f"{path}: a label file is a list of six fields")
     return fields
@@ -109,6 +112,11 @@ def read_fields(path):
 
 def is_tensor(value, shape, dtypes):
     return isinstance(value, torch.Tensor) and tuple(value.shape) == tuple(shape) and value.dtype in dtypes
+
+
+def is_box(value):
+    """Four whole numbers from 0: plain ints, or numpy's in published files."""
+    return isinstance(value, (list, tuple)) and len(value) == 4 and all(isinstance(v, (int, np.integer)) and v >= 0 for v in value)
 
 
 def read_sheet(root, epoch, index, num_rows=None, num_classes=None):
@@ -128,9 +136,9 @@ def read_sheet(root, epoch, index, num_rows=None, num_classes=None):
         raise UserError(f"{path}: field 1 must be {rows} flips, bool")
     if partner is not None and (not is_tensor(partner, (rows,), (torch.int64,)) or not ((partner >= 0) & (partner < rows)).all()):
         raise UserError(f"{path}: field 2 must be {rows} partners within the batch, int64")
-    if (partner is None) != (lam is None) or (lam is not None and not 0 <= float(lam) <= 1):
+    if (partner is None) != (lam is None) or (lam is not None and not (isinstance(lam, (int, float)) and 0 <= lam <= 1)):
         raise UserError(f"{path}: field 3, lam, must be in [0, 1] where there are partners")
-    if box is not None and (len(box) != 4 or partner is None):
+    if box is not None and (partner is None or not is_box(box)):
         raise UserError(f"{path}: field 4 must be the four corners of a cutmix box")
     mix = Mix(partner, None if lam is None else float(lam), None if box is None else [int(v) for v in box])
     return Sheet(Crops(boxes, flips), mix, logits)

@@ -3,11 +3,11 @@ import hashlib
 from pathlib import Path
 
 from sre2l.images import hash_images
-from sre2l.runtime import UserError, as_json, beside, read_json
+from sre2l.runtime import UserError, as_json, atomic, beside, read_json
 
 LABEL_FORMAT = "sre2l-labels-1"
 ORDER_RULE = "torch RandomSampler, own generator, two permutations an epoch, the second dropped"
-FREE = ("epochs", "versions")  # may differ between the runs that fill one folder
+FREE = ("epochs", "measured_top1", "versions")  # may differ between the runs that fill one folder
 
 
 def describe_images(images):
@@ -48,6 +48,12 @@ def read_hashes(root):
     if not path.exists():
         return {}
     return {name: digest for digest, _, name in (line.rstrip("\n").partition("  ") for line in open(path)) if name}
+
+
+def keep_hashes(root, hashes):
+    """Write the hash file anew with these lines only: what is about to be written again must not keep an old one."""
+    with atomic(beside(root, "sha256")) as tmp:
+        tmp.write_text("".join(f"{digest}  {name}\n" for name, digest in hashes.items()))
 
 
 def record_hash(root, path):

@@ -1,7 +1,6 @@
 """Networks: build one for a data set, load a teacher from torchvision or from anybody's checkpoint, frozen and in eval mode."""
 import difflib
 import hashlib
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from sre2l.runtime import UserError
+from sre2l.runtime import UserError, first_line
 
 TEACHER_FORMAT = "sre2l-teacher-1"
 STEMS = {"torchvision": None, "conv3x3": (3, 1, False), "conv3x3-s2": (3, 2, False),  # kernel, stride, keeps maxpool
@@ -82,8 +81,8 @@ def read_checkpoint(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such checkpoint") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: not a checkpoint that loads safely ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # damage shows as anything from EOFError to LookupError
+        raise UserError(f"{path}: not a checkpoint that loads safely ({first_line(error)})") from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path}: holds a {type(checkpoint).__name__}, a checkpoint is a dict")
     return checkpoint

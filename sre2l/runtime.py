@@ -21,6 +21,11 @@ class UserError(Exception):
     """A mistake that the user can mend. The message says what is wrong, where, and what to do; exit code 2."""
 
 
+def first_line(error):
+    """An exception in one line, for the brackets of a message."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 def run_script(main, get_args):
     """Run a stage: a user's mistake is one sentence and exit code 2, Ctrl-C is 130, SIGTERM is 143."""
     parent = os.getpid()
@@ -71,7 +76,7 @@ def versions(device):
                                 capture_output=True, text=True, check=True).stdout.strip()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "numpy": np.__version__, "device": name, "commit": locals().get("commit", "unknown")}
+            "numpy": np.__version__, "device": name, "precision": "tf32" if device.type == "cuda" else "fp32", "commit": locals().get("commit", "unknown")}
 
 
 def run_folder(args):
@@ -120,10 +125,12 @@ def as_json(settings):
 
 
 def claim(path, settings, free=()):
-    """Tie an output to its settings: the first run writes them to `path`, a later one must agree except in `free` keys."""
+    """Tie an output to its settings: the first run writes them to `path`, a later one must agree except in `free` keys, which
+    take the later value unless that is None."""
     settings = as_json(settings)
     if Path(path).exists():
         stored = read_json(path).get("settings", {})
+        settings |= {key: stored[key] for key in free if settings.get(key) is None and key in stored}
         keys = [k for k in sorted(set(stored) | set(settings)) if k not in free and stored.get(k) != settings.get(k)]
         if keys:
             differ = "; ".join(f"{k}: there {stored.get(k)!r}, here {settings.get(k)!r}" for k in keys)

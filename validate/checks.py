@@ -68,7 +68,7 @@ def describe_labels(info, manifest, images):
         return {"num_images": info.num_images, "batch_size": info.batch_size, "mix": info.mix, "classes": facts["classes"],
                 "image_bytes": facts["image_bytes"], "teacher": None, "images_sha256": facts["images_sha256"]}
     keys = ("num_images", "batch_size", "mix", "mix_alpha", "classes", "image_bytes", "crop", "logits", "seed", "order_seed", "teacher",
-            "images_sha256")
+            "measured_top1", "images_sha256")
     return {key: manifest[key] for key in keys}
 
 
