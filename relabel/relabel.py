@@ -16,8 +16,8 @@ from tqdm import tqdm
 from sre2l.augment import apply_mix, draw_crops, draw_mix, normalise
 from sre2l.flags import add_dead_flags, add_device_flags, add_run_flags, add_teacher_flags, data_spec, number
 from sre2l.images import keep_in_memory, read_synthetic
-from sre2l.labels import BatchDataset, Batches, Sheet, agreement, label_path, load_batches, write_sheet
-from sre2l.manifest import FREE, LABEL_FORMAT, ORDER_RULE, describe_images, hash_file, keep_hashes, read_hashes, record_hash
+from sre2l.labels import BatchDataset, Batches, Sheet, agreement, label_name, label_path, load_batches, write_sheet
+from sre2l.manifest import FREE, LABEL_FORMAT, ORDER_RULE, describe_images, earlier_epochs, hash_file, keep_hashes, read_hashes, record_hash
 from sre2l.runtime import (RunLog, UserError, beside, claim, eta, pick_device, print_plan, run_folder, run_script, unit_rng,
                            versions)
 from sre2l.teacher import check_top1, find_teacher
@@ -47,15 +47,13 @@ def make_draw(settings):
 
 def missing_batches(root, batches):
     """-> the batches whose label files are not there yet, or are not what was recorded; forgets what was recorded of those."""
-    known, todo, kept = read_hashes(root), [], {}
+    known, todo = read_hashes(root), []
     for batch in batches:
-        path = label_path(root, batch.epoch, batch.index)
-        name = path.relative_to(root).as_posix()
-        if path.exists() and known.get(name) == hash_file(path):
-            kept[name] = known[name]
-        else:
+        path, name = label_path(root, batch.epoch, batch.index), label_name(batch.epoch, batch.index)
+        if not path.exists() or known.get(name) != hash_file(path):
             todo.append(batch)
-    keep_hashes(root, kept)
+            known.pop(name, None)
+    keep_hashes(root, known)
     return todo
 
 
@@ -88,7 +86,7 @@ def main(args):
     teacher, spec = find_teacher(args, spec)
     teacher.network.to(device)
     measured = check_top1(teacher, spec, args, device)
-    settings = make_settings(args, spec)
+    settings = make_settings(args, spec) | {"epochs": max(args.epochs, earlier_epochs(root))}
     settings = {**settings, **describe_images(images), "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
                 "measured_top1": measured, "versions": versions(device)}
     images, note = keep_in_memory(images)
@@ -115,7 +113,7 @@ def main(args):
             log.metrics(epoch=batch.epoch, batch=batch.index, files=done)
             log.line(f"epoch {batch.epoch}  batch {batch.index}  {done}/{len(todo)} files  {eta(done, len(todo), start)}")
 
-    share, chance = agreement(root, images.labels, Batches(len(images), args.batch_size, args.fkd_seed, 1))
+    share, chance, _ = agreement(root, images.labels, Batches(len(images), args.batch_size, args.fkd_seed, 1))
     log.line(f"done: {root}; the top-1 of {100 * share:.1f}% of the stored logits is the class of the image or of its partner "
              f"(chance {100 * chance:.1f}%)")
     if share < 0.5:

@@ -1,4 +1,7 @@
 """The contract between relabel and validate: which images are in which batch, the label files, a dataset whose item is one batch."""
+import hashlib
+import io
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +88,12 @@ def load_batches(dataset, batches, workers, device):
     return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, collate_fn=as_it_is, pin_memory=device.type == "cuda")
 
 
+def label_name(epoch, index):
+    return f"epoch_{epoch}/batch_{index}.tar"
+
+
 def label_path(root, epoch, index):
-    return Path(root) / f"epoch_{epoch}" / f"batch_{index}.tar"
+    return Path(root) / label_name(epoch, index)
 
 
 def write_sheet(root, epoch, index, sheet):
@@ -96,13 +103,21 @@ def write_sheet(root, epoch, index, sheet):
         torch.save(fields, tmp)
 
 
-def read_fields(path):
-    """The six fields of a label file, ours or a published one, without open pickle; raises UserError for anything else."""
+def read_fields(path, digest=None):
+    """The six fields of a label file, ours or a published one, without open pickle; raises UserError for anything else.
+
+    digest: the sha256 that was recorded for it, None = unknown (torch.load does not check the zip's CRCs)."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: this label file is missing or not readable ({error.strerror})") from None
+    if digest and hashlib.sha256(data).hexdigest() != digest:
+        raise UserError(f"{path}: its sha256 is not the one that relabel recorded; the same relabel command writes it again")
     try:
         with torch.serialization.safe_globals(NUMPY_TYPES):
-            fields = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: this label file is missing") from None
+            fields = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: not a label file that loads safely (it holds objects that are not part of the format)") from None
     except Exception as error:  # damage shows as anything from EOFError to LookupError
         raise UserError(f"{path}: not a label file that loads safely ({first_line(error)})") from None
     if not isinstance(fields, (list, tuple)) or len(fields) != 6:
@@ -119,10 +134,11 @@ def is_box(value):
     return isinstance(value, (list, tuple)) and len(value) == 4 and all(isinstance(v, (int, np.integer)) and v >= 0 for v in value)
 
 
-def read_sheet(root, epoch, index, num_rows=None, num_classes=None):
-    """Read and check one label file. num_rows, num_classes: what they must be, None = as they are. Raises UserError."""
+def read_sheet(root, epoch, index, num_rows=None, num_classes=None, hashes=None):
+    """Read and check one label file. num_rows, num_classes: what they must be, None = as they are; hashes: the recorded ones by
+    name, where there are any. Raises UserError."""
     path = label_path(root, epoch, index)
-    boxes, flips, partner, lam, box, logits = read_fields(path)
+    boxes, flips, partner, lam, box, logits = read_fields(path, (hashes or {}).get(label_name(epoch, index)))
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.dtype not in (torch.float16, torch.float32):
         raise UserError(f"{path}: field 5 must be logits (m, C) in float16 or float32")
     rows, outputs = (logits.shape[0] if num_rows is None else num_rows), (num_classes or logits.shape[1])
@@ -185,10 +201,12 @@ def inspect_labels(root):
 
 
 def agreement(root, labels, batches, max_rows=4000):
-    """The share of rows whose stored top-1 is the class of the image or of its partner, and the share expected by chance.
+    """-> (share of rows whose stored top-1 is the class of the image or of its partner, the share expected by chance, rows read).
 
-    labels (n,) int64, the class of each image in flat order. Needs no teacher; reads whole batches until max_rows are seen."""
-    right = seen = 0
+    labels (n,) int64, the class of each image in flat order; chance is that of the same logits on images dealt out anew, so it knows a
+    set of few classes. Needs no teacher; reads whole batches until max_rows are seen."""
+    right = seen = chance = 0
+    frequency = torch.bincount(torch.from_numpy(labels)) / len(labels)
     for batch in batches:
         sheet = read_sheet(root, batch.epoch, batch.index, len(batch.rows))
         own = torch.from_numpy(labels[batch.rows])
@@ -196,8 +214,10 @@ def agreement(root, labels, batches, max_rows=4000):
         hit = top1 == own
         if sheet.mix.partner is not None:
             hit |= top1 == own[sheet.mix.partner]
-        right, seen = right + int(hit.sum()), seen + len(own)
+        by_luck = torch.where(top1 < len(frequency), frequency[top1.clamp(max=len(frequency) - 1)], 0.0)
+        if sheet.mix.partner is not None:
+            by_luck = 1 - (1 - by_luck) ** 2
+        right, seen, chance = right + int(hit.sum()), seen + len(own), chance + float(by_luck.sum())
         if seen >= max_rows:
             break
-    wrong = 1 - 1 / sheet.logits.shape[1]
-    return right / seen, 1 - (wrong if sheet.mix.partner is None else wrong ** 2)
+    return right / seen, chance / seen, seen

@@ -7,6 +7,8 @@ from sre2l.runtime import UserError, as_json, atomic, beside, read_json
 
 LABEL_FORMAT = "sre2l-labels-1"
 ORDER_RULE = "torch RandomSampler, own generator, two permutations an epoch, the second dropped"
+REQUIRED = {"num_images", "classes", "paths_sha256", "images_sha256", "image_bytes", "epochs", "batch_size", "order_seed", "seed", "mix",
+            "mix_alpha", "crop", "input_size", "mean", "std", "logits", "teacher", "teacher_classes", "measured_top1"}
 FREE = ("epochs", "measured_top1", "versions")  # may differ between the runs that fill one folder
 
 
@@ -23,8 +25,8 @@ def manifest_of(root):
     if not path.exists():
         return None
     settings = read_json(path).get("settings", {})
-    if settings.get("format") != LABEL_FORMAT:
-        raise UserError(f"{path}: label format {settings.get('format')!r}, this version reads {LABEL_FORMAT!r}")
+    if settings.get("format") != LABEL_FORMAT or not settings.keys() >= REQUIRED:
+        raise UserError(f"{path}: no manifest of the format {LABEL_FORMAT!r}, or some of its keys are missing; relabel the images")
     return settings
 
 
@@ -48,6 +50,14 @@ def read_hashes(root):
     if not path.exists():
         return {}
     return {name: digest for digest, _, name in (line.rstrip("\n").partition("  ") for line in open(path)) if name}
+
+
+def earlier_epochs(root):
+    """How many epochs an earlier run meant to write here, 0 for a new folder; UserError for label files that nobody vouches for."""
+    manifest = manifest_of(root)
+    if manifest is None and Path(root).is_dir() and any(Path(root).iterdir()):
+        raise UserError(f"{root}: holds files but no manifest stands beside it, perhaps published labels; choose another --fkd-path")
+    return manifest["epochs"] if manifest else 0
 
 
 def keep_hashes(root, hashes):

@@ -183,3 +183,30 @@ def test_a_verifier_needs_weights_of_the_data_set(world):
     assert "give --verifier-arch-path" in refused(*recover_flags(world, "--verifier"))
     with pytest.raises(UserError):
         recover.load_verifier(recover.get_args(["--dataset", "cifar10", "--verifier", "resnet18"]), None, "cpu")
+
+
+def test_a_changed_label_file_is_found_by_its_hash(world, tmp_path):
+    """Two label files of equal shape exchanged: nothing in them tells, the recorded hash does."""
+    labels = tmp_path / "labels"
+    for suffix in (".manifest.json", ".sha256"):
+        shutil.copy(world / "run" / f"labels{suffix}", tmp_path / f"labels{suffix}")
+    shutil.copytree(world / "run" / "labels", labels)
+    shutil.copy(labels / "epoch_1" / "batch_0.tar", labels / "epoch_0" / "batch_1.tar")
+    message = refused(*train_flags(world, "--fkd-path", labels, "--output-dir", tmp_path / "student"))
+    assert "epoch_0/batch_1.tar" in message and "sha256" in message
+
+
+def test_relabel_leaves_published_labels_alone(world, tmp_path):
+    shutil.copytree(world / "run" / "labels", tmp_path / "labels")
+    before = {path: path.read_bytes() for path in (tmp_path / "labels").rglob("*.tar")}
+    message = refused(relabel, *common(world), *teacher(world), "--epochs", 1, "-b", 8, "--fkd-path", tmp_path / "labels")
+    assert "no manifest stands beside it" in message and all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_fewer_epochs_forget_nothing(world, tmp_path):
+    flags = (relabel, *common(world), *teacher(world), "-b", 10, "-j", 0, "--fkd-path", tmp_path / "labels")
+    run_main(*flags, "--epochs", 2)
+    recorded = (tmp_path / "labels.sha256").read_text()
+    run_main(*flags, "--epochs", 1)
+    assert (tmp_path / "labels.sha256").read_text() == recorded
+    assert json.loads((tmp_path / "labels.manifest.json").read_text())["settings"]["epochs"] == 2

@@ -17,6 +17,7 @@ from sre2l.augment import apply_mix, normalise
 from sre2l.flags import add_dead_flags, add_device_flags, add_run_flags, add_val_flag, data_spec, number, number_list
 from sre2l.images import keep_in_memory, read_synthetic
 from sre2l.labels import BatchDataset, Batches, load_batches, read_sheet
+from sre2l.manifest import read_hashes
 from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, read_checkpoint
 from sre2l.realdata import read_val
 from sre2l.runtime import RunLog, atomic, claim, eta, pick_device, print_plan, run_folder, run_script, unit_rng, versions
@@ -69,8 +70,9 @@ def train_student(args, spec, images, val, info, seed, log, device):
     loss_of = F.cross_entropy if args.hard_labels else partial(distillation_loss, temperature=args.temperature, times_t2=args.kl_t2)
 
     def sheet_of(batch, sizes):
-        return read_sheet(args.fkd_path, batch.epoch, batch.index, len(sizes), spec.num_classes)
+        return read_sheet(args.fkd_path, batch.epoch, batch.index, len(sizes), spec.num_classes, hashes)
 
+    hashes = read_hashes(args.fkd_path)
     batches = Batches(info.num_images, info.batch_size, args.fkd_seed, args.epochs, first)
     stream = iter(load_batches(BatchDataset(images, spec.size, sheet_of), batches, args.workers, device))
     start = saved = time.monotonic()
@@ -128,7 +130,7 @@ def main(args):
     check_student(args, spec)
     images = read_synthetic(args.train_dir, spec.num_classes, args.classes)
     info, manifest, notes = check_labels(args, spec, images)
-    described = describe_labels(info, manifest, images)
+    described = describe_labels(args, info, manifest, images)
     names = manifest["teacher_classes"] if manifest else None
     val = read_val(spec, args.val_dir, described["classes"], names)
     images, note = keep_in_memory(images)
