@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from sre2l.images import decode
+from sre2l.runtime import atomic
 
 GAP = 2        # pixels of white between images
 MAX_ROWS, MAX_COLUMNS, MAX_TILE = 20, 20, 112
@@ -43,7 +44,8 @@ def contact_sheet(root, path):
     """Write a PNG of an image folder: a row per class (20 evenly spread classes at most), the first 20 images of each."""
     folders = sorted(folder for folder in Path(root).iterdir() if folder.is_dir())
     rows = [[tile(decode(file)) for file in sorted(folder.glob("*.jpg"))[:MAX_COLUMNS]] for folder in spread(folders, MAX_ROWS)]
-    Image.fromarray(grid([row for row in rows if row])).save(path)
+    with atomic(path) as tmp:
+        Image.fromarray(grid([row for row in rows if row])).save(tmp, "PNG")
 
 
 def save_snapshot(images, folder, iteration):
@@ -59,4 +61,5 @@ def animate(folder, path, seconds=5):
     files = sorted(file for file in folder.glob("iteration_*.png") if re.fullmatch(r"iteration_\d+\.png", file.name))
     frames = [Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE, colors=128) for file in files]
     durations = [max(40, 1000 * seconds // len(frames))] * (len(frames) - 1) + [2000]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    with atomic(path) as tmp:
+        frames[0].save(tmp, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)

@@ -18,11 +18,11 @@ from tqdm import tqdm
 from recover.objective import PlainEngine, Weights, draw_view, statistics_layers
 from recover.pictures import animate, contact_sheet, save_snapshot
 from recover.units import make_units
-from sre2l.flags import add_dead_flags, add_device_flags, add_run_flags, add_teacher_flags, data_spec, number
+from sre2l.flags import add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, data_spec, number
 from sre2l.images import image_path, save_jpeg
 from sre2l.models import load_teacher
-from sre2l.runtime import (RunLog, UserError, atomic, beside, claim, eta, pick_device, print_plan, run_folder, run_script,
-                           unit_rng)
+from sre2l.runtime import (RunLog, UserError, atomic, beside, claim, eta, pick_device, print_plan, refuse_unclaimed, run_folder,
+                           run_script, unit_rng)
 from sre2l.teacher import check_top1, find_teacher
 
 BETAS, EPS = (0.5, 0.9), 1e-8  # of Adam
@@ -94,20 +94,19 @@ def make_settings(args, spec, classes, teacher):
     keys = ("dataset", "batch_size", "iteration", "lr", "jitter", "signed_jitter", "no_crop_flip", "r_bn", "first_bn_multiplier",
             "tv_l2", "l2_scale", "seed")
     settings = {key: getattr(args, key) for key in keys}
-    described = teacher.describe() if teacher else {"arch": args.arch, "source": args.teacher}
+    described = teacher.describe() if teacher else {"arch": args.arch or "resnet18", "file": args.teacher}
     return {**settings, "size": spec.size, "classes": classes, "teacher": described}
 
 
 def load_verifier(args, spec, device):
     """The second network, only where one is asked for: --verifier [ARCH], weights from --verifier-arch-path or torchvision."""
-    if args.verifier is None and args.verifier_arch is None:
+    if args.verifier is None and args.verifier_arch is None and args.verifier_arch_path is None:
         return None
-    arch = args.verifier or args.verifier_arch or "mobilenet_v2"
     if args.verifier_arch_path is None and args.dataset != "imagenet1k":
-        raise UserError(f"--verifier {arch}: torchvision has no weights for {args.dataset}; give --verifier-arch-path FILE")
-    verifier = load_teacher(spec, args.verifier_arch_path, arch)
+        raise UserError(f"--verifier: torchvision has no weights for {args.dataset}; give --verifier-arch-path FILE")
+    verifier = load_teacher(spec, args.verifier_arch_path, args.verifier or args.verifier_arch, default_arch="mobilenet_v2")
     if (verifier.mean, verifier.std) != (spec.mean, spec.std):
-        raise UserError(f"--verifier {arch}: its normalisation {verifier.mean}, {verifier.std} is not the teacher's {spec.mean}, {spec.std}")
+        raise UserError(f"--verifier {verifier.arch}: its normalisation {verifier.mean}, {verifier.std} is not the teacher's {spec.mean}, {spec.std}")
     verifier.network.to(device)
     return verifier
 
@@ -143,11 +142,13 @@ def main(args):
     verifier = load_verifier(args, spec, device)
     check_top1(teacher, spec, args, device)
     settings = make_settings(args, spec, classes, teacher)
+    refuse_unclaimed(root)
     claim(beside(root, "manifest.json"), settings)
     log = RunLog(partial(beside, root), vars(args), device)
     log.line(f"{len(wanted)} images in {len(units)} units of {args.batch_size} -> {root}")
     engine = PlainEngine(teacher.network, Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale))
-    snapshots = beside(root, "snapshots")
+    first = f"unit{units[0].index}." if units[0].index else ""  # another range beside this one has a first batch of its own
+    snapshots = beside(root, f"{first}snapshots")
 
     for unit in units:
         missing = {pair for pair in unit.pairs if pair in wanted and not image_path(root, pair[1], pair[0], spec.num_classes).exists()}
@@ -166,7 +167,7 @@ def main(args):
             images = optimise(engine, targets, args, spec, unit_rng(args.seed, unit.index), watch)
         if take_snapshots:
             snapshot(images, args.iteration)
-            animate(snapshots, beside(root, "gif"))
+            animate(snapshots, beside(root, f"{first}gif"))
         write_images(root, unit, to_pixels(images, spec.mean, spec.std), missing, spec.num_classes)
         final = {"verifier_top1": verifier_top1(verifier, images, targets)} if verifier else {}
         log.metrics(unit=unit.index, images=len(missing), **final)
@@ -179,7 +180,7 @@ def main(args):
 def get_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add_run_flags(parser)
-    add_device_flags(parser)
+    add_stage_flags(parser)
     add_teacher_flags(parser)
     add = parser.add_argument
     add("--seed", type=number(int, 0), default=0, help="of noise, crops and rolls")

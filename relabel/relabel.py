@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from sre2l.augment import apply_mix, draw_crops, draw_mix, normalise
-from sre2l.flags import add_dead_flags, add_device_flags, add_run_flags, add_teacher_flags, data_spec, number
+from sre2l.flags import add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, data_spec, number
 from sre2l.images import keep_in_memory, read_synthetic
 from sre2l.labels import BatchDataset, Batches, Sheet, agreement, label_name, label_path, load_batches, write_sheet
 from sre2l.manifest import FREE, LABEL_FORMAT, ORDER_RULE, describe_images, earlier_epochs, hash_file, keep_hashes, read_hashes, record_hash
@@ -34,15 +34,11 @@ def make_settings(args, spec):
             "logits": args.label_precision}
 
 
-def make_draw(settings):
-    """-> the function that draws the crops and the mix of one batch, from a generator of its own."""
-    crop, size = settings["crop"], settings["input_size"]
-
-    def draw(batch, sizes):
-        rng = unit_rng(settings["seed"], batch.epoch, batch.index)
-        crops = draw_crops(sizes, crop["kind"], crop["scale"], crop["padding"], crop["flip"], rng)
-        return Sheet(crops, draw_mix(settings["mix"], settings["mix_alpha"], len(sizes), size, rng))
-    return draw
+def draw_sheet(settings, batch, sizes):
+    """Draw the crops and the mix of one batch, from a generator of its own. sizes: (height, width) of its images, pixels."""
+    crop, rng = settings["crop"], unit_rng(settings["seed"], batch.epoch, batch.index)
+    crops = draw_crops(sizes, crop["kind"], crop["scale"], crop["padding"], crop["flip"], rng)
+    return Sheet(crops, draw_mix(settings["mix"], settings["mix_alpha"], len(sizes), settings["input_size"], rng))
 
 
 def missing_batches(root, batches):
@@ -57,9 +53,10 @@ def missing_batches(root, batches):
     return todo
 
 
-def num_label_bytes(num_images, epochs, num_classes, precision):
-    """Bytes of all label files: the logits, and 29 bytes of crop, flip and partner for each row."""
-    return num_images * epochs * (num_classes * (2 if precision == "fp16" else 4) + 29)
+def num_label_bytes(num_images, batch_size, epochs, num_classes, precision):
+    """Bytes of all label files: the logits, 25 bytes of crop, flip and partner for each row, 2,400 of zip for each file."""
+    num_files = epochs * -(-num_images // batch_size)
+    return num_images * epochs * (num_classes * (2 if precision == "fp16" else 4) + 25) + 2400 * num_files
 
 
 @torch.inference_mode()
@@ -73,13 +70,15 @@ def main(args):
     spec = data_spec(args)
     if args.min_scale_crops > args.max_scale_crops:
         raise UserError(f"--min-scale-crops {args.min_scale_crops} is above --max-scale-crops {args.max_scale_crops}")
+    if (args.padding or 0) > spec.size // 2:
+        raise UserError(f"--padding {args.padding} is more than half of the images' {spec.size} pixels")
     args.data, args.fkd_path = args.data or str(run_folder(args) / "images"), args.fkd_path or str(run_folder(args) / "labels")
     root = Path(args.fkd_path)
     images = None if args.dry_run and not Path(args.data).exists() else read_synthetic(args.data, spec.num_classes, args.classes)
     if args.dry_run:
         count = len(images) if images else None
         plan = {"batches": count and len(Batches(count, args.batch_size, 0, args.epochs)), "output": str(root),
-                "bytes": count and num_label_bytes(count, args.epochs, spec.num_classes, args.label_precision)}
+                "bytes": count and num_label_bytes(count, args.batch_size, args.epochs, spec.num_classes, args.label_precision)}
         return print_plan(make_settings(args, spec), images=count, **plan)
 
     device = pick_device(args.device)
@@ -94,10 +93,10 @@ def main(args):
     log = RunLog(partial(beside, root), vars(args), device)
     log.line(note)
     todo = missing_batches(root, Batches(len(images), args.batch_size, args.fkd_seed, args.epochs))
-    log.line(f"{len(todo)} label files to write, about {num_label_bytes(len(images), args.epochs, spec.num_classes, args.label_precision) / 1e6:.1f}"
-             f" MB in all -> {root}")
+    num_bytes = num_label_bytes(len(images), args.batch_size, args.epochs, spec.num_classes, args.label_precision)
+    log.line(f"{len(todo)} label files to write, about {num_bytes / 1e6:.1f} MB in all -> {root}")
 
-    loader = load_batches(BatchDataset(images, spec.size, make_draw(settings)), todo, args.workers, device)
+    loader = load_batches(BatchDataset(images, spec.size, partial(draw_sheet, settings)), todo, args.workers, device)
     dtype = torch.float16 if args.label_precision == "fp16" else torch.float32
     start, logged = time.monotonic(), time.monotonic()
     bar = tqdm(loader, "relabel", total=len(todo), unit="batch", disable=None, leave=False)
@@ -123,7 +122,7 @@ def main(args):
 def get_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add_run_flags(parser)
-    add_device_flags(parser)
+    add_stage_flags(parser)
     add_teacher_flags(parser)
     add = parser.add_argument
     add("--seed", type=number(int, 0), default=0, help="of crops, flips and mix; the order has --fkd-seed")

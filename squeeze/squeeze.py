@@ -7,32 +7,36 @@ Result: runs/<name>/teacher/teacher.pth, which carries architecture, stem, class
 import argparse
 import os
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from sre2l.augment import Mix, draw_crops, normalise
-from sre2l.flags import add_device_flags, add_run_flags, data_spec, number
-from sre2l.images import keep_in_memory
+from sre2l.datasets import STEMS
+from sre2l.flags import add_run_flags, add_stage_flags, data_spec, number
+from sre2l.images import fingerprint, keep_in_memory
 from sre2l.labels import BatchDataset, Batches, Sheet, load_batches
-from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, read_checkpoint
+from sre2l.models import TEACHER_FORMAT, build_network, check_input_size, load_teacher, num_weight_bytes, read_checkpoint
 from sre2l.realdata import read_real, read_val
-from sre2l.runtime import RunLog, atomic, claim, eta, pick_device, print_plan, run_folder, run_script, unit_rng
-from sre2l.training import evaluate, lr_factor, set_lr
+from sre2l.runtime import RunLog, UserError, atomic, claim, eta, pick_device, print_plan, run_folder, run_script, unit_rng
+from sre2l.training import evaluate, lr_factor, seed_epoch, set_lr
 
 SCALE = (0.08, 1.0)  # of RandomResizedCrop
 
 
-def make_settings(args, spec):
-    keys = ("dataset", "arch", "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup_epochs", "nesterov", "seed")
-    return {**{key: getattr(args, key) for key in keys}, "num_classes": spec.num_classes, "size": spec.size, "stem": args.stem or spec.stem}
+def make_settings(args, spec, stem=None, train=None, val=None):
+    """What the teacher depends on; stem, train and val as they turned out, None in a plan."""
+    keys = ("dataset", "arch", "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup_epochs", "seed")
+    return {**{key: getattr(args, key) for key in keys}, "num_classes": spec.num_classes, "size": spec.size,
+            "stem": stem or args.stem or spec.stem, "train": train and fingerprint(train), "val": val and fingerprint(val)}
 
 
 def check_torchvision(args, spec):
     """imagenet1k: the published teachers are torchvision's; see that they load, and measure them where images are given."""
     device = pick_device(args.device)
-    teacher = load_teacher(spec, None, args.arch)
+    teacher = load_teacher(spec, None, args.arch, args.stem)
     print(f"imagenet1k: the teacher is torchvision's {args.arch} with IMAGENET1K_V1 weights; they load (sha256 {teacher.sha256[:12]})")
     if args.real_data:
         val = read_val(spec, args.real_data)
@@ -40,49 +44,58 @@ def check_torchvision(args, spec):
         print(f"top-1 {top1:.2f}%  top-5 {top5:.2f}% on {len(val)} images of {val.root}")
 
 
-def load_state(path, network, optimizer, device):
-    """Continue from a checkpoint if there is one -> the next epoch."""
+def draw_sheet(spec, seed, batch, sizes):
+    """Draw the crops of one batch, from a generator of its own. sizes: (height, width) of its images, pixels."""
+    return Sheet(draw_crops(sizes, spec.crop, SCALE, spec.padding, spec.flip, unit_rng(seed, batch.epoch, batch.index)), Mix())
+
+
+def load_state(path, network, optimizer):
+    """Continue from a checkpoint if there is one -> (next epoch, the values measured at its end)."""
     if not path.exists():
-        return 0
+        return 0, {}
     state = read_checkpoint(path)
     network.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    network.to(device)
-    return state["epoch"]
+    return state["epoch"], state["values"]
 
 
 def main(args):
     spec = data_spec(args)
     folder = run_folder(args) / "teacher"
     if args.dry_run:
-        plan = {"epochs": 0, "bytes": 0} if spec.name == "imagenet1k" else {"epochs": args.epochs, "output": str(folder)}
-        return print_plan(make_settings(args, spec), **plan)
+        trained = spec.name != "imagenet1k"
+        network, stem = build_network(args.arch, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
+        return print_plan(make_settings(args, spec, stem), epochs=args.epochs * trained, output=str(folder),
+                          bytes=3 * num_weight_bytes(network) * trained)  # the teacher, and a checkpoint with momentum
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)
 
     device = pick_device(args.device)
+    if args.warmup_epochs >= args.epochs:
+        raise UserError(f"--warmup-epochs {args.warmup_epochs} is not below --epochs {args.epochs}")
     torch.manual_seed(args.seed)
     network, stem = build_network(args.arch, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
+    check_input_size(network, args.arch, spec.size)
     train, val = read_real(spec, args.real_data, "train"), read_val(spec, args.real_data)
     train, note = keep_in_memory(train)
-    claim(folder / "settings.json", make_settings(args, spec))
+    claim(folder / "settings.json", make_settings(args, spec, stem, train, val))
     log = RunLog(folder.joinpath, vars(args), device)
     log.line(note)
     network.to(device)
-    optimizer = torch.optim.SGD(network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, nesterov=args.nesterov)
-    first = load_state(folder / "checkpoint.pth", network, optimizer, device)
+    optimizer = torch.optim.SGD(network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
+    first, values = load_state(folder / "checkpoint.pth", network, optimizer)
     log.line(f"{args.arch}, stem {stem}: epochs {first}-{args.epochs - 1} on {len(train)} images of {train.root}")
 
-    def draw(batch, sizes):
-        return Sheet(draw_crops(sizes, spec.crop, SCALE, spec.padding, spec.flip, unit_rng(args.seed, batch.epoch, batch.index)), Mix())
-
     batches = Batches(len(train), args.batch_size, args.seed, args.epochs, first)
-    loader = load_batches(BatchDataset(train, spec.size, draw), batches, args.workers, device)
+    loader = load_batches(BatchDataset(train, spec.size, partial(draw_sheet, spec, args.seed)), batches, args.workers, device)
     bar = tqdm(total=len(batches), desc="squeeze", unit="batch", disable=None, leave=False)
     loss_sum = torch.zeros((), device=device)
-    start, network = time.monotonic(), network.train()
+    start = time.monotonic()
+    network.train()
     for batch, pixels, _ in loader:
         bar.update()
+        if batch.index == 0:
+            seed_epoch(args.seed, batch.epoch)
         if len(batch.rows) > 1:  # BatchNorm cannot train on a single image
             set_lr(optimizer, args.lr * lr_factor(batch.epoch, args.epochs, args.warmup_epochs))
             labels = torch.from_numpy(train.labels[batch.rows]).to(device)
@@ -102,10 +115,10 @@ def main(args):
         log.metrics(**values)
         log.line("  ".join(f"{key} {value}" for key, value in values.items()) + f"  {eta(epoch - first, args.epochs - first, start)}")
         with atomic(folder / "checkpoint.pth") as tmp:
-            torch.save({"model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, **values}, tmp)
+            torch.save({"model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "values": values}, tmp)
     bar.close()
 
-    if first < args.epochs:
+    if first < args.epochs or not (folder / "teacher.pth").exists():
         facts = {key: getattr(spec, key) for key in ("mean", "std", "size", "num_classes")}
         teacher = {"format": TEACHER_FORMAT, "arch": args.arch, "stem": stem, "class_names": train.class_names, "dataset": spec.name,
                    **facts, **values, "model": network.state_dict()}
@@ -117,19 +130,18 @@ def main(args):
 def get_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add_run_flags(parser)
-    add_device_flags(parser)
+    add_stage_flags(parser)
     add = parser.add_argument
     add("--seed", type=number(int, 0), default=0, help="of the first weights, the order and the crops")
     add("--real-data", "--val-dir", type=os.path.abspath, metavar="DIR", help="folder with train/ and val/ (digits: built in; CIFAR: downloaded if not given)")
     add("-a", "--arch", "--arch-name", default="resnet18", help="torchvision name of the network")
-    add("--stem", help="first layers: torchvision, conv3x3 or conv3x3-s2 (default: the data set's)")
+    add("--stem", choices=STEMS, help="first layers (default: the data set's, where the network can have them)")
     add("--epochs", type=number(int, 1), default=90)
     add("-b", "--batch-size", type=number(int, 2), default=256)
     add("--lr", type=number(float, above=0), default=0.1, help="learning rate of SGD, cosine to 0")
     add("--momentum", type=number(float, 0, 1), default=0.9)
     add("--weight-decay", type=number(float, 0), default=1e-4)
     add("--warmup-epochs", type=number(int, 0), default=0, help="epochs of linear warm-up from 0.01 of the rate")
-    add("--nesterov", action="store_true", help="Nesterov momentum")
     add("--eval-every", type=number(int, 1), default=10, help="epochs between evaluations")
     add("-j", "--workers", type=number(int, 0), default=4, help="processes that prepare batches, 0 = none")
     return parser.parse_args(argv)

@@ -5,6 +5,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TINY_MEAN, TINY_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 DIGITS_MEAN, DIGITS_STD = (0.305, 0.305, 0.305), (0.323, 0.323, 0.323)  # measured on the 1,000 training scans
+STEMS = {"torchvision": None, "conv3x3": 1, "conv3x3-s2": 2}  # stride of the 3x3 convolution that replaces conv1 and maxpool
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,7 @@ class Dataset:
     """What every stage needs to know of a data set. Pixels are RGB in [0, 1] before (x - mean) / std.
 
     crop: 'resized' (RandomResizedCrop to size) or 'padded' (pad by `padding` black pixels, crop at full size).
-    stem: the change to the network's first layers, a key of models.STEMS.
+    stem: the change to the network's first layers, a key of STEMS.
     resize: short side, pixels, before the centre crop of an evaluation; None = image shown at size.
     """
     name: str

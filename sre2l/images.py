@@ -115,14 +115,21 @@ def read_synthetic(root, num_classes, classes=None):
             raise UserError(f"{root}: {len(images.class_names)} class folders, the set has {len(found)} classes")
     if max(found) >= num_classes:
         raise UserError(f"{root}: class {max(found)} is not among the network's {num_classes}")
-    images.labels = np.array(found)[images.labels]
-    return images
+    return Images(images.items, np.array(found)[images.labels], images.class_names, images.root)
 
 
 def recorded_classes(root):
     """The classes that recover wrote into this folder, or None for a folder of other origin."""
     manifest = beside(root, "manifest.json")
-    return read_json(manifest)["settings"].get("classes") if manifest.exists() else None
+    return read_json(manifest).get("settings", {}).get("classes") if manifest.exists() else None
+
+
+def fingerprint(images):
+    """What identifies real images in a protocol: their number, and a hash of classes, labels and the first and last image's pixels."""
+    digest = hashlib.sha256(repr((images.class_names, images.labels.tolist())).encode())
+    for index in (0, -1):
+        digest.update(images.pixels(index).tobytes())
+    return {"num_images": len(images), "sha256": digest.hexdigest()}
 
 
 def hash_images(images):

@@ -70,13 +70,16 @@ class Batches:
 class BatchDataset(Dataset):
     """A dataset whose item is one whole batch: (Batch, crops (m, 3, size, size) uint8, Sheet). sheet_of: (Batch, sizes) -> Sheet."""
 
-    def __init__(self, images, size, sheet_of):
+    def __init__(self, images, size, sheet_of):  # sheet_of travels to worker processes: a partial of a function, not a closure
         self.images, self.size, self.sheet_of = images, size, sheet_of
 
     def __getitem__(self, batch):
-        pixels = [self.images.pixels(row) for row in batch.rows]
-        sheet = self.sheet_of(batch, [image.shape[:2] for image in pixels])
-        return batch, apply_crops(pixels, sheet.crops, self.size), sheet
+        try:
+            pixels = [self.images.pixels(row) for row in batch.rows]
+            sheet = self.sheet_of(batch, [image.shape[:2] for image in pixels])
+            return batch, apply_crops(pixels, sheet.crops, self.size), sheet
+        except UserError as error:  # raised by load_batches in the parent: a worker's exception arrives as a traceback
+            return error
 
 
 def as_it_is(item):
@@ -84,8 +87,14 @@ def as_it_is(item):
 
 
 def load_batches(dataset, batches, workers, device):
-    """The batches in order, prepared by `workers` processes (0 = this one)."""
-    return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, collate_fn=as_it_is, pin_memory=device.type == "cuda")
+    """Yield the batches in order, prepared by `workers` processes (0 = this one); a UserError of theirs is raised here."""
+    own = torch.Generator()  # for the workers' seeds, which would else come from torch's global generator
+    loader = DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, collate_fn=as_it_is, generator=own,
+                        pin_memory=device.type == "cuda")
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        yield item
 
 
 def label_name(epoch, index):
@@ -136,9 +145,11 @@ def is_box(value):
 
 def read_sheet(root, epoch, index, num_rows=None, num_classes=None, hashes=None):
     """Read and check one label file. num_rows, num_classes: what they must be, None = as they are; hashes: the recorded ones by
-    name, where there are any. Raises UserError."""
+    name, None for a folder without. Raises UserError."""
     path = label_path(root, epoch, index)
-    boxes, flips, partner, lam, box, logits = read_fields(path, (hashes or {}).get(label_name(epoch, index)))
+    if hashes is not None and label_name(epoch, index) not in hashes:
+        raise UserError(f"{path}: no hash is recorded for it beside {root}; the same relabel command writes it again")
+    boxes, flips, partner, lam, box, logits = read_fields(path, hashes and hashes[label_name(epoch, index)])
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.dtype not in (torch.float16, torch.float32):
         raise UserError(f"{path}: field 5 must be logits (m, C) in float16 or float32")
     rows, outputs = (logits.shape[0] if num_rows is None else num_rows), (num_classes or logits.shape[1])

@@ -3,7 +3,7 @@ import hashlib
 from pathlib import Path
 
 from sre2l.images import hash_images
-from sre2l.runtime import UserError, as_json, atomic, beside, read_json
+from sre2l.runtime import UserError, as_json, atomic, beside, read_json, refuse_unclaimed
 
 LABEL_FORMAT = "sre2l-labels-1"
 ORDER_RULE = "torch RandomSampler, own generator, two permutations an epoch, the second dropped"
@@ -54,9 +54,8 @@ def read_hashes(root):
 
 def earlier_epochs(root):
     """How many epochs an earlier run meant to write here, 0 for a new folder; UserError for label files that nobody vouches for."""
+    refuse_unclaimed(root)
     manifest = manifest_of(root)
-    if manifest is None and Path(root).is_dir() and any(Path(root).iterdir()):
-        raise UserError(f"{root}: holds files but no manifest stands beside it, perhaps published labels; choose another --fkd-path")
     return manifest["epochs"] if manifest else 0
 
 

@@ -8,11 +8,10 @@ import torch
 import torchvision
 from torch import nn
 
+from sre2l.datasets import STEMS
 from sre2l.runtime import UserError, first_line
 
 TEACHER_FORMAT = "sre2l-teacher-1"
-STEMS = {"torchvision": None, "conv3x3": (3, 1, False), "conv3x3-s2": (3, 2, False),  # kernel, stride, keeps maxpool
-         "conv3x3-s2-pool": (3, 2, True), "conv4x4-s4": (4, 4, False)}
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.", "aux_classifier.")  # training-only heads of inception_v3 and googlenet
 
 
@@ -48,10 +47,8 @@ def check_arch(arch):
 def replace_stem(network, stem):
     """3x3 convolution instead of conv1, no maxpool: for small images, on networks of the ResNet family, in place."""
     conv = network.conv1
-    kernel, stride, pooled = STEMS[stem]
-    network.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride=stride, padding=1 if kernel == 3 else 0, bias=False)
-    if not pooled:
-        network.maxpool = nn.Identity()
+    network.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, stride=STEMS[stem], padding=1, bias=False)
+    network.maxpool = nn.Identity()
 
 
 def has_stem(network):
@@ -63,8 +60,6 @@ def build_network(arch, num_classes, stem, strict_stem=False):
 
     A network without a conv1-maxpool stem keeps its own; with strict_stem that is a UserError."""
     check_arch(arch)
-    if stem not in STEMS:
-        raise UserError(f"stem '{stem}' is not one of {', '.join(STEMS)}")
     heads = {"inception_v3": {"aux_logits": False, "init_weights": True}, "googlenet": {"aux_logits": False, "init_weights": True}}
     network = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **heads.get(arch, {}))
     if stem == "torchvision" or not has_stem(network):
@@ -73,6 +68,21 @@ def build_network(arch, num_classes, stem, strict_stem=False):
         return network, "torchvision"
     replace_stem(network, stem)
     return network, stem
+
+
+def check_input_size(network, arch, size):
+    """Raise UserError unless the network can take images of size x size pixels; it is left in the mode it was in."""
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, size, size, device=next(network.parameters()).device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"{arch} cannot take images of {size}x{size} pixels ({first_line(error)})") from None
+    network.train(was_training)
+
+
+def num_weight_bytes(network):
+    return sum(value.nbytes for value in network.state_dict().values())
 
 
 def read_checkpoint(path):
@@ -142,24 +152,29 @@ def agree(path, stored, asked, flag):
     return stored if stored is not None else asked
 
 
-def load_teacher(spec, path, arch=None, stem=None):
+def load_teacher(spec, path, arch=None, stem=None, default_arch="resnet18"):
     """The teacher for a data set: from a checkpoint, or torchvision's ImageNet weights where path is None.
 
-    spec: Dataset; arch, stem: what the user says, None = as the checkpoint, else ResNet-18 with the data set's stem."""
+    spec: Dataset; arch, stem: what the user says, None = as the checkpoint, else default_arch with the data set's stem."""
     if path is None:
-        arch, stem = arch or "resnet18", "torchvision"
+        if stem not in (None, "torchvision"):
+            raise UserError(f"--stem {stem}: torchvision's weights have torchvision's stem; give a checkpoint with --teacher")
+        arch, stem = arch or default_arch, "torchvision"
         network, meta, source = pretrained(arch), {}, "torchvision IMAGENET1K_V1"
         if spec.num_classes != 1000:
             raise UserError(f"torchvision's {arch} has 1000 classes, --num-classes says {spec.num_classes}; use --classes for a subset")
     else:
         checkpoint, source = read_checkpoint(path), str(path)
         meta = checkpoint if checkpoint.get("format") == TEACHER_FORMAT else {}
-        arch = agree(path, meta.get("arch"), arch, "--arch") or "resnet18"
+        arch = agree(path, meta.get("arch"), arch, "--arch") or default_arch
         if meta.get("num_classes", spec.num_classes) != spec.num_classes:
             raise UserError(f"{path}: the teacher has {meta['num_classes']} classes, {spec.name} has {spec.num_classes}")
         asked = agree(path, meta.get("stem"), stem, "--stem")
         network, stem = build_network(arch, spec.num_classes, asked or spec.stem, strict_stem=stem is not None)
         load_weights(network, find_weights(checkpoint, path), path, arch)
+        if not meta and spec.name == "imagenet1k" and hasattr(network, "transform_input"):
+            network.transform_input = True  # torchvision's inception and googlenet weights want their inputs so
+    check_input_size(network, arch, spec.size)
     return Teacher(network.eval().requires_grad_(False), arch, stem, spec.num_classes, meta.get("class_names"),
                    tuple(meta.get("mean", spec.mean)), tuple(meta.get("std", spec.std)), meta.get("size", spec.size),
                    meta.get("top1"), source, hash_weights(network))

@@ -50,7 +50,11 @@ def find_split(spec, path, split):
         return read_cifar(spec.name, path, split)
     if path is None:
         raise UserError(f"{spec.name} has no embedded images: say where they are with --real-data (a folder with train/ and val/)")
-    folder = Path(path) / split if (Path(path) / split).is_dir() else Path(path)
+    folder = Path(path) / split
+    if not folder.is_dir():
+        if split == "train":
+            raise UserError(f"{folder}: there is no such folder; give the one that holds train/ and val/")
+        folder = Path(path)  # the validation images themselves
     if (folder / "val_annotations.txt").is_file():
         return read_tiny_val(folder)
     return read_folder(folder)
@@ -59,17 +63,25 @@ def find_split(spec, path, split):
 def read_real(spec, path, split, classes=None, class_names=None):
     """Real images of one split ('train' or 'val'), labelled with class indices of the teacher's output.
 
-    classes: which of the teacher's classes the sorted folders are (default: all); class_names: the teacher's, where it knows them.
-    Raises UserError if the folders are not those classes."""
+    classes: a subset of the teacher's classes (default: all); the folders, sorted, are either all classes or exactly these.
+    class_names: the teacher's, where it knows them. Raises UserError if the folders are not those classes."""
     images = find_split(spec, path, split)
-    classes = list(classes or range(spec.num_classes))
+    every = list(range(spec.num_classes))
+    classes = list(classes or every)
+    found = every if len(images.class_names) == len(every) else classes
     if class_names:
-        check_classes(images.root, images.class_names, [class_names[c] for c in classes], "the teacher")
-    elif len(images.class_names) != len(classes):
-        raise UserError(f"{images.root}: {len(images.class_names)} class folders, {spec.name} has {len(classes)} classes"
-                        f" (the first folder is '{images.class_names[0]}', the last '{images.class_names[-1]}')")
-    images.labels = np.array(classes)[images.labels]
-    return images
+        check_classes(images.root, images.class_names, [class_names[c] for c in found], "the teacher")
+    elif len(images.class_names) != len(found):
+        raise UserError(f"{images.root}: {len(images.class_names)} class folders, {spec.name} has {len(every)} classes"
+                        + (f" and --classes names {len(classes)}" if classes != every else "")
+                        + f" (the first folder is '{images.class_names[0]}', the last '{images.class_names[-1]}')")
+    return select_classes(images, np.array(found)[images.labels], classes)
+
+
+def select_classes(images, labels, classes):
+    """The images of some classes, under the teacher's class indices (labels, one for each image)."""
+    kept = np.flatnonzero(np.isin(labels, classes))
+    return Images([images.items[row] for row in kept], labels[kept], images.class_names, images.root)
 
 
 def show(pixels, size, short):

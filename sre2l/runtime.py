@@ -42,6 +42,9 @@ def run_script(main, get_args):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
@@ -65,18 +68,19 @@ def pick_device(name):
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that torch {torch.__version__} can use")
     if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True  # what the published runs had
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True  # about 1e-3 relative
     return device
 
 
 def versions(device):
     """What a result depends on besides its settings, for logs and manifests."""
+    commit = "unknown"
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
                                 capture_output=True, text=True, check=True).stdout.strip()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "numpy": np.__version__, "device": name, "precision": "tf32" if device.type == "cuda" else "fp32", "commit": locals().get("commit", "unknown")}
+            "numpy": np.__version__, "device": name, "precision": "tf32" if device.type == "cuda" else "fp32", "commit": commit}
 
 
 def run_folder(args):
@@ -135,8 +139,14 @@ def claim(path, settings, free=()):
         if keys:
             differ = "; ".join(f"{k}: there {stored.get(k)!r}, here {settings.get(k)!r}" for k in keys)
             raise UserError(f"{path}: this output belongs to a run with other settings ({differ}). "
-                            f"Choose another --name or output folder, or delete this one")
+                            f"Choose another --name or output folder, or delete the output and this file")
     write_json(path, {"settings": settings})
+
+
+def refuse_unclaimed(root):
+    """Raise UserError for a folder with contents that no manifest vouches for: images or labels of other origin."""
+    if not beside(root, "manifest.json").exists() and Path(root).is_dir() and any(Path(root).iterdir()):
+        raise UserError(f"{root}: holds files but no manifest stands beside it, perhaps a published set; choose another folder")
 
 
 class RunLog:

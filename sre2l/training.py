@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from sre2l.augment import normalise
+from sre2l.runtime import unit_rng
 
 
 @torch.inference_mode()
@@ -28,6 +29,11 @@ def lr_factor(epoch, epochs, warmup=0):
     if epoch < warmup:
         return 0.01 + 0.99 * epoch / warmup
     return (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2
+
+
+def seed_epoch(seed, epoch):
+    """Seed torch's own generators for one epoch: dropout is then the same whether the run was interrupted or not."""
+    torch.manual_seed(int(unit_rng(seed, epoch).integers(2 ** 31)))
 
 
 def set_lr(optimizer, lr):

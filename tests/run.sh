@@ -3,5 +3,5 @@
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/sre2l/setup.sh"
-if ! python3 -c 'import pytest, hypothesis' 2>/dev/null; then python3 -m pip install -q pytest hypothesis; fi
+if ! python3 -c 'import pytest' 2>/dev/null; then python3 -m pip install -q pytest; fi
 exec python3 -m pytest -q --durations=8 -p no:cacheprovider "$root/tests" "$@"

@@ -45,6 +45,9 @@ def train_flags(root, *flags):
 
 def test_missing_and_empty_folders(world, tmp_path):
     assert "there is no such folder" in refused(squeeze, *common(world, "s"), "--real-data", tmp_path / "nowhere")
+    assert "holds train/ and val/" in refused(squeeze, *common(world, "s"), "--real-data", tmp_path)
+    assert "holds train/ and val/" in refused(squeeze, *common(world, "s"), "--real-data", world / "real" / "val")  # never train on it
+    (tmp_path / "train").mkdir()
     assert "find any class folder" in refused(squeeze, *common(world, "s"), "--real-data", tmp_path)
     (tmp_path / "empty" / "c0").mkdir(parents=True)
     assert "c0" in refused(relabel, *common(world), *teacher(world), "--data", tmp_path / "empty")
@@ -107,7 +110,7 @@ def test_our_teacher_with_another_number_of_classes(world, tmp_path):
 
 
 def test_a_teacher_at_chance_on_real_images_is_refused(world):
-    """The class-order check: fresh weights are a teacher whose classes mean nothing."""
+    """The class-order check: a head of zeros is a teacher whose classes mean nothing."""
     with torch.no_grad():
         constant = {k: torch.zeros_like(v) if k.startswith("fc") else v for k, v in torch.load(world / "teacher.pth").items()}
     torch.save(constant, world / "constant.pth")
@@ -210,3 +213,43 @@ def test_fewer_epochs_forget_nothing(world, tmp_path):
     run_main(*flags, "--epochs", 1)
     assert (tmp_path / "labels.sha256").read_text() == recorded
     assert json.loads((tmp_path / "labels.manifest.json").read_text())["settings"]["epochs"] == 2
+
+
+def test_a_fault_found_in_another_process_is_one_sentence(world, tmp_path):
+    """With worker processes too: the message itself, not the traceback of a process."""
+    shutil.copytree(world / "run" / "labels", tmp_path / "labels")
+    for suffix in (".manifest.json", ".sha256"):
+        shutil.copy(world / "run" / f"labels{suffix}", tmp_path / f"labels{suffix}")
+    (tmp_path / "labels" / "epoch_1" / "batch_1.tar").write_bytes(b"")
+    message = refused(*train_flags(world, "--fkd-path", tmp_path / "labels", "--output-dir", tmp_path / "s", "-j", 1, "--epochs", 2))
+    assert message.startswith(str(tmp_path / "labels" / "epoch_1" / "batch_1.tar")) and len(message.splitlines()) == 1
+
+
+def test_images_that_nobody_vouches_for_are_not_added_to(world):
+    shutil.copytree(world / "run" / "images", world / "foreign" / "images")
+    assert "no manifest stands beside it" in refused(*recover_flags(world, "--ipc-end", 3, name="foreign"))
+
+
+def test_a_network_that_cannot_take_the_images(world):
+    assert "alexnet cannot take images of 32x32 pixels" in refused(*train_flags(world, "--model", "alexnet"))
+
+
+def test_padding_and_stems_out_of_range(world):
+    assert "more than half of the images' 32 pixels" in refused(relabel, *common(world), *teacher(world), "--padding", 17)
+    assert "torchvision's weights have torchvision's stem" in refused(recover, "--name", world / "i", "--stem", "conv3x3")
+
+
+def test_a_set_smaller_than_a_batch(world, tmp_path):
+    """20 images labelled with batches of 64 are a set of one short batch; the manifest says 64."""
+    flags = ("--fkd-path", tmp_path / "labels")
+    run_main(relabel, *common(world), *teacher(world), "-b", 64, "--epochs", 1, "-j", 0, *flags)
+    run_main(*train_flags(world, *flags, "--batch-size", 64, "--output-dir", tmp_path / "s"))
+    results = json.loads((tmp_path / "s" / "results.json").read_text())
+    assert results["protocol"]["labels"]["batch_size"] == 64 and results["protocol"]["val"]["num_images"] == 20
+
+
+def test_another_validation_set_is_another_protocol(world, tmp_path):
+    flags = ("--output-dir", tmp_path / "s")
+    run_main(*train_flags(world, *flags))
+    noise_folder(tmp_path / "val", NAMES, 3, seed=5)
+    assert "val: there" in refused(*train_flags(world, *flags, "--val-dir", tmp_path / "val"))

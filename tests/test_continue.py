@@ -34,7 +34,7 @@ def interrupt(monkeypatch, module, at):
 def test_squeeze_continues_to_the_same_teacher(at, tmp_path, monkeypatch):
     noise_folder(tmp_path / "train", NAMES, 2)
     noise_folder(tmp_path / "val", NAMES, 1)
-    flags = ("--dataset", "cifar10", "--real-data", tmp_path, "--arch", SMALL, "--epochs", 3, "-b", 7, "-j", 0, "--eval-every", 1, "--device", "cpu")
+    flags = ("--dataset", "cifar10", "--real-data", tmp_path, "--arch", "mobilenet_v3_small", "--epochs", 3, "-b", 7, "-j", 0, "--eval-every", 1, "--device", "cpu")
     run_main(squeeze, *flags, "--name", tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, squeeze, at)
@@ -107,3 +107,17 @@ def test_a_finished_stage_runs_again_without_work(tmp_path):
     run_main(squeeze, *flags)
     assert (tmp_path / "r" / "teacher" / "teacher.pth").read_bytes() == teacher
     assert len(list(map(json.loads, open(tmp_path / "r" / "teacher" / "metrics.jsonl")))) == 1
+
+
+def test_squeeze_interrupted_before_its_teacher_file(tmp_path):
+    """Killed between the last checkpoint and teacher.pth: the rerun writes it from the checkpoint."""
+    noise_folder(tmp_path / "train", NAMES, 1)
+    noise_folder(tmp_path / "val", NAMES, 1)
+    flags = ("--dataset", "cifar10", "--real-data", tmp_path, "--arch", SMALL, "--epochs", 2, "-b", 10, "-j", 0, "--name", tmp_path / "r")
+    run_main(squeeze, *flags)
+    file = tmp_path / "r" / "teacher" / "teacher.pth"
+    before = torch.load(file)
+    file.unlink()
+    run_main(squeeze, *flags)
+    after = torch.load(file)
+    assert after["top1"] == before["top1"] and all(torch.equal(after["model"][key], value) for key, value in before["model"].items())

@@ -1,6 +1,7 @@
 """The launchers: every data set under --dry-run, from anywhere, under dash and bash; exit codes; the four stages on noise."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,17 +52,24 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path):
     assert result.stderr == f"error: {ROOT / 'relabel' / 'nowhere' / 'images'}: there is no such folder\n"
 
 
-def test_an_old_python_is_told_so(tmp_path):
-    """demo.sh with only an old python3 on the path says which is needed, in one sentence, with exit code 2."""
+FAKE_PYTHONS = {  # what a fake python3 does, and the sentence that the user gets
+    "exit 1": "error: Python 3.11 or newer is needed (torch 2.15 needs it), and none is on the PATH\n",
+    '[ "$1" = -c ]': "error: python3 has no working venv module; on Debian or Ubuntu install the package python3-venv\n"}
+
+
+@pytest.mark.parametrize("behaviour", FAKE_PYTHONS)
+def test_a_python_that_cannot_do_it_is_told_so(behaviour, tmp_path):
+    """demo.sh in a copy without .venv, where python3 is too old, or has no venv module: one sentence, exit code 2."""
+    (tmp_path / "bin").mkdir()
     for name in ("python3", *(f"python3.{minor}" for minor in range(11, 15))):
-        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
-        (tmp_path / name).chmod(0o755)
-    if (ROOT / ".venv").exists():
-        pytest.skip("the .venv of this checkout is used instead")
-    result = subprocess.run(["sh", str(ROOT / "demo.sh")], capture_output=True, text=True, check=False,
-                            env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
-    assert result.returncode == 2
-    assert result.stderr == "error: Python 3.11 or newer is needed (torch 2.15 needs it), and none is on the PATH\n"
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{behaviour}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "sre2l").mkdir()
+    for name in ("demo.sh", "requirements.txt", "sre2l/setup.sh", "sre2l/env.sh", "sre2l/preflight.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    result = subprocess.run(["sh", str(tmp_path / "demo.sh")], capture_output=True, text=True, check=False,
+                            env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"})
+    assert (result.returncode, result.stderr) == (2, FAKE_PYTHONS[behaviour])
 
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -104,5 +112,6 @@ def test_four_stages_and_both_controls_on_noise(tmp_path):
     assert all(seconds > 0 for seconds in results["seconds"].values())
     control = json.loads((run / "random_real" / f"student_{SMALL}" / "results.json").read_text())
     assert control["protocol"]["labels"]["num_images"] == 20
+    assert launch("validate/random_real.sh", "cifar10", "--name", run, "--model", SMALL, "--dry-run").returncode == 0
     differing = {key for key in results["protocol"] if key != "labels" and results["protocol"][key] != control["protocol"][key]}
     assert not differing

@@ -6,10 +6,11 @@ import torch
 
 from recover import recover
 from recover.objective import PlainEngine, View, Weights, statistics_layers
+from relabel import relabel
 from sre2l.datasets import DATASETS
 from sre2l.models import build_network, hash_weights, load_teacher
 from sre2l.runtime import UserError
-from tests.helpers import SMALL, bare_checkpoint, refused, run_main
+from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
 from validate import train
 
 LAYOUTS = {
@@ -17,7 +18,7 @@ LAYOUTS = {
     "DataParallel": lambda w: {"state_dict": {f"module.{key}": value for key, value in w.items()}},
     "kuangliu": lambda w: {"net": w, "acc": 95.0},
     "bare": lambda w: w,
-    "compiled in DataParallel, no counters": lambda w: {f"module.{k}": v for k, v in w.items() if not k.endswith("num_batches_tracked")},
+    "DataParallel without batch counters": lambda w: {f"module.{k}": v for k, v in w.items() if not k.endswith("num_batches_tracked")},
 }
 
 
@@ -61,11 +62,6 @@ def test_a_teacher_with_an_auxiliary_head_that_never_runs(tmp_path):
     assert torch.isfinite(terms.bn) and gradient.abs().sum() > 0
 
 
-def test_batchnorm1d_layers_count():
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4), torch.nn.BatchNorm1d(4))
-    assert len(statistics_layers(network)) == 1
-
-
 def test_a_verifier_is_measured_and_logged(tmp_path):
     """The verifier's top-1 in the metrics is the share of the written batch that it puts into the class."""
     bare_checkpoint(tmp_path / "t.pth")
@@ -84,3 +80,25 @@ def test_evaluate_measures_a_students_checkpoint(tmp_path, capsys):
     run_main(train, "--dataset", "digits", "--evaluate", tmp_path / "s.pth", "--model", SMALL, "--device", "cpu")
     assert f"top1 {100 * 83 / 797:.2f}%" in capsys.readouterr().out
     assert "no such checkpoint" in refused(train, "--dataset", "digits", "--evaluate", tmp_path / "none.pth")
+
+
+def test_evaluate_shows_images_at_the_students_own_size(tmp_path, capsys, monkeypatch):
+    bare_checkpoint(tmp_path / "s.pth", wrap=lambda w: {"format": "sre2l-teacher-1", "arch": SMALL, "stem": "torchvision", "num_classes": 10,
+                                                        "size": 64, "model": w})
+    shown = []
+    original = train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda network, images, *rest: shown.append(images.items[0].shape) or original(network, images, *rest))
+    run_main(train, "--dataset", "digits", "--evaluate", tmp_path / "s.pth", "--device", "cpu")
+    assert shown == [(64, 64, 3)] and "top1" in capsys.readouterr().out
+
+
+def test_a_normalisation_given_by_flags_reaches_images_and_labels(tmp_path):
+    """A checkpoint from elsewhere knows no normalisation: --mean and --std say it, and the manifest carries it to the student."""
+    bare_checkpoint(tmp_path / "t.pth")
+    synthetic_folder(tmp_path / "run" / "images")
+    common = ("--dataset", "cifar10", "--name", tmp_path / "run", "--device", "cpu", "-j", 0)
+    run_main(relabel, *common, "--teacher", tmp_path / "t.pth", "--arch", SMALL, "--epochs", 1, "-b", 10, "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
+    assert json.loads((tmp_path / "run" / "labels.manifest.json").read_text())["settings"]["std"] == [0.25, 0.25, 0.25]
+    noise_folder(tmp_path / "val", [f"c{i}" for i in range(10)], 1)
+    run_main(train, *common, "--val-dir", tmp_path, "--model", SMALL, "--epochs", 1)
+    assert json.loads((tmp_path / "run" / f"student_{SMALL}" / "results.json").read_text())["protocol"]["std"] == [0.25, 0.25, 0.25]

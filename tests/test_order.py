@@ -1,13 +1,14 @@
 """Which images are in which batch: spec section 6, and torch's own samplers."""
 import hashlib
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
-from relabel.relabel import make_draw
+from relabel.relabel import draw_sheet
 from sre2l.images import Images
 from sre2l.labels import Batches, BatchDataset, load_batches
 
@@ -45,7 +46,7 @@ def test_workers_change_neither_batches_nor_pixels():
     """0 and 2 worker processes, and no loader at all: the same batches, crops, mixes and pixels in the same order."""
     rng = np.random.default_rng(0)
     items = [rng.integers(0, 256, (20, 24, 3), dtype=np.uint8) for _ in range(11)]
-    dataset = BatchDataset(Images(items, np.arange(11), [], "noise"), 16, make_draw(SETTINGS))
+    dataset = BatchDataset(Images(items, np.arange(11), [], "noise"), 16, partial(draw_sheet, SETTINGS))
     batches = Batches(11, 4, 42, 3)
     wanted = [dataset[batch] for batch in batches]
     for workers in (0, 2):

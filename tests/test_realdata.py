@@ -80,7 +80,7 @@ def test_cifar_is_read_from_torchvisions_own_files(tmp_path, monkeypatch):
 def test_a_subset_of_classes_keeps_the_teachers_indices(tmp_path):
     noise_folder(tmp_path / "val", ["a", "b", "c"], 1)
     assert read_real(DATASETS["imagenet1k"], tmp_path, "val", classes=[0, 217, 701]).labels.tolist() == [0, 217, 701]
-    with pytest.raises(UserError, match="3 class folders, imagenet1k has 2 classes"):
+    with pytest.raises(UserError, match="3 class folders, imagenet1k has 1000 classes and --classes names 2"):
         read_real(DATASETS["imagenet1k"], tmp_path, "val", classes=[0, 217])
 
 
@@ -107,3 +107,10 @@ def test_random_real_images_are_ipc_of_each_class_and_a_prefix_of_more():
     assert draw_real_images(images, 3, seed=2) != few
     with pytest.raises(UserError, match="has 100 images, 101 are wanted"):
         draw_real_images(images, 101, seed=1)
+
+
+def test_a_subset_out_of_all_folders():
+    """--classes on a complete real set picks those classes; with the teacher's names, too."""
+    val = read_real(DATASETS["digits"], None, "val", classes=[3, 7])
+    assert np.bincount(val.labels, minlength=10).tolist() == [0, 0, 0, 83, 0, 0, 0, 79, 0, 0]
+    assert len(read_real(DATASETS["digits"], None, "val", classes=[3, 7], class_names=[str(d) for d in range(10)])) == 83 + 79

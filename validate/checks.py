@@ -1,11 +1,12 @@
 """Do the stored labels belong to these images and to this protocol? By the manifest; without one, by what the files themselves tell."""
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from sre2l.labels import Batches, agreement, inspect_labels, label_path
 from sre2l.manifest import check_images, describe_images, hash_file, manifest_of
-from sre2l.models import build_network
-from sre2l.runtime import UserError
+from sre2l.models import build_network, check_input_size
+from sre2l.runtime import UserError, as_json
 
 
 def check_numbers(args, spec, info, manifest, num_images):
@@ -32,12 +33,12 @@ def check_numbers(args, spec, info, manifest, num_images):
         raise UserError(f"{root}: labels with mix {info.mix}, --mix-type says {args.mix_type}")
 
 
-def check_manifest(args, spec, manifest, images):
-    """Raise UserError unless the manifest names these images, this size, normalisation and order."""
+def check_manifest(args, manifest, images):
+    """Raise UserError unless the manifest names these images, and the order, size and normalisation that the user asks for, if any."""
     check_images(args.fkd_path, manifest, images)
-    asked = {"order_seed": args.fkd_seed, "input_size": spec.size, "mean": list(spec.mean), "std": list(spec.std)}
-    for key, value in asked.items():
-        if manifest.get(key) != value:
+    asked = {"order_seed": args.fkd_seed, "input_size": args.input_size, "mean": args.mean, "std": args.std}
+    for key, value in as_json(asked).items():
+        if value is not None and manifest[key] != value:
             raise UserError(f"{args.fkd_path}: the labels were made with {key} {manifest.get(key)}, this run has {value}")
 
 
@@ -45,10 +46,14 @@ def check_labels(args, spec, images):
     """-> (LabelFolder, manifest or None, notes for the log). Raises UserError for labels of other images or another protocol."""
     root = Path(args.fkd_path)
     manifest, info = manifest_of(root), inspect_labels(root)
+    if manifest:
+        info = replace(info, batch_size=manifest["batch_size"])
+    elif info.batch_size == info.num_images and (args.batch_size or 0) > info.batch_size:  # a single, short batch does not tell
+        info = replace(info, batch_size=args.batch_size)
     check_numbers(args, spec, info, manifest, len(images))
     notes = []
     if manifest:
-        check_manifest(args, spec, manifest, images)
+        check_manifest(args, manifest, images)
     else:
         notes.append(f"{root}: no manifest (labels of the released code?): {info.num_images} images, batch {info.batch_size}, {info.epochs} epochs, "
                      f"{info.num_classes} classes, {info.mix} read from the files; order seed {args.fkd_seed}, {spec.size} pixels and the "
@@ -77,7 +82,10 @@ def describe_labels(args, info, manifest, images):
 
 
 def check_student(args, spec):
-    """Raise UserError for a student that cannot be built, or a warm-up that never ends, before images and labels are read."""
-    build_network(args.model, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
+    """-> the stem the student has. Raises UserError for one that cannot be built or cannot take the images, or a warm-up that never
+    ends, before images and labels are read."""
+    network, stem = build_network(args.model, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
+    check_input_size(network, args.model, spec.size)
     if args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs} is not below --epochs {args.epochs}")
+    return stem

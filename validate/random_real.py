@@ -13,7 +13,7 @@ from relabel import relabel
 from sre2l.flags import add_run_flags, data_spec, number
 from sre2l.images import image_path, read_synthetic, save_jpeg
 from sre2l.realdata import read_real, show
-from sre2l.runtime import UserError, atomic, beside, claim, print_plan, read_json, run_folder, run_script, unit_rng
+from sre2l.runtime import UserError, atomic, beside, claim, print_plan, read_json, refuse_unclaimed, run_folder, run_script, unit_rng
 from validate import train
 
 
@@ -43,22 +43,25 @@ def draw_real_images(images, ipc, seed):
 
 
 def main(args):
-    spec, run = data_spec(args), run_folder(args)
+    run = run_folder(args)
     relabel_flags = saved_flags(beside(run / "labels", "args.json"))
     train_flags = saved_flags(run / f"student_{args.model}" / "args.json")
     relabelled = relabel.get_args(relabel_flags)
+    spec = data_spec(relabelled)
     distilled = read_synthetic(relabelled.data, spec.num_classes, relabelled.classes)
     classes = sorted(set(distilled.labels.tolist()))
     ipc = len(distilled) // len(classes)
     folder = run / "random_real"
+    size = distilled.pixels(0).shape[0]
     if args.dry_run:
         return print_plan(vars(args), images=len(distilled), ipc=ipc, output=str(folder))
 
     real = read_real(spec, args.real_data, "train", classes)
-    claim(beside(folder / "images", "manifest.json"), {"source": real.root, "seed": args.seed, "size": spec.size, "classes": classes})
+    refuse_unclaimed(folder / "images")
+    claim(beside(folder / "images", "manifest.json"), {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes})
     for (index, label), row in draw_real_images(real, ipc, args.seed).items():
         with atomic(image_path(folder / "images", label, index, spec.num_classes), folder / "images") as tmp:
-            save_jpeg(show(real.pixels(row), spec.size, spec.size), tmp)
+            save_jpeg(show(real.pixels(row), size, size), tmp)
     print(f"{len(distilled)} real images ({ipc} per class, seed {args.seed}) from {real.root} -> {folder / 'images'}")
 
     paths = {"images": str(folder / "images"), "labels": str(folder / "labels"), "student": str(folder / f"student_{args.model}")}
@@ -70,7 +73,7 @@ def get_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add_run_flags(parser)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the choice of images")
-    parser.add_argument("--real-data", type=os.path.abspath, metavar="DIR", help="folder with train/, or the training images (digits: built in)")
+    parser.add_argument("--real-data", type=os.path.abspath, metavar="DIR", help="folder with train/ and val/ (digits: built in)")
     parser.add_argument("--model", default="resnet18", metavar="ARCH", help="the student whose run is repeated")
     return parser.parse_args(argv)
 

@@ -3,30 +3,22 @@
 Run: python -m validate.summary --dataset digits      (after all stages and both controls; demo.sh ends with it)
 """
 import argparse
-import json
 
-from sre2l.flags import add_run_flags, data_spec
-from sre2l.runtime import UserError, print_plan, read_json, run_folder, run_script, stage_seconds, write_json
-
-
-def last_top1(metrics_path):
-    """The last top-1 that a training stage measured, percent."""
-    if not metrics_path.exists():
-        raise UserError(f"{metrics_path}: there is no such run; run the stages first")
-    measured = [row["top1"] for row in map(json.loads, open(metrics_path)) if "top1" in row]
-    return measured[-1]
+from sre2l.flags import add_run_flags
+from sre2l.runtime import print_plan, read_json, run_folder, run_script, write_json
 
 
 def collect(run, model):
     """The figures of a run folder -> {name: value}; accuracies are of the last epoch, percent, mean over the seeds."""
     student, hard = read_json(run / f"student_{model}" / "results.json"), read_json(run / f"student_{model}_hard" / "results.json")
     real = read_json(run / "random_real" / f"student_{model}" / "results.json")
+    labels = student["protocol"]["labels"]
     seconds = {**student["seconds"], "hard_label_control": hard["seconds"]["validate"],
                "random_real_control": real["seconds"]["relabel"] + real["seconds"]["validate"]}
-    seconds["squeeze"] = stage_seconds(run / "teacher" / "metrics.jsonl")
-    return {"teacher_top1": last_top1(run / "teacher" / "metrics.jsonl"), "distilled_top1": student["top1"]["mean"],
+    teacher_top1 = labels.get("measured_top1") or (labels["teacher"] or {}).get("top1")
+    return {"teacher_top1": teacher_top1, "distilled_top1": student["top1"]["mean"],
             "random_real_top1": real["top1"]["mean"], "hard_label_top1": hard["top1"]["mean"], "seeds": len(student["seeds"]),
-            "images": student["protocol"]["labels"]["num_images"], "image_bytes": student["image_bytes"], "label_bytes": student["label_bytes"],
+            "images": labels["num_images"], "image_bytes": student["image_bytes"], "label_bytes": student["label_bytes"],
             "seconds": seconds, "versions": student["versions"]}
 
 
@@ -35,17 +27,18 @@ def table(name, values):
     rows = [("teacher, real images", "teacher_top1"), ("student, distilled images, soft labels", "distilled_top1"),
             ("student, random real images, soft labels", "random_real_top1"), ("student, distilled images, hard labels", "hard_label_top1")]
     lines = [f"{name}: {values['images']} images, {values['image_bytes']:,} bytes; labels {values['label_bytes']:,} bytes", ""]
-    lines += [f"  {text:<42} {values[key]:6.2f}%" for text, key in rows]
-    return "\n".join(lines + ["", "  seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in values["seconds"].items())])
+    lines += [f"  {text:<42} " + ("not measured" if values[key] is None else f"{values[key]:6.2f}%") for text, key in rows]
+    timed = [f"{stage} {value:.0f}" for stage, value in values["seconds"].items() if value is not None]
+    return "\n".join([*lines, "", "  seconds: " + ", ".join(timed)])
 
 
 def main(args):
-    spec, run = data_spec(args), run_folder(args)
+    run = run_folder(args)
     if args.dry_run:
         return print_plan(vars(args), output=str(run / "summary.json"))
     values = collect(run, args.model)
     write_json(run / "summary.json", values)
-    print(f"\n{table(spec.name, values)}\n\nwritten to {run / 'summary.json'}")
+    print(f"\n{table(args.name or args.dataset, values)}\n\nwritten to {run / 'summary.json'}")
 
 
 def get_args(argv=None):

@@ -14,28 +14,31 @@ import torch
 import torch.nn.functional as F
 
 from sre2l.augment import apply_mix, normalise
-from sre2l.flags import add_dead_flags, add_device_flags, add_run_flags, add_val_flag, data_spec, number, number_list
-from sre2l.images import keep_in_memory, read_synthetic
+from sre2l.datasets import STEMS
+from sre2l.flags import add_dead_flags, add_run_flags, add_stage_flags, add_val_flag, data_spec, number, number_list, override
+from sre2l.images import fingerprint, keep_in_memory, read_synthetic
 from sre2l.labels import BatchDataset, Batches, load_batches, read_sheet
-from sre2l.manifest import read_hashes
-from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, read_checkpoint
+from sre2l.manifest import manifest_of, read_hashes
+from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, num_weight_bytes, read_checkpoint
 from sre2l.realdata import read_val
-from sre2l.runtime import RunLog, atomic, claim, eta, pick_device, print_plan, run_folder, run_script, unit_rng, versions
-from sre2l.training import evaluate, lr_factor, set_lr, weight_decay_groups
+from sre2l.runtime import RunLog, atomic, claim, eta, pick_device, print_plan, run_folder, run_script, versions
+from sre2l.training import evaluate, lr_factor, seed_epoch, set_lr, weight_decay_groups
 from validate.checks import check_labels, check_student, describe_labels
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
 from validate.results import summarise, write_results
 
 
-def make_settings(args, spec, labels):
-    """The protocol: what a student's accuracy depends on. Seeds, device and workers are not among it."""
+def make_settings(args, spec, stem=None, labels=None, val=None):
+    """The protocol: what a student's accuracy depends on; stem, labels and val as they turned out, None in a plan. Seeds, device and
+    workers are not among it."""
     optimizer = ({"name": "SGD", "lr": args.learning_rate, "momentum": args.momentum, "weight_decay": args.weight_decay} if args.sgd
                  else {"name": "AdamW", "lr": args.adamw_lr, "weight_decay": args.adamw_weight_decay})
     keys = ("dataset", "model", "epochs", "warmup_epochs", "gradient_accumulation_steps", "decay_all", "hard_labels", "eval_every")
     loss = "cross entropy on mixed classes" if args.hard_labels else "KL times T^2" if args.kl_t2 else "KL"
     return {**{key: getattr(args, key) for key in keys}, "optimizer": optimizer, "schedule": "cosine per epoch", "loss": loss,
             "temperature": None if args.hard_labels else args.temperature, "size": spec.size, "num_classes": spec.num_classes,
-            "stem": args.stem or spec.stem, "mean": spec.mean, "std": spec.std, "eval_resize": spec.resize, "labels": labels}
+            "stem": stem or args.stem or spec.stem, "mean": spec.mean, "std": spec.std, "eval_resize": spec.resize, "labels": labels,
+            "val": val and fingerprint(val)}
 
 
 def make_optimizer(network, args):
@@ -43,6 +46,11 @@ def make_optimizer(network, args):
         groups = weight_decay_groups(network, args.weight_decay, args.decay_all)
         return torch.optim.SGD(groups, args.learning_rate, args.momentum)
     return torch.optim.AdamW(weight_decay_groups(network, args.adamw_weight_decay, args.decay_all), args.adamw_lr)
+
+
+def stored_sheet(root, num_classes, hashes, batch, sizes):
+    """What relabel stored for a batch."""
+    return read_sheet(root, batch.epoch, batch.index, len(sizes), num_classes, hashes)
 
 
 def restore(path, network, optimizer):
@@ -69,17 +77,15 @@ def train_student(args, spec, images, val, info, seed, log, device):
     base_lr, micro_size = args.learning_rate if args.sgd else args.adamw_lr, info.batch_size // args.gradient_accumulation_steps
     loss_of = F.cross_entropy if args.hard_labels else partial(distillation_loss, temperature=args.temperature, times_t2=args.kl_t2)
 
-    def sheet_of(batch, sizes):
-        return read_sheet(args.fkd_path, batch.epoch, batch.index, len(sizes), spec.num_classes, hashes)
-
-    hashes = read_hashes(args.fkd_path)
+    hashes = read_hashes(args.fkd_path) if manifest_of(args.fkd_path) else None
+    sheet_of = partial(stored_sheet, args.fkd_path, spec.num_classes, hashes)
     batches = Batches(info.num_images, info.batch_size, args.fkd_seed, args.epochs, first)
-    stream = iter(load_batches(BatchDataset(images, spec.size, sheet_of), batches, args.workers, device))
+    stream = load_batches(BatchDataset(images, spec.size, sheet_of), batches, args.workers, device)
     start = saved = time.monotonic()
     for epoch in range(first, args.epochs):
         lr = base_lr * lr_factor(epoch, args.epochs, args.warmup_epochs)
         set_lr(optimizer, lr)
-        torch.manual_seed(int(unit_rng(seed, epoch).integers(2 ** 31)))  # dropout: the same whether the run was interrupted or not
+        seed_epoch(seed, epoch)
         network.train()
         loss_sum = torch.zeros((), device=device)
         for _ in range(batches.per_epoch):
@@ -111,31 +117,35 @@ def train_student(args, spec, images, val, info, seed, log, device):
 def evaluate_checkpoint(args, spec, device):
     """--evaluate: measure a student's checkpoint, ours or another's, and stop."""
     student = load_teacher(spec, args.evaluate, args.model, args.stem)
-    val = read_val(spec, args.val_dir, args.classes)
+    val = read_val(override(spec, args, size=student.size), args.val_dir, args.classes)
     top1, top5 = evaluate(student.network.to(device), val, student.mean, student.std, device)
     print(f"{args.evaluate} ({student.arch}): top1 {top1:.2f}%  top5 {top5:.2f}% on {len(val)} images of {val.root}")
 
 
 def main(args):
     spec, run = data_spec(args), run_folder(args)
-    device = pick_device(args.device)
-    if args.evaluate:
-        return evaluate_checkpoint(args, spec, device)
+    if args.evaluate and not args.dry_run:
+        return evaluate_checkpoint(args, spec, pick_device(args.device))
     args.model = args.model or "resnet18"
     args.train_dir, args.fkd_path = args.train_dir or str(run / "images"), args.fkd_path or str(run / "labels")
     args.output_dir = args.output_dir or str(run / f"student_{args.model}{'_hard' if args.hard_labels else ''}")
     if args.dry_run:
-        return print_plan(make_settings(args, spec, None), epochs=args.epochs, seeds=args.seeds, output=args.output_dir)
+        network, stem = build_network(args.model, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
+        return print_plan(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds, output=args.output_dir,
+                          bytes=num_weight_bytes(network) * len(args.seeds))
 
-    check_student(args, spec)
+    device = pick_device(args.device)
+    stem = check_student(args, spec)
     images = read_synthetic(args.train_dir, spec.num_classes, args.classes)
     info, manifest, notes = check_labels(args, spec, images)
     described = describe_labels(args, info, manifest, images)
     names = manifest["teacher_classes"] if manifest else None
+    if manifest:
+        spec = override(spec, args, mean=tuple(manifest["mean"]), std=tuple(manifest["std"]), size=manifest["input_size"])
     val = read_val(spec, args.val_dir, described["classes"], names)
     images, note = keep_in_memory(images)
     folder = Path(args.output_dir)
-    settings = make_settings(args, spec, described)
+    settings = make_settings(args, spec, stem, described, val)
     claim(folder / "settings.json", settings)
     log = RunLog(folder.joinpath, vars(args), device)
     for line in (*notes, note):
@@ -155,14 +165,14 @@ def main(args):
 def get_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add_run_flags(parser)
-    add_device_flags(parser)
+    add_stage_flags(parser)
     add_val_flag(parser)
     add = parser.add_argument
     add("--train-dir", type=os.path.abspath, metavar="DIR", help="folder of images (default: runs/<name>/images)")
     add("--fkd-path", type=os.path.abspath, metavar="DIR", help="their label files, ours or published (default: runs/<name>/labels)")
     add("--output-dir", type=os.path.abspath, metavar="DIR", help="where results go (default: runs/<name>/student_<model>)")
     add("--model", metavar="ARCH", help="torchvision name of the student (default: resnet18)")
-    add("--stem", help="first layers: torchvision, conv3x3 or conv3x3-s2 (default: the data set's)")
+    add("--stem", choices=STEMS, help="first layers (default: the data set's, where the network can have them)")
     add("--classes", type=number_list, metavar="0-9,17", help="the classes of the set (default: what recover recorded, else all)")
     add("--epochs", type=number(int, 1), default=300, help="not more than the labels have")
     add("--batch-size", type=number(int, 1), help="checked against the labels (default: theirs)")
