@@ -5,7 +5,7 @@ set -e
 root=$(cd "$(dirname "$0")" && pwd)
 . "$root/sre2l/setup.sh"
 sh "$root/squeeze/squeeze.sh" digits
-sh "$root/recover/recover.sh" digits --snapshot-every 10
+sh "$root/recover/recover.sh" digits --snapshot-every 5
 sh "$root/relabel/relabel.sh" digits
 sh "$root/validate/train.sh" digits
 sh "$root/validate/train.sh" digits --hard-labels

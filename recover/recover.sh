@@ -15,7 +15,7 @@ case $dataset in                          # the published settings: edit here
         set -- --iteration 1000 --batch-size 100 --lr 0.25 --r-bn 0.01 --first-bn-multiplier 10 --jitter 4 --no-crop-flip \
             --ipc-start 0 --ipc-end 50 "$@" ;;
     digits)
-        set -- --iteration 300 --batch-size 100 --lr 0.25 --r-bn 0.05 --first-bn-multiplier 10 --jitter 4 --no-crop-flip \
+        set -- --iteration 200 --batch-size 100 --lr 0.25 --r-bn 0.3 --first-bn-multiplier 10 --jitter 4 --signed-jitter --no-crop-flip \
             --ipc-start 0 --ipc-end 10 "$@" ;;
 esac
 exec python3 -m recover.recover --dataset "$dataset" "$@"

@@ -15,7 +15,7 @@ case $dataset in                          # the published settings: edit here
         set -- --epochs 400 --batch-size 128 --mix-type mixup --mixup 0.8 --fkd-seed 42 \
             --padding 4 --label-precision fp16 --workers 4 "$@" ;;
     digits)
-        set -- --epochs 200 --batch-size 50 --mix-type mixup --mixup 0.8 --fkd-seed 42 \
+        set -- --epochs 60 --batch-size 50 --mix-type cutmix --cutmix 1.0 --fkd-seed 42 \
             --padding 4 --label-precision fp16 --workers 0 "$@" ;;
 esac
 exec python3 -m relabel.relabel --dataset "$dataset" "$@"

@@ -1,7 +1,7 @@
 """Squeeze: train the teacher on real images, with the published recipe of its data set.
 
 Run: python -m squeeze.squeeze --dataset digits      (or sh squeeze.sh digits)
-Time: digits about half a minute on two CPU cores. For imagenet1k nothing is trained: torchvision's IMAGENET1K_V1 weights are checked.
+Time: digits about 40 s on two CPU cores. For imagenet1k nothing is trained: torchvision's IMAGENET1K_V1 weights are checked.
 Result: runs/<name>/teacher/teacher.pth, which carries architecture, stem, class names in order, normalisation, size and top-1.
 """
 import argparse

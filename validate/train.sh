@@ -15,7 +15,7 @@ case $dataset in                          # the published protocols: edit here
         set -- --model resnet18 --epochs 400 --gradient-accumulation-steps 1 -T 30 \
             --adamw-lr 1e-3 --adamw-weight-decay 0.01 --decay-all --workers 4 "$@" ;;
     digits)
-        set -- --model resnet18 --epochs 200 --gradient-accumulation-steps 1 -T 20 \
-            --adamw-lr 1e-3 --adamw-weight-decay 0.01 --decay-all --workers 0 "$@" ;;
+        set -- --model resnet18 --epochs 60 --gradient-accumulation-steps 1 -T 20 \
+            --adamw-lr 2e-3 --adamw-weight-decay 0.01 --workers 0 "$@" ;;
 esac
 exec python3 -m validate.train --dataset "$dataset" "$@"
