@@ -7,9 +7,10 @@ import argparse
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from recover.pictures import GAP
+from recover.pictures import GAP, enlargement
 from sre2l.augment import apply_mix
-from sre2l.flags import add_run_flags, data_spec
+from sre2l.datasets import DATASETS
+from sre2l.flags import add_run_flags
 from sre2l.images import decode, read_synthetic
 from sre2l.labels import BatchDataset, Batches, read_sheet
 from sre2l.realdata import read_digits
@@ -32,8 +33,10 @@ def read_strip(folder, size, most=5):
     files = sorted(folder.glob("iteration_*.png"))
     if len(files) < most:
         raise UserError(f"{folder}: {len(files)} snapshots of the recovery, the figure needs {most}; run `sh demo.sh` first")
-    chosen, left = [files[round(i) - 1] for i in np.geomspace(1, len(files), most)], GAP + SHOWN * (size + GAP)
-    return {int(file.stem.split("_")[1]): decode(file)[GAP:GAP + size, left:left + size] for file in chosen}
+    factor = enlargement(size)
+    chosen, tile = [files[round(i) - 1] for i in np.geomspace(1, len(files), most)], size * factor
+    left = GAP + SHOWN * (tile + GAP)
+    return {int(file.stem.split("_")[1]): decode(file)[GAP:GAP + tile:factor, left:left + tile:factor] for file in chosen}
 
 
 def read_crops(root, images, spec):
@@ -174,7 +177,7 @@ def draw_overview(train, val, recovered, strip, crops, soft, classes):
 
 
 def main(args):
-    spec, run = data_spec(args), run_folder(args)
+    spec, run = DATASETS[args.dataset], run_folder(args)
     if (spec.name, spec.size) != ("digits", 32):
         raise UserError(f"{spec.name} at {spec.size} pixels: the figure shows the embedded digits at 32; give the --name of such a run")
     if args.dry_run:

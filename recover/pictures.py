@@ -9,7 +9,7 @@ from sre2l.images import decode
 from sre2l.runtime import atomic
 
 GAP = 2        # pixels of white between images
-MAX_ROWS, MAX_COLUMNS, MAX_TILE = 20, 20, 112
+MAX_ROWS, MAX_COLUMNS, MIN_TILE, MAX_TILE = 20, 20, 64, 112  # tiles in pixels
 
 
 def grid(rows):
@@ -24,13 +24,18 @@ def grid(rows):
     return sheet
 
 
+def enlargement(size):
+    """The whole factor by which an image of `size` pixels is shown larger."""
+    return max(1, MIN_TILE // size)
+
+
 def tile(pixels):
     """An image shrunk to at most MAX_TILE pixels, or enlarged by a whole factor where it is tiny."""
     image = Image.fromarray(pixels)
     if max(image.size) > MAX_TILE:
         image.thumbnail((MAX_TILE, MAX_TILE), Image.Resampling.LANCZOS)
-    elif max(image.size) <= MAX_TILE // 2:
-        factor = MAX_TILE // 2 // max(image.size)
+    elif enlargement(max(image.size)) > 1:
+        factor = enlargement(max(image.size))
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     return np.asarray(image)
 

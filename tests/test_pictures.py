@@ -1,0 +1,43 @@
+"""Pictures: what is on a contact sheet, in an animation, and that the overview can still be drawn from a run."""
+import numpy as np
+from PIL import Image
+
+from img import make_overview
+from recover.pictures import GAP, animate, contact_sheet, save_snapshot, spread
+from sre2l.images import decode
+from tests.helpers import refused, run_main, synthetic_folder
+
+
+def test_contact_sheet_has_a_row_per_class_and_a_column_per_image(tmp_path):
+    """Each tile, at its place, is the image enlarged twice: the first pixel of every 2x2 block gives it back."""
+    root = synthetic_folder(tmp_path / "images", num_classes=3, ipc=2)
+    contact_sheet(root, tmp_path / "sheet.png")
+    sheet = decode(tmp_path / "sheet.png")
+    assert sheet.shape == (3 * (64 + GAP) + GAP, 2 * (64 + GAP) + GAP, 3)
+    for label in range(3):
+        for i in range(2):
+            top, left = GAP + label * (64 + GAP), GAP + i * (64 + GAP)
+            wanted = decode(root / f"new{label:03d}" / f"class{label:03d}_id{i:03d}.jpg")
+            assert np.array_equal(sheet[top:top + 64:2, left:left + 64:2], wanted)
+
+
+def test_a_large_set_gives_a_bounded_sheet(tmp_path):
+    contact_sheet(synthetic_folder(tmp_path / "images", num_classes=30, ipc=22, size=8), tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "sheet.png").size == (20 * (64 + GAP) + GAP, 20 * (64 + GAP) + GAP)
+    assert spread(list(range(30)), 3) == [0, 14, 29] and spread([1, 2], 5) == [1, 2]
+
+
+def test_animation_has_a_frame_per_snapshot_and_holds_the_last(tmp_path):
+    rng = np.random.default_rng(0)
+    for iteration in (0, 10, 20):
+        save_snapshot(rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8), tmp_path / "s", iteration)
+    animate(tmp_path / "s", tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 3
+        gif.seek(2)
+        assert gif.info["duration"] == 2000
+
+
+def test_the_overview_needs_a_run(tmp_path):
+    run_main(make_overview, "--dry-run")
+    assert "sh demo.sh" in refused(make_overview, "--name", tmp_path / "none")
