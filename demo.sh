@@ -3,6 +3,7 @@
 # About five minutes on two CPU cores, after the first call has set up .venv. Afterwards look at runs/digits/images.png and summary.json.
 set -e
 root=$(cd "$(dirname "$0")" && pwd)
+if [ $# -gt 0 ]; then echo "usage: sh demo.sh      (no arguments)" >&2; exit 2; fi
 . "$root/sre2l/setup.sh"
 sh "$root/squeeze/squeeze.sh" digits
 sh "$root/recover/recover.sh" digits --snapshot-every 5

@@ -2,15 +2,13 @@
 
 Run: python -m img.make_overview --name digits      (after `sh demo.sh`; some seconds) -> img/overview.png, 2000 x 736 pixels
 """
-import argparse
-
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from recover.pictures import GAP, enlargement
 from sre2l.augment import apply_mix
 from sre2l.datasets import DATASETS
-from sre2l.flags import add_run_flags
+from sre2l.flags import Parser, add_run_flags
 from sre2l.images import decode, read_synthetic
 from sre2l.labels import BatchDataset, Batches, read_sheet
 from sre2l.realdata import read_digits
@@ -192,7 +190,7 @@ def main(args):
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     add_run_flags(parser)
     parser.set_defaults(dataset="digits")
     return parser.parse_args(argv)

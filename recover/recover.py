@@ -4,7 +4,6 @@ Run: python -m recover.recover --dataset digits      (or sh recover.sh digits)
 Time: digits, 100 images, about 80 s on two CPU cores; ImageNet-1K, IPC 50, was published at 29 h on one RTX 4090.
 Result: runs/<name>/images/new000/class000_id000.jpg ..., and beside the folder its manifest, log, metrics and contact sheet.
 """
-import argparse
 import math
 import os
 import shutil
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from recover.objective import PlainEngine, Weights, draw_view, statistics_layers
 from recover.pictures import animate, contact_sheet, save_snapshot
 from recover.units import make_units
-from sre2l.flags import add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, data_spec, number
+from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
 from sre2l.images import image_path, save_jpeg
 from sre2l.models import load_teacher
 from sre2l.runtime import (RunLog, UserError, atomic, beside, claim, eta, pick_device, print_plan, refuse_unclaimed, run_folder,
@@ -77,8 +76,13 @@ def make_watch(log, bar, unit, args, targets, verifier, snapshot):
         log.metrics(unit=unit.index, iteration=iteration, **values, r_bn_bn=round(args.r_bn * values["bn"], 6), priors=round(priors, 6))
         log.line(f"unit {unit.index}  iteration {iteration:5d}/{args.iteration}  ce {values['ce']:8.4f}  r_bn*bn {args.r_bn * values['bn']:9.4f}"
                  f"  priors {priors:8.4f}" + (f"  verifier {values['verifier_top1']:6.2f}%" if verifier else "")
-                 + f"  {eta(iteration + 1, args.iteration, start)}")
+                 + f"  {eta(iteration, args.iteration - 1, start)}")
     return watch
+
+
+def missing_pairs(root, unit, wanted, num_classes):
+    """The wanted (ipc, class) pairs of a unit whose images are not there yet."""
+    return {(ipc, label) for ipc, label in unit.pairs if (ipc, label) in wanted and not image_path(root, label, ipc, num_classes).exists()}
 
 
 def write_images(root, unit, pixels, wanted, num_classes):
@@ -125,13 +129,15 @@ def check_args(args, spec):
 
 def main(args):
     spec = data_spec(args)
+    check_folders(args.val_dir)
     classes = check_args(args, spec)
     root = Path(args.syn_data_path or run_folder(args)) / args.exp_name
     units = make_units(classes, args.batch_size, args.ipc_start, args.ipc_end)
     wanted = {(ipc, label) for ipc in range(args.ipc_start, args.ipc_end) for label in classes}
     if args.dry_run:
-        size = len(wanted) * spec.size ** 2 // 3  # a JPEG of noise-like pixels takes about a third of a byte per pixel
-        return print_plan(make_settings(args, spec, classes, None), images=len(wanted), units=len(units), bytes=size, output=str(root))
+        size = len(wanted) * (620 + spec.size ** 2 // 3)  # a JPEG's header, and about a third of a byte for each noise-like pixel
+        return print_plan(make_settings(args, spec, classes, None), images=len(wanted), units=len(units),
+                          images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root))
 
     device = pick_device(args.device)
     teacher, spec = find_teacher(args, spec)
@@ -145,13 +151,14 @@ def main(args):
     refuse_unclaimed(root)
     claim(beside(root, "manifest.json"), settings)
     log = RunLog(partial(beside, root), vars(args), device)
-    log.line(f"{len(wanted)} images in {len(units)} units of {args.batch_size} -> {root}")
+    num_left = sum(bool(missing_pairs(root, unit, wanted, spec.num_classes)) for unit in units)
+    log.line(f"{len(wanted)} images in batches of {args.batch_size}: {len(units)} in all, {num_left} left to do -> {root}")
     engine = PlainEngine(teacher.network, Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale))
     first = f"unit{units[0].index}." if units[0].index else ""  # another range beside this one has a first batch of its own
     snapshots = beside(root, f"{first}snapshots")
 
     for unit in units:
-        missing = {pair for pair in unit.pairs if pair in wanted and not image_path(root, pair[1], pair[0], spec.num_classes).exists()}
+        missing = missing_pairs(root, unit, wanted, spec.num_classes)
         if not missing:
             continue
         targets = torch.tensor([label for _, label in unit.pairs], device=device)
@@ -178,7 +185,7 @@ def main(args):
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     add_run_flags(parser)
     add_stage_flags(parser)
     add_teacher_flags(parser)

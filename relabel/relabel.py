@@ -4,7 +4,6 @@ Run: python -m relabel.relabel --dataset digits      (or sh relabel.sh digits)
 Time: digits, 60 epochs of 100 images, about 15 s on two CPU cores.
 Result: runs/<name>/labels/epoch_0/batch_0.tar ..., and beside the folder its manifest, a hash of every file, log and metrics.
 """
-import argparse
 import os
 import time
 from functools import partial
@@ -14,10 +13,11 @@ import torch
 from tqdm import tqdm
 
 from sre2l.augment import apply_mix, draw_crops, draw_mix, normalise
-from sre2l.flags import add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, data_spec, number
+from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
 from sre2l.images import keep_in_memory, read_synthetic
 from sre2l.labels import BatchDataset, Batches, Sheet, agreement, label_name, label_path, load_batches, write_sheet
-from sre2l.manifest import FREE, LABEL_FORMAT, ORDER_RULE, describe_images, earlier_epochs, hash_file, keep_hashes, read_hashes, record_hash
+from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, describe_images, earlier_epochs, hash_file, keep_hashes,
+                            manifest_of, read_hashes, record_hash)
 from sre2l.runtime import (RunLog, UserError, beside, claim, eta, pick_device, print_plan, run_folder, run_script, unit_rng,
                            versions)
 from sre2l.teacher import check_top1, find_teacher
@@ -72,9 +72,13 @@ def main(args):
         raise UserError(f"--min-scale-crops {args.min_scale_crops} is above --max-scale-crops {args.max_scale_crops}")
     if (args.padding or 0) > spec.size // 2:
         raise UserError(f"--padding {args.padding} is more than half of the images' {spec.size} pixels")
+    check_folders(args.data, args.val_dir)
     args.data, args.fkd_path = args.data or str(run_folder(args) / "images"), args.fkd_path or str(run_folder(args) / "labels")
     root = Path(args.fkd_path)
-    images = None if args.dry_run and not Path(args.data).exists() else read_synthetic(args.data, spec.num_classes, args.classes)
+    there = Path(args.data).exists()
+    if not there and not args.dry_run:
+        raise UserError(f"{args.data}: no images there yet; run recover.sh first, or give some with --data DIR")
+    images = read_synthetic(args.data, spec.num_classes, args.classes) if there else None
     if args.dry_run:
         count = len(images) if images else None
         plan = {"batches": count and len(Batches(count, args.batch_size, 0, args.epochs)), "output": str(root),
@@ -88,6 +92,8 @@ def main(args):
     settings = make_settings(args, spec) | {"epochs": max(args.epochs, earlier_epochs(root))}
     settings = {**settings, **describe_images(images), "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
                 "measured_top1": measured, "versions": versions(device)}
+    if manifest_of(root):
+        check_images(root, manifest_of(root), images)
     images, note = keep_in_memory(images)
     claim(beside(root, "manifest.json"), settings, FREE)
     log = RunLog(partial(beside, root), vars(args), device)
@@ -116,11 +122,12 @@ def main(args):
     log.line(f"done: {root}; the top-1 of {100 * share:.1f}% of the stored logits is the class of the image or of its partner "
              f"(chance {100 * chance:.1f}%)")
     if share < 0.5:
-        log.line("warning: that is low; does the teacher know these images? Check the class order and the normalisation")
+        log.line("warning: that is low; either the mix makes the images hard, or the teacher does not know them: "
+                 "too few iterations, another class order, another normalisation?")
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     add_run_flags(parser)
     add_stage_flags(parser)
     add_teacher_flags(parser)

@@ -4,7 +4,6 @@ Run: python -m squeeze.squeeze --dataset digits      (or sh squeeze.sh digits)
 Time: digits about 40 s on two CPU cores. For imagenet1k nothing is trained: torchvision's IMAGENET1K_V1 weights are checked.
 Result: runs/<name>/teacher/teacher.pth, which carries architecture, stem, class names in order, normalisation, size and top-1.
 """
-import argparse
 import os
 import time
 from functools import partial
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from sre2l.augment import Mix, draw_crops, normalise
 from sre2l.datasets import STEMS
-from sre2l.flags import add_run_flags, add_stage_flags, data_spec, number
+from sre2l.flags import Parser, add_run_flags, add_stage_flags, check_folders, data_spec, number
 from sre2l.images import fingerprint, keep_in_memory
 from sre2l.labels import BatchDataset, Batches, Sheet, load_batches
 from sre2l.models import TEACHER_FORMAT, build_network, check_input_size, load_teacher, num_weight_bytes, read_checkpoint
@@ -61,12 +60,14 @@ def load_state(path, network, optimizer):
 
 def main(args):
     spec = data_spec(args)
+    check_folders(args.real_data)
     folder = run_folder(args) / "teacher"
     if args.dry_run:
-        trained = spec.name != "imagenet1k"
+        if spec.name == "imagenet1k":
+            return print_plan({"dataset": spec.name, "arch": args.arch}, epochs=0, bytes=0, note="nothing to train: IMAGENET1K_V1 weights are checked")
         network, stem = build_network(args.arch, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
-        return print_plan(make_settings(args, spec, stem), epochs=args.epochs * trained, output=str(folder),
-                          bytes=3 * num_weight_bytes(network) * trained)  # the teacher, and a checkpoint with momentum
+        return print_plan(make_settings(args, spec, stem), epochs=args.epochs, output=str(folder),
+                          bytes=3 * num_weight_bytes(network))  # the teacher, and a checkpoint with momentum
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)
 
@@ -84,7 +85,7 @@ def main(args):
     network.to(device)
     optimizer = torch.optim.SGD(network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
     first, values = load_state(folder / "checkpoint.pth", network, optimizer)
-    log.line(f"{args.arch}, stem {stem}: epochs {first}-{args.epochs - 1} on {len(train)} images of {train.root}")
+    log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(train)} images of {train.root}")
 
     batches = Batches(len(train), args.batch_size, args.seed, args.epochs, first)
     loader = load_batches(BatchDataset(train, spec.size, partial(draw_sheet, spec, args.seed)), batches, args.workers, device)
@@ -128,7 +129,7 @@ def main(args):
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     add_run_flags(parser)
     add_stage_flags(parser)
     add = parser.add_argument

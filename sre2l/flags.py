@@ -5,6 +5,7 @@ import os
 import sys
 
 from sre2l.datasets import DATASETS, STEMS
+from sre2l.runtime import UserError
 
 # Flags of the released scripts that users paste and that have no effect here: (number of values, what happens instead).
 DEAD = {
@@ -28,6 +29,16 @@ DEAD = {
         "--wandb-api-key": (1, "metrics.jsonl holds the curves"),
     },
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence. doc: the script's docstring, whose first line describes it."""
+
+    def __init__(self, doc):
+        super().__init__(description=doc.splitlines()[0], allow_abbrev=False)
+
+    def error(self, message):
+        self.exit(2, f"error: {message} (--help lists the flags)\n")
 
 
 class Ignored(argparse.Action):
@@ -125,6 +136,13 @@ def add_teacher_flags(parser):
 def add_val_flag(parser):
     parser.add_argument("--val-dir", "--real-data", type=os.path.abspath, metavar="DIR",
                         help="real validation images, or the folder that holds val/: measures top-1 (digits: built in)")
+
+
+def check_folders(*paths):
+    """Raise UserError for a folder that the user typed and that is not there, before anything is loaded. None = not typed."""
+    for path in paths:
+        if path is not None and not os.path.isdir(path):
+            raise UserError(f"{path}: there is no such folder")
 
 
 def data_spec(args):

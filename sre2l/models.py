@@ -142,7 +142,7 @@ def pretrained(arch):
     except (OSError, RuntimeError) as error:  # no network, or a broken file
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(f"could not download or read torchvision's weights of {arch} ({error}); "
-                        f"put the file into {folder}, or give a checkpoint with --teacher") from None
+                        f"put the file into {folder}, or give recover and relabel a checkpoint with --teacher") from None
 
 
 def agree(path, stored, asked, flag):
@@ -166,7 +166,7 @@ def load_teacher(spec, path, arch=None, stem=None, default_arch="resnet18"):
     else:
         checkpoint, source = read_checkpoint(path), str(path)
         meta = checkpoint if checkpoint.get("format") == TEACHER_FORMAT else {}
-        arch = agree(path, meta.get("arch"), arch, "--arch") or default_arch
+        arch = agree(path, meta.get("arch"), arch, "--arch or --model") or default_arch
         if meta.get("num_classes", spec.num_classes) != spec.num_classes:
             raise UserError(f"{path}: the teacher has {meta['num_classes']} classes, {spec.name} has {spec.num_classes}")
         asked = agree(path, meta.get("stem"), stem, "--stem")

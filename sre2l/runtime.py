@@ -158,11 +158,12 @@ class RunLog:
         self.log_path, self.metrics_path, self.last = where("log.txt"), where("metrics.jsonl"), time.monotonic()
         write_json(where("args.json"), as_json(args))
         self.line(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}")
-        self.line(json.dumps(as_json(args)))
+        self.line(json.dumps(as_json(args)), on_screen=False)
         self.line(json.dumps(versions(device)))
 
-    def line(self, text):
-        tqdm.write(text)
+    def line(self, text, on_screen=True):
+        if on_screen:
+            tqdm.write(text)
         with open(self.log_path, "a") as file:
             file.write(text + "\n")
 
@@ -182,12 +183,15 @@ def stage_seconds(metrics_path):
 
 
 def eta(done, total, start):
-    """'12.3s, 45s to go' after `done` of `total` steps since time.monotonic() `start`."""
+    """'00:12, 00:45 to go' after `done` of `total` steps since time.monotonic() `start`; nothing to tell before the first."""
+    if not done:
+        return "started"
     spent = time.monotonic() - start
-    left = spent / max(done, 1) * (total - done)
+    left = spent / done * (total - done)
     return f"{tqdm.format_interval(spent)}, {tqdm.format_interval(left)} to go"
 
 
 def print_plan(settings, **plan):
     """--dry-run: the resolved settings and what the run would write, as JSON on standard output."""
-    print(json.dumps(as_json({"settings": settings, **plan}), indent=1))
+    shown = {key: f"{value[0]} to {value[-1]}, {len(value)} in all" if key == "classes" and value else value for key, value in settings.items()}
+    print(json.dumps(as_json({"settings": shown, **plan}), indent=1))

@@ -79,7 +79,7 @@ def test_signals_reach_the_user_as_exit_codes(sent, code, tmp_path):
                                env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run" / "teacher" / "log.txt"
     deadline = time.monotonic() + 60
-    while not (log.exists() and "epochs 0-998" in log.read_text()) and time.monotonic() < deadline:
+    while not (log.exists() and "999 of 999 epochs left" in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)

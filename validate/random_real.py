@@ -4,13 +4,12 @@ Run: python -m validate.random_real --dataset digits      (or sh random_real.sh 
 Time: that of relabel and train.
 Result: runs/<name>/random_real/ with images, labels and the student's results.json.
 """
-import argparse
 import os
 
 import numpy as np
 
 from relabel import relabel
-from sre2l.flags import add_run_flags, data_spec, number
+from sre2l.flags import Parser, add_run_flags, data_spec, number
 from sre2l.images import image_path, read_synthetic, save_jpeg
 from sre2l.realdata import read_real, show
 from sre2l.runtime import UserError, atomic, beside, claim, print_plan, read_json, refuse_unclaimed, run_folder, run_script, unit_rng
@@ -70,7 +69,7 @@ def main(args):
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     add_run_flags(parser)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the choice of images")
     parser.add_argument("--real-data", type=os.path.abspath, metavar="DIR", help="folder with train/ and val/ (digits: built in)")

@@ -2,9 +2,7 @@
 
 Run: python -m validate.summary --dataset digits      (after all stages and both controls; demo.sh ends with it)
 """
-import argparse
-
-from sre2l.flags import add_run_flags
+from sre2l.flags import Parser, add_run_flags
 from sre2l.runtime import print_plan, read_json, run_folder, run_script, write_json
 
 
@@ -42,7 +40,7 @@ def main(args):
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     add_run_flags(parser)
     parser.add_argument("--model", default="resnet18", metavar="ARCH", help="the student")
     return parser.parse_args(argv)

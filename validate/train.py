@@ -4,7 +4,6 @@ Run: python -m validate.train --dataset digits      (or sh train.sh digits)
 Time: digits, 60 epochs of 100 images, about 45 s on two CPU cores.
 Result: runs/<name>/student_<model>/results.json, which names the whole protocol, and a checkpoint for each seed.
 """
-import argparse
 import os
 import time
 from functools import partial
@@ -15,13 +14,13 @@ import torch.nn.functional as F
 
 from sre2l.augment import apply_mix, normalise
 from sre2l.datasets import STEMS
-from sre2l.flags import add_dead_flags, add_run_flags, add_stage_flags, add_val_flag, data_spec, number, number_list, override
+from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_val_flag, check_folders, data_spec, number, number_list, override
 from sre2l.images import fingerprint, keep_in_memory, read_synthetic
 from sre2l.labels import BatchDataset, Batches, load_batches, read_sheet
 from sre2l.manifest import manifest_of, read_hashes
 from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, num_weight_bytes, read_checkpoint
 from sre2l.realdata import read_val
-from sre2l.runtime import RunLog, atomic, claim, eta, pick_device, print_plan, run_folder, run_script, versions
+from sre2l.runtime import RunLog, UserError, atomic, claim, eta, pick_device, print_plan, run_folder, run_script, versions
 from sre2l.training import evaluate, lr_factor, seed_epoch, set_lr, weight_decay_groups
 from validate.checks import check_labels, check_student, describe_labels
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
@@ -126,6 +125,7 @@ def main(args):
     spec, run = data_spec(args), run_folder(args)
     if args.evaluate and not args.dry_run:
         return evaluate_checkpoint(args, spec, pick_device(args.device))
+    check_folders(args.train_dir, args.fkd_path, args.val_dir)
     args.model = args.model or "resnet18"
     args.train_dir, args.fkd_path = args.train_dir or str(run / "images"), args.fkd_path or str(run / "labels")
     args.output_dir = args.output_dir or str(run / f"student_{args.model}{'_hard' if args.hard_labels else ''}")
@@ -135,6 +135,9 @@ def main(args):
                           bytes=num_weight_bytes(network) * len(args.seeds))
 
     device = pick_device(args.device)
+    for path, stage, flag in ((args.train_dir, "recover", "--train-dir"), (args.fkd_path, "relabel", "--fkd-path")):
+        if not Path(path).exists():
+            raise UserError(f"{path}: nothing there yet; run {stage}.sh first, or give a folder with {flag}")
     stem = check_student(args, spec)
     images = read_synthetic(args.train_dir, spec.num_classes, args.classes)
     info, manifest, notes = check_labels(args, spec, images)
@@ -163,7 +166,7 @@ def main(args):
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     add_run_flags(parser)
     add_stage_flags(parser)
     add_val_flag(parser)
@@ -193,7 +196,7 @@ def get_args(argv=None):
     add("--mix-type", choices=("cutmix", "mixup", "none"), help="checked against the labels (default: theirs)")
     add("--eval-every", type=number(int, 1), default=10, help="epochs between evaluations")
     add("--save-every-sec", type=number(float, 0), default=120.0, help="seconds between checkpoints")
-    add("--evaluate", type=os.path.abspath, metavar="CHECKPOINT", help="measure this student and stop")
+    add("--evaluate", type=os.path.abspath, metavar="CHECKPOINT", help="measure the network in this checkpoint and stop")
     add("-j", "--workers", type=number(int, 0), default=4, help="processes that prepare batches, 0 = none")
     add_dead_flags(parser, "validate")
     return parser.parse_args(argv)
