@@ -76,7 +76,8 @@ def test_a_python_that_cannot_do_it_is_told_so(behaviour, tmp_path):
 def test_signals_reach_the_user_as_exit_codes(sent, code, tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     process = subprocess.Popen(["sh", str(ROOT / "squeeze" / "squeeze.sh"), "digits", "--name", str(tmp_path / "run"), "--epochs", "999"],
-                               env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                               env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background shell ignores it, and we inherit
     log = tmp_path / "run" / "teacher" / "log.txt"
     deadline = time.monotonic() + 60
     while not (log.exists() and "999 of 999 epochs left" in log.read_text()) and time.monotonic() < deadline:
