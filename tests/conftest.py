@@ -2,3 +2,12 @@
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the launchers' processes
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """tests.worlds.make_world in a folder that the tests of bad input share."""
+    from tests.worlds import make_world
+    return make_world(tmp_path_factory.mktemp("world"))

@@ -1,5 +1,4 @@
 """Bad input: one clear sentence (a UserError, which the scripts turn into exit code 2) before any work is done."""
-import json
 import shutil
 
 import pytest
@@ -10,37 +9,7 @@ from relabel import relabel
 from sre2l.runtime import UserError
 from squeeze import squeeze
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
-from validate import train
-
-NAMES = [f"c{i}" for i in range(10)]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A noise world: real images, a foreign teacher, 20 synthetic images with labels for two epochs -> its folder."""
-    root = tmp_path_factory.mktemp("world")
-    noise_folder(root / "real" / "train", NAMES, 3)
-    noise_folder(root / "real" / "val", NAMES, 2, seed=1)
-    bare_checkpoint(root / "teacher.pth")
-    synthetic_folder(root / "run" / "images")
-    run_main(relabel, *common(root), *teacher(root), "--epochs", 2, "-b", 8, "-j", 0)
-    return root
-
-
-def common(root, name="run"):
-    return "--dataset", "cifar10", "--name", root / name, "--device", "cpu"
-
-
-def teacher(root):
-    return "--teacher", root / "teacher.pth", "--arch", SMALL
-
-
-def recover_flags(root, *flags, name="new"):
-    return recover, *common(root, name), *teacher(root), "--iteration", 1, "--ipc-end", 1, "--batch-size", 10, "--no-crop-flip", *flags
-
-
-def train_flags(root, *flags):
-    return train, *common(root), "--val-dir", root / "real", "--model", SMALL, "--epochs", 1, "-j", 0, *flags
+from tests.worlds import NAMES, common, recover_flags, teacher, train_flags
 
 
 def test_missing_and_empty_folders(world, tmp_path):
@@ -133,29 +102,6 @@ def test_unreadable_image_is_named(world, tmp_path):
     assert str(file) in message and "not a readable image" in message
 
 
-def test_labels_for_other_images(world, tmp_path):
-    synthetic_folder(tmp_path / "images", seed=7)
-    assert "images with other contents" in refused(*train_flags(world, "--train-dir", tmp_path / "images"))
-    synthetic_folder(tmp_path / "more", ipc=3)
-    assert "labels for 20 images" in refused(*train_flags(world, "--train-dir", tmp_path / "more"))
-
-
-def test_labels_without_a_manifest_are_checked_by_the_top1_rule(world, tmp_path):
-    """A fresh teacher's logits say nothing of the classes: near chance, refused."""
-    shutil.copytree(world / "run" / "labels", tmp_path / "labels")
-    message = refused(*train_flags(world, "--fkd-path", tmp_path / "labels"))
-    assert "these labels do not belong to" in message
-
-
-def test_a_protocol_that_the_labels_do_not_have(world):
-    assert "labels for 2 epochs, --epochs asks for 3" in refused(*train_flags(world, "--epochs", 3))
-    assert "labels for batches of 8, --batch-size says 16" in refused(*train_flags(world, "--batch-size", 16))
-    assert "does not divide the batch of 8" in refused(*train_flags(world, "--gradient-accumulation-steps", 3))
-    assert "labels with mix cutmix, --mix-type says mixup" in refused(*train_flags(world, "--mix-type", "mixup"))
-    assert "order_seed 42, this run has 1" in refused(*train_flags(world, "--fkd-seed", 1))
-    assert "input_size 32, this run has 64" in refused(*train_flags(world, "--input-size", 64))
-
-
 def test_gpu_asked_for_and_none_there(world):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
@@ -173,56 +119,10 @@ def test_an_output_folder_keeps_its_settings(world, tmp_path):
     assert "seed: there 0, here 1" in refused(relabel, *common(world), *teacher(world), "--epochs", 2, "-b", 8, "--seed", 1)
 
 
-def test_a_label_folder_grows_by_epochs(world):
-    run_main(relabel, *common(world, "run"), *teacher(world), "--epochs", 1, "-b", 10, "-j", 0, "--fkd-path", world / "grow_labels")
-    before = {path: path.read_bytes() for path in (world / "grow_labels").rglob("*.tar")}
-    run_main(relabel, *common(world, "run"), *teacher(world), "--epochs", 2, "-b", 10, "-j", 0, "--fkd-path", world / "grow_labels")
-    assert len(list((world / "grow_labels").rglob("*.tar"))) == 4
-    assert all(path.read_bytes() == data for path, data in before.items())
-    assert json.loads((world / "grow_labels.manifest.json").read_text())["settings"]["epochs"] == 2
-
-
 def test_a_verifier_needs_weights_of_the_data_set(world):
     assert "give --verifier-arch-path" in refused(*recover_flags(world, "--verifier"))
     with pytest.raises(UserError):
         recover.load_verifier(recover.get_args(["--dataset", "cifar10", "--verifier", "resnet18"]), None, "cpu")
-
-
-def test_a_changed_label_file_is_found_by_its_hash(world, tmp_path):
-    """Two label files of equal shape exchanged: nothing in them tells, the recorded hash does."""
-    labels = tmp_path / "labels"
-    for suffix in (".manifest.json", ".sha256"):
-        shutil.copy(world / "run" / f"labels{suffix}", tmp_path / f"labels{suffix}")
-    shutil.copytree(world / "run" / "labels", labels)
-    shutil.copy(labels / "epoch_1" / "batch_0.tar", labels / "epoch_0" / "batch_1.tar")
-    message = refused(*train_flags(world, "--fkd-path", labels, "--output-dir", tmp_path / "student"))
-    assert "epoch_0/batch_1.tar" in message and "sha256" in message
-
-
-def test_relabel_leaves_published_labels_alone(world, tmp_path):
-    shutil.copytree(world / "run" / "labels", tmp_path / "labels")
-    before = {path: path.read_bytes() for path in (tmp_path / "labels").rglob("*.tar")}
-    message = refused(relabel, *common(world), *teacher(world), "--epochs", 1, "-b", 8, "--fkd-path", tmp_path / "labels")
-    assert "no manifest stands beside it" in message and all(path.read_bytes() == data for path, data in before.items())
-
-
-def test_fewer_epochs_forget_nothing(world, tmp_path):
-    flags = (relabel, *common(world), *teacher(world), "-b", 10, "-j", 0, "--fkd-path", tmp_path / "labels")
-    run_main(*flags, "--epochs", 2)
-    recorded = (tmp_path / "labels.sha256").read_text()
-    run_main(*flags, "--epochs", 1)
-    assert (tmp_path / "labels.sha256").read_text() == recorded
-    assert json.loads((tmp_path / "labels.manifest.json").read_text())["settings"]["epochs"] == 2
-
-
-def test_a_fault_found_in_another_process_is_one_sentence(world, tmp_path):
-    """With worker processes too: the message itself, not the traceback of a process."""
-    shutil.copytree(world / "run" / "labels", tmp_path / "labels")
-    for suffix in (".manifest.json", ".sha256"):
-        shutil.copy(world / "run" / f"labels{suffix}", tmp_path / f"labels{suffix}")
-    (tmp_path / "labels" / "epoch_1" / "batch_1.tar").write_bytes(b"")
-    message = refused(*train_flags(world, "--fkd-path", tmp_path / "labels", "--output-dir", tmp_path / "s", "-j", 1, "--epochs", 2))
-    assert message.startswith(str(tmp_path / "labels" / "epoch_1" / "batch_1.tar")) and len(message.splitlines()) == 1
 
 
 def test_images_that_nobody_vouches_for_are_not_added_to(world):
@@ -237,19 +137,3 @@ def test_a_network_that_cannot_take_the_images(world):
 def test_padding_and_stems_out_of_range(world):
     assert "more than half of the images' 32 pixels" in refused(relabel, *common(world), *teacher(world), "--padding", 17)
     assert "torchvision's weights have torchvision's stem" in refused(recover, "--name", world / "i", "--stem", "conv3x3")
-
-
-def test_a_set_smaller_than_a_batch(world, tmp_path):
-    """20 images labelled with batches of 64 are a set of one short batch; the manifest says 64."""
-    flags = ("--fkd-path", tmp_path / "labels")
-    run_main(relabel, *common(world), *teacher(world), "-b", 64, "--epochs", 1, "-j", 0, *flags)
-    run_main(*train_flags(world, *flags, "--batch-size", 64, "--output-dir", tmp_path / "s"))
-    results = json.loads((tmp_path / "s" / "results.json").read_text())
-    assert results["protocol"]["labels"]["batch_size"] == 64 and results["protocol"]["val"]["num_images"] == 20
-
-
-def test_another_validation_set_is_another_protocol(world, tmp_path):
-    flags = ("--output-dir", tmp_path / "s")
-    run_main(*train_flags(world, *flags))
-    noise_folder(tmp_path / "val", NAMES, 3, seed=5)
-    assert "val: there" in refused(*train_flags(world, *flags, "--val-dir", tmp_path / "val"))

@@ -1,0 +1,92 @@
+"""Labels that do not belong: to the images, to the protocol, or to what was recorded. One sentence, nothing trained."""
+import json
+import shutil
+
+from relabel import relabel
+from tests.helpers import noise_folder, refused, run_main, synthetic_folder
+from tests.worlds import NAMES, common, teacher, train_flags
+
+
+def test_labels_for_other_images(world, tmp_path):
+    synthetic_folder(tmp_path / "images", seed=7)
+    assert "images with other contents" in refused(*train_flags(world, "--train-dir", tmp_path / "images"))
+    synthetic_folder(tmp_path / "more", ipc=3)
+    assert "labels for 20 images" in refused(*train_flags(world, "--train-dir", tmp_path / "more"))
+
+
+def test_labels_without_a_manifest_are_checked_by_the_top1_rule(world, tmp_path):
+    """A fresh teacher's logits say nothing of the classes: near chance, refused."""
+    shutil.copytree(world / "run" / "labels", tmp_path / "labels")
+    message = refused(*train_flags(world, "--fkd-path", tmp_path / "labels"))
+    assert "these labels do not belong to" in message
+
+
+def test_a_protocol_that_the_labels_do_not_have(world):
+    assert "labels for 2 epochs, --epochs asks for 3" in refused(*train_flags(world, "--epochs", 3))
+    assert "labels for batches of 8, --batch-size says 16" in refused(*train_flags(world, "--batch-size", 16))
+    assert "does not divide the batch of 8" in refused(*train_flags(world, "--gradient-accumulation-steps", 3))
+    assert "labels with mix cutmix, --mix-type says mixup" in refused(*train_flags(world, "--mix-type", "mixup"))
+    assert "order_seed 42, this run has 1" in refused(*train_flags(world, "--fkd-seed", 1))
+    assert "input_size 32, this run has 64" in refused(*train_flags(world, "--input-size", 64))
+
+
+def test_a_label_folder_grows_by_epochs(world):
+    run_main(relabel, *common(world, "run"), *teacher(world), "--epochs", 1, "-b", 10, "-j", 0, "--fkd-path", world / "grow_labels")
+    before = {path: path.read_bytes() for path in (world / "grow_labels").rglob("*.tar")}
+    run_main(relabel, *common(world, "run"), *teacher(world), "--epochs", 2, "-b", 10, "-j", 0, "--fkd-path", world / "grow_labels")
+    assert len(list((world / "grow_labels").rglob("*.tar"))) == 4
+    assert all(path.read_bytes() == data for path, data in before.items())
+    assert json.loads((world / "grow_labels.manifest.json").read_text())["settings"]["epochs"] == 2
+
+
+def test_a_changed_label_file_is_found_by_its_hash(world, tmp_path):
+    """Two label files of equal shape exchanged: nothing in them tells, the recorded hash does."""
+    labels = tmp_path / "labels"
+    for suffix in (".manifest.json", ".sha256"):
+        shutil.copy(world / "run" / f"labels{suffix}", tmp_path / f"labels{suffix}")
+    shutil.copytree(world / "run" / "labels", labels)
+    shutil.copy(labels / "epoch_1" / "batch_0.tar", labels / "epoch_0" / "batch_1.tar")
+    message = refused(*train_flags(world, "--fkd-path", labels, "--output-dir", tmp_path / "student"))
+    assert "epoch_0/batch_1.tar" in message and "sha256" in message
+
+
+def test_relabel_leaves_published_labels_alone(world, tmp_path):
+    shutil.copytree(world / "run" / "labels", tmp_path / "labels")
+    before = {path: path.read_bytes() for path in (tmp_path / "labels").rglob("*.tar")}
+    message = refused(relabel, *common(world), *teacher(world), "--epochs", 1, "-b", 8, "--fkd-path", tmp_path / "labels")
+    assert "no manifest stands beside it" in message and all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_fewer_epochs_forget_nothing(world, tmp_path):
+    flags = (relabel, *common(world), *teacher(world), "-b", 10, "-j", 0, "--fkd-path", tmp_path / "labels")
+    run_main(*flags, "--epochs", 2)
+    recorded = (tmp_path / "labels.sha256").read_text()
+    run_main(*flags, "--epochs", 1)
+    assert (tmp_path / "labels.sha256").read_text() == recorded
+    assert json.loads((tmp_path / "labels.manifest.json").read_text())["settings"]["epochs"] == 2
+
+
+def test_a_fault_found_in_another_process_is_one_sentence(world, tmp_path):
+    """With worker processes too: the message itself, not the traceback of a process."""
+    shutil.copytree(world / "run" / "labels", tmp_path / "labels")
+    for suffix in (".manifest.json", ".sha256"):
+        shutil.copy(world / "run" / f"labels{suffix}", tmp_path / f"labels{suffix}")
+    (tmp_path / "labels" / "epoch_1" / "batch_1.tar").write_bytes(b"")
+    message = refused(*train_flags(world, "--fkd-path", tmp_path / "labels", "--output-dir", tmp_path / "s", "-j", 1, "--epochs", 2))
+    assert message.startswith(str(tmp_path / "labels" / "epoch_1" / "batch_1.tar")) and len(message.splitlines()) == 1
+
+
+def test_a_set_smaller_than_a_batch(world, tmp_path):
+    """20 images labelled with batches of 64 are a set of one short batch; the manifest says 64."""
+    flags = ("--fkd-path", tmp_path / "labels")
+    run_main(relabel, *common(world), *teacher(world), "-b", 64, "--epochs", 1, "-j", 0, *flags)
+    run_main(*train_flags(world, *flags, "--batch-size", 64, "--output-dir", tmp_path / "s"))
+    results = json.loads((tmp_path / "s" / "results.json").read_text())
+    assert results["protocol"]["labels"]["batch_size"] == 64 and results["protocol"]["val"]["num_images"] == 20
+
+
+def test_another_validation_set_is_another_protocol(world, tmp_path):
+    flags = ("--output-dir", tmp_path / "s")
+    run_main(*train_flags(world, *flags))
+    noise_folder(tmp_path / "val", NAMES, 3, seed=5)
+    assert "val: there" in refused(*train_flags(world, *flags, "--val-dir", tmp_path / "val"))

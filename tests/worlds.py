@@ -1,0 +1,33 @@
+"""A small world of noise for the tests of bad input: real images, a foreign teacher, a set of images with labels, flags to use them."""
+from recover import recover
+from relabel import relabel
+from tests.helpers import SMALL, bare_checkpoint, noise_folder, run_main, synthetic_folder
+from validate import train
+
+NAMES = [f"c{i}" for i in range(10)]
+
+
+def make_world(root):
+    """Real images, a foreign teacher, 20 synthetic images with labels for two epochs, all under root -> root."""
+    noise_folder(root / "real" / "train", NAMES, 3)
+    noise_folder(root / "real" / "val", NAMES, 2, seed=1)
+    bare_checkpoint(root / "teacher.pth")
+    synthetic_folder(root / "run" / "images")
+    run_main(relabel, *common(root), *teacher(root), "--epochs", 2, "-b", 8, "-j", 0)
+    return root
+
+
+def common(root, name="run"):
+    return "--dataset", "cifar10", "--name", root / name, "--device", "cpu"
+
+
+def teacher(root):
+    return "--teacher", root / "teacher.pth", "--arch", SMALL
+
+
+def recover_flags(root, *flags, name="new"):
+    return recover, *common(root, name), *teacher(root), "--iteration", 1, "--ipc-end", 1, "--batch-size", 10, "--no-crop-flip", *flags
+
+
+def train_flags(root, *flags):
+    return train, *common(root), "--val-dir", root / "real", "--model", SMALL, "--epochs", 1, "-j", 0, *flags
