@@ -61,13 +61,13 @@ def verifier_top1(verifier, images, targets):
 
 def make_watch(log, bar, unit, args, targets, verifier, snapshot):
     """The observer of one unit: progress bar, a log and metrics line every --print-period iterations, snapshots."""
-    start = time.monotonic()
+    start, period = time.monotonic(), args.print_period or max(1, args.iteration // 40)
 
     def watch(iteration, images, terms):
         bar.update()
         if snapshot and iteration % args.snapshot_every == 0:
             snapshot(images, iteration)
-        if iteration % args.print_period and iteration != args.iteration - 1:
+        if iteration % period and iteration != args.iteration - 1:
             return
         values = {key: round(getattr(terms, key).item(), 6) for key in ("ce", "bn", "tv", "l2")}  # syncs the GPU
         if verifier:
@@ -208,7 +208,7 @@ def get_args(argv=None):
     add("--verifier", nargs="?", const="", metavar="ARCH", help="a second network whose top-1 on the images is logged")
     add("--verifier-arch", metavar="ARCH", help="the same, in the released spelling (default: mobilenet_v2)")
     add("--verifier-arch-path", type=os.path.abspath, metavar="FILE", help="checkpoint of the verifier")
-    add("--print-period", "--print_period", type=number(int, 1), default=100, help="iterations between log lines")
+    add("--print-period", "--print_period", type=number(int, 1), help="iterations between log lines (default: a fortieth of all)")
     add("--snapshot-every", type=number(int, 0), default=0, help="iterations between pictures of the first batch, 0 = none")
     add_dead_flags(parser, "recover")
     return parser.parse_args(argv)
