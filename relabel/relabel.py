@@ -90,10 +90,11 @@ def main(args):
     teacher.network.to(device)
     measured = check_top1(teacher, spec, args, device)
     settings = make_settings(args, spec) | {"epochs": max(args.epochs, earlier_epochs(root))}
-    settings = {**settings, **describe_images(images), "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
+    described = describe_images(images)
+    settings = {**settings, **described, "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
                 "measured_top1": measured, "versions": versions(device)}
-    if manifest_of(root):
-        check_images(root, manifest_of(root), images)
+    if manifest := manifest_of(root):
+        check_images(root, manifest, described, images.root)
     images, note = keep_in_memory(images)
     claim(beside(root, "manifest.json"), settings, FREE)
     log = RunLog(partial(beside, root), vars(args), device)

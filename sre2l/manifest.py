@@ -30,14 +30,16 @@ def manifest_of(root):
     return settings
 
 
-def check_images(root, manifest, images):
-    """Raise UserError unless the labels were made for exactly these images, by number, paths and bytes."""
-    here = as_json(describe_images(images))
+def check_images(root, manifest, described, folder):
+    """Raise UserError unless the labels were made for exactly these images, by number, paths and bytes.
+
+    described: describe_images of them, which reads every byte; folder: where they lie, for the message."""
+    here = as_json(described)
     wrong = [key for key in ("num_images", "classes", "paths_sha256", "images_sha256") if here[key] != manifest.get(key)]
     if wrong:
-        what = {"num_images": f"{manifest.get('num_images')} images, {images.root} has {here['num_images']}",
+        what = {"num_images": f"{manifest.get('num_images')} images, {folder} has {here['num_images']}",
                 "classes": "other classes", "paths_sha256": "images of other names", "images_sha256": "images with other contents"}
-        raise UserError(f"{root}: these labels belong to {what[wrong[0]]}; relabel {images.root}, or give the images they were made for")
+        raise UserError(f"{root}: these labels belong to {what[wrong[0]]}; relabel {folder}, or give the images they were made for")
 
 
 def hash_file(path):

@@ -35,7 +35,7 @@ def check_numbers(args, spec, info, manifest, num_images):
 
 def check_manifest(args, manifest, images):
     """Raise UserError unless the manifest names these images, and the order, size and normalisation that the user asks for, if any."""
-    check_images(args.fkd_path, manifest, images)
+    check_images(args.fkd_path, manifest, describe_images(images), images.root)
     asked = {"order_seed": args.fkd_seed, "input_size": args.input_size, "mean": args.mean, "std": args.std}
     for key, value in as_json(asked).items():
         if value is not None and manifest[key] != value:
