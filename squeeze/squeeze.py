@@ -10,36 +10,42 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
 from sre2l.augment import Mix, draw_crops, normalise
 from sre2l.datasets import STEMS
+from sre2l.distributed import check_agreement, rank, sum_over_processes, world_size
 from sre2l.flags import Parser, add_run_flags, add_stage_flags, check_folders, data_spec, number
 from sre2l.images import fingerprint, keep_in_memory
 from sre2l.labels import BatchDataset, Batches, Sheet, load_batches
 from sre2l.models import TEACHER_FORMAT, build_network, check_input_size, load_teacher, num_weight_bytes, read_checkpoint
+from sre2l.parallel import RunningStatistics, replicate
+from sre2l.precision import PRECISIONS, memory_format_of
 from sre2l.realdata import read_real, read_val
-from sre2l.runtime import RunLog, UserError, atomic, claim, eta, pick_device, print_plan, run_folder, run_script, unit_rng
-from sre2l.training import evaluate, lr_factor, seed_epoch, set_lr
+from sre2l.runtime import RunLog, UserError, atomic, claim, eta, print_plan, run_folder, run_script, unit_rng
+from sre2l.training import at_least_float32, autocast, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload
 
 SCALE = (0.08, 1.0)  # of RandomResizedCrop
 
 
-def make_settings(args, spec, stem=None, train=None, val=None):
-    """What the teacher depends on; stem, train and val as they turned out, None in a plan."""
+def make_settings(args, spec, stem=None, train=None, val=None, precision=None):
+    """What the teacher depends on; stem, train, val and precision as they turned out, None in a plan."""
     keys = ("dataset", "arch", "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup_epochs", "seed")
     return {**{key: getattr(args, key) for key in keys}, "num_classes": spec.num_classes, "size": spec.size,
-            "stem": stem or args.stem or spec.stem, "train": train and fingerprint(train), "val": val and fingerprint(val)}
+            "stem": stem or args.stem or spec.stem, "train": train and fingerprint(train), "val": val and fingerprint(val),
+            "precision": precision or args.precision}
 
 
 def check_torchvision(args, spec):
     """imagenet1k: the published teachers are torchvision's; see that they load, and measure them where images are given."""
-    device = pick_device(args.device)
+    device, precision = start_device(args.device, args.precision, training=False)
     teacher = load_teacher(spec, None, args.arch, args.stem)
     print(f"imagenet1k: the teacher is torchvision's {args.arch} with IMAGENET1K_V1 weights; they load (sha256 {teacher.sha256[:12]})")
     if args.real_data:
         val = read_val(spec, args.real_data)
-        top1, top5 = evaluate(teacher.network.to(device), val, teacher.mean, teacher.std, device)
+        network = teacher.network.to(device, memory_format=memory_format_of(device))
+        top1, top5 = evaluate(network, val, teacher.mean, teacher.std, device, precision=precision)
         print(f"top-1 {top1:.2f}%  top-5 {top5:.2f}% on {len(val)} images of {val.root}")
 
 
@@ -48,13 +54,23 @@ def draw_sheet(spec, seed, batch, sizes):
     return Sheet(draw_crops(sizes, spec.crop, SCALE, spec.padding, spec.flip, unit_rng(seed, batch.epoch, batch.index)), Mix())
 
 
-def load_state(path, network, optimizer):
+def slice_of(num_rows, rank, world):
+    """The rows of a batch that this process computes, and their weight in the batch's mean loss. A batch with fewer than two rows a
+    process, on which BatchNorm could not train, is computed whole by all."""
+    if num_rows < 2 * world:
+        return slice(0, num_rows), 1 / world
+    rows = slice(num_rows * rank // world, num_rows * (rank + 1) // world)
+    return rows, (rows.stop - rows.start) / num_rows
+
+
+def load_state(path, network, optimizer, scaler):
     """Continue from a checkpoint if there is one -> (next epoch, the values measured at its end)."""
     if not path.exists():
         return 0, {}
     state = read_checkpoint(path)
     network.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
     return state["epoch"], state["values"]
 
 
@@ -71,7 +87,7 @@ def main(args):
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)
 
-    device = pick_device(args.device)
+    device, precision = start_device(args.device, args.precision)
     if args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs} is not below --epochs {args.epochs}")
     torch.manual_seed(args.seed)
@@ -79,46 +95,63 @@ def main(args):
     check_input_size(network, args.arch, spec.size)
     train, val = read_real(spec, args.real_data, "train"), read_val(spec, args.real_data)
     train, note = keep_in_memory(train)
-    claim(folder / "settings.json", make_settings(args, spec, stem, train, val))
+    claim(folder / "settings.json", make_settings(args, spec, stem, train, val, precision))
     log = RunLog(folder.joinpath, vars(args), device)
     log.line(note)
-    network.to(device)
-    optimizer = torch.optim.SGD(network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
-    first, values = load_state(folder / "checkpoint.pth", network, optimizer)
-    log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(train)} images of {train.root}")
+    if world_size() > 1 and device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    elif world_size() > 1:
+        log.line(f"on CPUs BatchNorm sees what one process has of a batch, {args.batch_size // world_size()} images: another teacher than one process trains")
+    network.to(device, memory_format=memory_format_of(device))
+    optimizer = torch.optim.SGD(network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=device.type == "cuda")
+    scaler, statistics = make_scaler(precision, device), RunningStatistics(network)
+    first, values = load_state(folder / "checkpoint.pth", network, optimizer, scaler)
+    check_agreement(first, f"{folder / 'checkpoint.pth'}: not all processes see the same checkpoint; the run folder must be one that all machines share")
+    replica = replicate(network, device)
+    mean, std = (torch.tensor(value, device=device) for value in (spec.mean, spec.std))
+    log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(train)} images of {train.root}, {precision}")
 
     batches = Batches(len(train), args.batch_size, args.seed, args.epochs, first)
     loader = load_batches(BatchDataset(train, spec.size, partial(draw_sheet, spec, args.seed)), batches, args.workers, device)
     bar = tqdm(total=len(batches), desc="squeeze", unit="batch", disable=None, leave=False)
     loss_sum = torch.zeros((), device=device)
-    start = time.monotonic()
+    val, begin = keep_on_device(val, device), time.monotonic()
     network.train()
     for batch, pixels, _ in loader:
         bar.update()
         if batch.index == 0:
-            seed_epoch(args.seed, batch.epoch)
+            seed_torch(args.seed, batch.epoch, rank())
         if len(batch.rows) > 1:  # BatchNorm cannot train on a single image
             set_lr(optimizer, args.lr * lr_factor(batch.epoch, args.epochs, args.warmup_epochs))
-            labels = torch.from_numpy(train.labels[batch.rows]).to(device)
-            loss = F.cross_entropy(network(normalise(pixels.to(device), spec.mean, spec.std)), labels)
+            rows, weight = slice_of(len(batch.rows), rank(), world_size())
+            labels = upload(torch.from_numpy(train.labels[batch.rows[rows]]), device)
+            with autocast(precision, device):
+                logits = replica(normalise(upload(pixels[rows], device), mean, std))
+            loss = F.cross_entropy(at_least_float32(logits), labels) * weight
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss_sum += loss.detach() * len(labels)
+            scaler.scale(loss * world_size()).backward()  # averaged over the processes: the mean over the batch
+            scaler.step(optimizer)
+            scaler.update()
+            loss_sum += loss.detach() * len(batch.rows)
         if batch.index < batches.per_epoch - 1:
             continue
 
         epoch, last = batch.epoch + 1, batch.epoch + 1 == args.epochs
-        values = {"epoch": epoch, "loss": round(loss_sum.item() / len(train), 5)}
+        statistics.combine(divisor=world_size())
+        values = {"epoch": epoch, "loss": round(sum_over_processes(loss_sum).item() / len(train), 5)}
         loss_sum.zero_()
         if last or epoch % args.eval_every == 0:
-            values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device)
+            values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
         log.metrics(**values)
-        log.line("  ".join(f"{key} {value}" for key, value in values.items()) + f"  {eta(epoch - first, args.epochs - first, start)}")
-        with atomic(folder / "checkpoint.pth") as tmp:
-            torch.save({"model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "values": values}, tmp)
+        log.line("  ".join(f"{key} {value}" for key, value in values.items()) + f"  {eta(epoch - first, args.epochs - first, begin)}")
+        if rank() == 0:
+            state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+            with atomic(folder / "checkpoint.pth") as tmp:
+                torch.save({"model": network.state_dict(), **state, "epoch": epoch, "values": values}, tmp)
     bar.close()
 
+    if rank() > 0:  # the first process writes
+        return
     if first < args.epochs or not (folder / "teacher.pth").exists():
         facts = {key: getattr(spec, key) for key in ("mean", "std", "size", "num_classes")}
         teacher = {"format": TEACHER_FORMAT, "arch": args.arch, "stem": stem, "class_names": train.class_names, "dataset": spec.name,
@@ -143,6 +176,7 @@ def get_args(argv=None):
     add("--momentum", type=number(float, 0, 1), default=0.9)
     add("--weight-decay", type=number(float, 0), default=1e-4)
     add("--warmup-epochs", type=number(int, 0), default=0, help="epochs of linear warm-up from 0.01 of the rate")
+    add("--precision", choices=PRECISIONS, help="of the network's layers (default: tf32 on a GPU that has it, else fp32)")
     add("--eval-every", type=number(int, 1), default=10, help="epochs between evaluations")
     add("-j", "--workers", type=number(int, 0), default=4, help="processes that prepare batches, 0 = none")
     return parser.parse_args(argv)

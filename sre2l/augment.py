@@ -108,7 +108,7 @@ def apply_crops(images, crops, size):
 
 def normalise(images, mean, std):
     """(N, 3, S, S) uint8 -> float32 (x / 255 - mean) / std on the same device, in torchvision's order of operations."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (mean, std))
+    mean, std = (torch.as_tensor(v, device=images.device).view(3, 1, 1) for v in (mean, std))  # tensors there: nothing is copied
     return images.float().div_(255).sub_(mean).div_(std)
 
 

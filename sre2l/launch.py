@@ -49,7 +49,8 @@ def main(argv):
         print("interrupted; the same command continues", file=sys.stderr)
         sys.exit(128 + int(error.sigval))
     except (RendezvousError, ValueError) as error:
-        print(f"error: torchrun could not bring the machines together ({first_line(error)}); check the flags in TORCHRUN, and give each start a new --rdzv-id", file=sys.stderr)
+        print(f"error: torchrun could not bring the machines together ({first_line(error)}); "
+              f"check the flags in TORCHRUN, and give each start a new --rdzv-id", file=sys.stderr)
         sys.exit(2)
 
 

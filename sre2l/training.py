@@ -1,27 +1,103 @@
-"""What the two training stages share: evaluation, learning-rate schedule, weight-decay groups."""
+"""What the two training stages share: evaluation, learning-rate schedule, weight-decay groups, optimiser steps in any precision."""
+import contextlib
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from sre2l.augment import normalise
-from sre2l.runtime import unit_rng
+from sre2l.distributed import rank, start, sum_over_processes, world_size
+from sre2l.precision import dtype_of, pick_precision, set_tf32
+from sre2l.runtime import pick_device, unit_rng
+
+GPU_SHARE = 0.5  # of the free memory of a GPU: a validation set beyond it is copied at each evaluation
+
+
+def start_device(name, precision, training=True):
+    """--device and --precision -> (device, precision) of this process, once all processes have met; raises UserError."""
+    device = pick_device(name)
+    precision = pick_precision(precision, device, training)
+    set_tf32(precision)
+    start(device)
+    return device, precision
+
+
+def upload(tensor, device):
+    """A tensor of the CPU on the device, without making the host wait for what the GPU has still to do."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def autocast(precision, device):
+    """The context in which a network computes in this precision; its weights stay float32, and losses are computed outside."""
+    if dtype_of(precision) == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype_of(precision))
+
+
+def at_least_float32(outputs):
+    """A network's outputs as losses want them: half precision becomes float32, float64 stays."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class Resident:
+    """The images that this process measures, in the GPU's memory: pixels (n, S, S, 3) uint8, labels (n,); `total` over all processes."""
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    total: int
+
+    def __len__(self):
+        return self.total
+
+
+def own_rows(images):
+    """The images that this process measures: every world-th."""
+    return range(rank(), len(images), world_size())
+
+
+def stack(images, rows):
+    """-> pixels (n, S, S, 3) uint8 and labels (n,), on the CPU."""
+    return torch.from_numpy(np.stack([images.pixels(row) for row in rows])), torch.from_numpy(images.labels[list(rows)])
+
+
+def keep_on_device(images, device):
+    """Images of equal size (S, S, 3) -> Resident where there is a GPU with room, else the same Images."""
+    rows = own_rows(images)
+    if device.type != "cuda" or not rows or images.pixels(0).nbytes * len(rows) > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return images
+    pixels, labels = stack(images, rows)
+    return Resident(pixels.to(device), labels.to(device), len(images))
+
+
+def own_batches(images, device, batch_size):
+    """Yield (pixels (n, S, S, 3) uint8, labels (n,)) on the device: this process's part of Images or Resident."""
+    if isinstance(images, Resident):
+        yield from zip(images.pixels.split(batch_size), images.labels.split(batch_size))
+        return
+    rows = own_rows(images)
+    for start in range(0, len(rows), batch_size):
+        pixels, labels = stack(images, rows[start:start + batch_size])
+        yield upload(pixels, device), upload(labels, device)
 
 
 @torch.inference_mode()
-def evaluate(network, images, mean, std, device, batch_size=256):
-    """Top-1 and top-5 in percent of `images` (Images decoded to equal (S, S, 3) uint8) in eval mode; the mode is restored."""
+def evaluate(network, images, mean, std, device, batch_size=256, precision="fp32"):
+    """Top-1 and top-5 in percent of `images` (decoded to equal (S, S, 3) uint8) in eval mode; the mode is restored.
+
+    Of several processes each measures its part, and all get the result."""
     was_training = network.training
     network.eval()
     hits = torch.zeros(2, dtype=torch.int64, device=device)
-    for start in range(0, len(images), batch_size):
-        pixels = torch.from_numpy(np.stack(images.items[start:start + batch_size])).to(device).permute(0, 3, 1, 2)
-        labels = torch.from_numpy(images.labels[start:start + batch_size]).to(device)
-        logits = network(normalise(pixels, mean, std))
+    for pixels, labels in own_batches(images, device, batch_size):
+        with autocast(precision, device):
+            logits = network(normalise(pixels.permute(0, 3, 1, 2), mean, std))
         right = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (n, 5)
         hits += torch.stack((right[:, 0].sum(), right.sum()))
     network.train(was_training)
-    return tuple(round(100 * count / len(images), 4) for count in hits.tolist())
+    return tuple(round(100 * count / len(images), 4) for count in sum_over_processes(hits).tolist())
 
 
 def lr_factor(epoch, epochs, warmup=0):
@@ -31,9 +107,9 @@ def lr_factor(epoch, epochs, warmup=0):
     return (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2
 
 
-def seed_epoch(seed, epoch):
-    """Seed torch's own generators for one epoch: dropout is then the same whether the run was interrupted or not."""
-    torch.manual_seed(int(unit_rng(seed, epoch).integers(2 ** 31)))
+def seed_torch(seed, *unit):
+    """Seed torch's own generators for a unit of work, as (epoch,): dropout is then the same whether the run was interrupted or not."""
+    torch.manual_seed(int(unit_rng(seed, *unit).integers(2 ** 31)))
 
 
 def set_lr(optimizer, lr):
@@ -49,3 +125,8 @@ def weight_decay_groups(network, weight_decay, decay_all=False):
     for name, parameter in network.named_parameters():
         (decayed if "weight" in name and parameter.ndim > 1 else free).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def make_scaler(precision, device):
+    """fp16's gradient scaler, which skips a step whose gradients overflow; one that does nothing for the others."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

@@ -22,11 +22,11 @@ def interrupt(monkeypatch, module, at):
     """Ctrl-C during the `at`-th evaluation of a training stage."""
     calls, original = [], module.evaluate
 
-    def evaluate(*args):
+    def evaluate(*args, **options):
         calls.append(1)
         if len(calls) == at:
             raise KeyboardInterrupt
-        return original(*args)
+        return original(*args, **options)
     monkeypatch.setattr(module, "evaluate", evaluate)
 
 

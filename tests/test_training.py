@@ -16,7 +16,8 @@ from sre2l.augment import Mix
 from sre2l.images import Images
 from sre2l.realdata import show
 from sre2l.training import evaluate, lr_factor, set_lr, weight_decay_groups
-from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, micro_batches, soft_targets
+from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
+from validate.shares import micro_batches, share_of
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -66,7 +67,7 @@ def test_micro_batches_give_the_gradient_and_step_of_the_whole_batch(rows, steps
     whole, split = plain_network(), plain_network()
     loss = soft_loss(whole(x), logits, 4)
     loss.backward()
-    total = backward_in_micro_batches(split, partial(distillation_loss, temperature=4), x, softmax(logits / 4), 8 // steps)
+    total = backward_in_micro_batches(split, partial(distillation_loss, temperature=4), x, softmax(logits / 4), share_of(rows, Mix(), 8 // steps, 0, 1))
     assert total.item() == pytest.approx(loss.item(), rel=1e-6)
     for network in (whole, split):
         torch.optim.AdamW(network.parameters(), 1e-3).step()

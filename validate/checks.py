@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from sre2l.distributed import world_size
 from sre2l.labels import Batches, agreement, inspect_labels, label_path
 from sre2l.manifest import check_images, describe_images, hash_file, manifest_of
 from sre2l.models import build_network, check_input_size
@@ -24,6 +25,9 @@ def check_numbers(args, spec, info, manifest, num_images):
     if args.batch_size and args.batch_size != info.batch_size:
         raise UserError(f"{root}: labels for batches of {info.batch_size}, --batch-size says {args.batch_size}; "
                         f"--gradient-accumulation-steps divides what the GPU holds at once")
+    if steps % world_size():
+        raise UserError(f"--gradient-accumulation-steps {steps} is not a multiple of the {world_size()} processes, which take its micro-batches in turn; "
+                        f"type --gradient-accumulation-steps {math.lcm(steps, world_size())} (BatchNorm then sees fewer images at a time)")
     if info.batch_size % steps:
         raise UserError(f"--gradient-accumulation-steps {steps} does not divide the batch of {info.batch_size}")
     if info.batch_size // steps == 1 or info.num_images % info.batch_size == 1:

@@ -1,8 +1,13 @@
-"""Targets and losses of the student, and the split of a batch into micro-batches."""
+"""Targets and losses of the student, and the gradient of a batch over its micro-batches."""
+import contextlib
+
 import torch
 import torch.nn.functional as F
 
 from sre2l.augment import mixed_share
+from sre2l.distributed import world_size
+from sre2l.parallel import average_gradients
+from sre2l.training import at_least_float32
 
 
 def soft_targets(logits, temperature):
@@ -25,19 +30,24 @@ def distillation_loss(outputs, targets, temperature, times_t2=False):
     return loss * temperature ** 2 if times_t2 else loss
 
 
-def micro_batches(num_rows, micro_size):
-    """Slices of micro_size rows. A single row left over joins the slice before it: BatchNorm cannot train on one image."""
-    starts = list(range(0, num_rows, micro_size))
-    if len(starts) > 1 and num_rows - starts[-1] == 1:
-        starts.pop()
-    return [slice(start, stop) for start, stop in zip(starts, starts[1:] + [num_rows])]
+def backward_in_micro_batches(network, loss_of, images, targets, share, scale=lambda loss: loss, before=lambda number, gap: None,
+                              context=contextlib.nullcontext):
+    """Accumulate the gradient of the batch's mean loss over this process's micro-batches, each weighted by its share of the batch's rows
+    -> their part of that loss, no host sync. Several processes average their gradients at the last one.
 
-
-def backward_in_micro_batches(network, loss_of, images, targets, micro_size):
-    """Accumulate the gradient of the batch's mean loss, each micro-batch weighted by its share of the rows -> that loss, no host sync."""
+    images, targets: the process's own rows; scale: a GradScaler's; before(number, gap) is called before each micro-batch with its number
+    and how many of others it follows; context: in which the forward pass runs."""
     total = torch.zeros((), device=images.device)
-    for rows in micro_batches(len(images), micro_size):
-        loss = loss_of(network(images[rows]), targets[rows]) * (len(images[rows]) / len(images))
-        loss.backward()
-        total += loss.detach()
+    lonely = share.num_parts < world_size()  # some process has no row: no backward pass of its own in which to meet the others
+    for rows, number, gap in zip(share.parts, share.numbers, share.gaps):
+        before(number, gap)
+        last = number == share.numbers[-1] and not lonely
+        with contextlib.nullcontext() if world_size() == 1 or last else network.no_sync():
+            with context():
+                outputs = network(images[rows])
+            loss = loss_of(at_least_float32(outputs), targets[rows]) * ((rows.stop - rows.start) / share.num_rows)
+            scale(loss * world_size()).backward()  # the average over the processes is then the sum
+        total = total + loss.detach()
+    if lonely:
+        average_gradients(network)
     return total

@@ -9,10 +9,12 @@ import os
 import numpy as np
 
 from relabel import relabel
+from sre2l.distributed import barrier, rank, start
 from sre2l.flags import Parser, add_run_flags, data_spec, number
 from sre2l.images import image_path, read_synthetic, save_jpeg
 from sre2l.realdata import read_real, show
-from sre2l.runtime import UserError, atomic, beside, claim, print_plan, read_json, refuse_unclaimed, run_folder, run_script, unit_rng
+from sre2l.runtime import (UserError, atomic, beside, claim, pick_device, print_plan, read_json, refuse_unclaimed, run_folder, run_script,
+                           unit_rng)
 from validate import train
 
 
@@ -55,12 +57,14 @@ def main(args):
     if args.dry_run:
         return print_plan(vars(args), images=len(distilled), ipc=ipc, output=str(folder))
 
+    start(pick_device(relabelled.device))
     real = read_real(spec, args.real_data, "train", classes)
     refuse_unclaimed(folder / "images")
     claim(beside(folder / "images", "manifest.json"), {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes})
-    for (index, label), row in draw_real_images(real, ipc, args.seed).items():
+    for (index, label), row in draw_real_images(real, ipc, args.seed).items() if rank() == 0 else ():
         with atomic(image_path(folder / "images", label, index, spec.num_classes), folder / "images") as tmp:
             save_jpeg(show(real.pixels(row), size, size), tmp)
+    barrier()
     print(f"{len(distilled)} real images ({ipc} per class, seed {args.seed}) from {real.root} -> {folder / 'images'}")
 
     paths = {"images": str(folder / "images"), "labels": str(folder / "labels"), "student": str(folder / f"student_{args.model}")}

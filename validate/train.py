@@ -1,11 +1,12 @@
 """Validate: train a student from images and stored labels alone, and measure it on real images.
 
 Run: python -m validate.train --dataset digits      (or sh train.sh digits)
-Time: digits, 60 epochs of 100 images, about 45 s on two CPU cores.
+Time: digits, 60 epochs of 100 images, about 45 s on two CPU cores. GPUS=4 sh train.sh trains one student on four GPUs.
 Result: runs/<name>/student_<model>/results.json, which names the whole protocol, and a checkpoint for each seed.
 """
 import os
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,22 +15,27 @@ import torch.nn.functional as F
 
 from sre2l.augment import apply_mix, normalise
 from sre2l.datasets import STEMS
+from sre2l.distributed import check_agreement, rank, sum_over_processes, world_size
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_val_flag, check_folders, data_spec, number, number_list, override
 from sre2l.images import fingerprint, keep_in_memory, read_synthetic
 from sre2l.labels import BatchDataset, Batches, load_batches, read_sheet
 from sre2l.manifest import manifest_of, read_hashes
 from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, num_weight_bytes, read_checkpoint
+from sre2l.parallel import RunningStatistics, replicate
+from sre2l.precision import PRECISIONS, memory_format_of
 from sre2l.realdata import read_val
-from sre2l.runtime import RunLog, UserError, atomic, claim, eta, pick_device, print_plan, run_folder, run_script, versions
-from sre2l.training import evaluate, lr_factor, seed_epoch, set_lr, weight_decay_groups
+from sre2l.runtime import RunLog, UserError, atomic, claim, eta, print_plan, run_folder, run_script, versions
+from sre2l.training import (autocast, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload,
+                            weight_decay_groups)
 from validate.checks import check_labels, check_student, describe_labels
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
 from validate.results import summarise, write_results
+from validate.shares import share_of
 
 
-def make_settings(args, spec, stem=None, labels=None, val=None):
-    """The protocol: what a student's accuracy depends on; stem, labels and val as they turned out, None in a plan. Seeds, device and
-    workers are not among it."""
+def make_settings(args, spec, stem=None, labels=None, val=None, precision=None):
+    """The protocol: what a student's accuracy depends on; stem, labels, val and precision as they turned out, None in a plan. Seeds,
+    device, workers and the number of processes are not among it."""
     optimizer = ({"name": "SGD", "lr": args.learning_rate, "momentum": args.momentum, "weight_decay": args.weight_decay} if args.sgd
                  else {"name": "AdamW", "lr": args.adamw_lr, "weight_decay": args.adamw_weight_decay})
     keys = ("dataset", "model", "epochs", "warmup_epochs", "gradient_accumulation_steps", "decay_all", "hard_labels", "eval_every")
@@ -37,14 +43,15 @@ def make_settings(args, spec, stem=None, labels=None, val=None):
     return {**{key: getattr(args, key) for key in keys}, "optimizer": optimizer, "schedule": "cosine per epoch", "loss": loss,
             "temperature": None if args.hard_labels else args.temperature, "size": spec.size, "num_classes": spec.num_classes,
             "stem": stem or args.stem or spec.stem, "mean": spec.mean, "std": spec.std, "eval_resize": spec.resize, "labels": labels,
-            "val": val and fingerprint(val)}
+            "val": val and fingerprint(val), "precision": precision or args.precision}
 
 
-def make_optimizer(network, args):
+def make_optimizer(network, args, device):
+    fused = device.type == "cuda"  # NOTE: on a CPU, fused optimisers go wrong where parameter and gradient strides differ
     if args.sgd:
         groups = weight_decay_groups(network, args.weight_decay, args.decay_all)
-        return torch.optim.SGD(groups, args.learning_rate, args.momentum)
-    return torch.optim.AdamW(weight_decay_groups(network, args.adamw_weight_decay, args.decay_all), args.adamw_lr)
+        return torch.optim.SGD(groups, args.learning_rate, args.momentum, fused=fused)
+    return torch.optim.AdamW(weight_decay_groups(network, args.adamw_weight_decay, args.decay_all), args.adamw_lr, fused=fused)
 
 
 def stored_sheet(root, num_classes, hashes, batch, sizes):
@@ -52,7 +59,26 @@ def stored_sheet(root, num_classes, hashes, batch, sizes):
     return read_sheet(root, batch.epoch, batch.index, len(sizes), num_classes, hashes)
 
 
-def restore(path, network, optimizer):
+def mixed_and_targets(args, spec, images, batch, pixels, sheet, share, mean, std):
+    """What a process trains on: its own rows of a batch, mixed over the whole batch, and their targets. mean and std: tensors on the device."""
+    device = mean.device
+    if world_size() > 1:
+        pixels = pixels[share.rows]
+    mix = share.mix if share.mix.partner is None else replace(share.mix, partner=upload(share.mix.partner, device))
+    mixed = apply_mix(normalise(upload(pixels, device), mean, std), mix)[:len(share.own)]
+    if not args.hard_labels:
+        return mixed, soft_targets(upload(sheet.logits[share.own], device), args.temperature)
+    classes = torch.from_numpy(images.labels[batch.rows])
+    return mixed, upload(hard_targets(classes, sheet.mix, spec.num_classes, spec.size)[share.own], device)
+
+
+def start_micro_batch(statistics, seed, batch, number, gap):
+    """Before a micro-batch: the others that lie between count for the running statistics; dropout depends on its number alone."""
+    statistics.skip(gap)
+    seed_torch(seed, batch.epoch, batch.index, number)
+
+
+def restore(path, network, optimizer, scaler):
     """Continue from a checkpoint if there is one -> (next epoch, history of metrics)."""
     if not path.exists():
         return 0, []
@@ -60,71 +86,79 @@ def restore(path, network, optimizer):
     network.load_state_dict(state["model"])
     if "optimizer" in state:  # a finished run keeps none
         optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
     return state["epoch"], state["history"]
 
 
-def train_student(args, spec, images, val, info, seed, log, device):
+def train_student(args, spec, images, val, info, seed, log, device, precision):
     """One student with one seed -> its history: {epoch, loss, lr} of every epoch, with top1 and top5 where they were measured."""
     torch.manual_seed(seed)
     network, stem = build_network(args.model, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
-    network.to(device)
-    optimizer = make_optimizer(network, args)
+    network.to(device, memory_format=memory_format_of(device))
+    optimizer, scaler, statistics = make_optimizer(network, args, device), make_scaler(precision, device), RunningStatistics(network)
     checkpoint = Path(args.output_dir) / f"seed{seed}" / "checkpoint.pth"
-    first, history = restore(checkpoint, network, optimizer)
+    first, history = restore(checkpoint, network, optimizer, scaler)
+    check_agreement(first, f"{checkpoint}: not all processes see the same checkpoint; the run folder must be one that all machines share")
+    replica = replicate(network, device)
     facts = {"format": TEACHER_FORMAT, "arch": args.model, "stem": stem, "num_classes": spec.num_classes, "mean": spec.mean,
              "std": spec.std, "size": spec.size, "dataset": spec.name, "seed": seed}
     base_lr, micro_size = args.learning_rate if args.sgd else args.adamw_lr, info.batch_size // args.gradient_accumulation_steps
     loss_of = F.cross_entropy if args.hard_labels else partial(distillation_loss, temperature=args.temperature, times_t2=args.kl_t2)
+    mean, std = (torch.tensor(value, device=device) for value in (spec.mean, spec.std))
 
     hashes = read_hashes(args.fkd_path) if manifest_of(args.fkd_path) else None
     sheet_of = partial(stored_sheet, args.fkd_path, spec.num_classes, hashes)
     batches = Batches(info.num_images, info.batch_size, args.fkd_seed, args.epochs, first)
     stream = load_batches(BatchDataset(images, spec.size, sheet_of), batches, args.workers, device)
-    start = saved = time.monotonic()
+    begin = saved = time.monotonic()
     for epoch in range(first, args.epochs):
         lr = base_lr * lr_factor(epoch, args.epochs, args.warmup_epochs)
         set_lr(optimizer, lr)
-        seed_epoch(seed, epoch)
         network.train()
+        statistics.split()
         loss_sum = torch.zeros((), device=device)
         for _ in range(batches.per_epoch):
             batch, pixels, sheet = next(stream)
-            mixed = apply_mix(normalise(pixels.to(device, non_blocking=True), spec.mean, spec.std), sheet.mix)
-            labels = torch.from_numpy(images.labels[batch.rows])
-            targets = (hard_targets(labels, sheet.mix, spec.num_classes, spec.size) if args.hard_labels
-                       else soft_targets(sheet.logits, args.temperature)).to(device)
+            share = share_of(len(batch.rows), sheet.mix, micro_size, rank(), world_size())
+            mixed, targets = mixed_and_targets(args, spec, images, batch, pixels, sheet, share, mean, std)
             optimizer.zero_grad()
-            loss_sum += backward_in_micro_batches(network, loss_of, mixed, targets, micro_size) * len(batch.rows)
-            optimizer.step()
+            before = partial(start_micro_batch, statistics, seed, batch)
+            loss = backward_in_micro_batches(replica, loss_of, mixed, targets, share, scaler.scale, before, partial(autocast, precision, device))
+            loss_sum = loss_sum + loss * len(batch.rows)
+            statistics.skip(share.gaps[-1])
+            scaler.step(optimizer)
+            scaler.update()
 
-        values = {"epoch": epoch + 1, "loss": round(loss_sum.item() / info.num_images, 6), "lr": lr}
+        statistics.combine()
+        values = {"epoch": epoch + 1, "loss": round(sum_over_processes(loss_sum).item() / info.num_images, 6), "lr": lr}
         last = epoch + 1 == args.epochs
         if last or (epoch + 1) % args.eval_every == 0:
-            values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device)
+            values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
             log.line(f"seed {seed}  epoch {epoch + 1}/{args.epochs}  loss {values['loss']:.4f}  top1 {values['top1']:.2f}%  "
-                     f"top5 {values['top5']:.2f}%  {eta(epoch + 1 - first, args.epochs - first, start)}")
+                     f"top5 {values['top5']:.2f}%  {eta(epoch + 1 - first, args.epochs - first, begin)}")
         history.append(values)
         log.metrics(seed=seed, **values)
-        if last or time.monotonic() - saved > args.save_every_sec:
-            state = {} if last else {"optimizer": optimizer.state_dict()}
+        if rank() == 0 and (last or time.monotonic() - saved > args.save_every_sec):
+            state = {} if last else {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
             with atomic(checkpoint) as tmp:
                 torch.save({**facts, **values, "history": history, "model": network.state_dict(), **state}, tmp)
             saved = time.monotonic()
     return history
 
 
-def evaluate_checkpoint(args, spec, device):
+def evaluate_checkpoint(args, spec, device, precision):
     """--evaluate: measure a student's checkpoint, ours or another's, and stop."""
     student = load_teacher(spec, args.evaluate, args.model, args.stem)
     val = read_val(override(spec, args, size=student.size), args.val_dir, args.classes)
-    top1, top5 = evaluate(student.network.to(device), val, student.mean, student.std, device)
+    network = student.network.to(device, memory_format=memory_format_of(device))
+    top1, top5 = evaluate(network, val, student.mean, student.std, device, precision=precision)
     print(f"{args.evaluate} ({student.arch}): top1 {top1:.2f}%  top5 {top5:.2f}% on {len(val)} images of {val.root}")
 
 
 def main(args):
     spec, run = data_spec(args), run_folder(args)
     if args.evaluate and not args.dry_run:
-        return evaluate_checkpoint(args, spec, pick_device(args.device))
+        return evaluate_checkpoint(args, spec, *start_device(args.device, args.precision, training=False))
     check_folders(args.train_dir, args.fkd_path, args.val_dir)
     args.model = args.model or "resnet18"
     args.train_dir, args.fkd_path = args.train_dir or str(run / "images"), args.fkd_path or str(run / "labels")
@@ -134,7 +168,7 @@ def main(args):
         return print_plan(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds, output=args.output_dir,
                           bytes=num_weight_bytes(network) * len(args.seeds))
 
-    device = pick_device(args.device)
+    device, precision = start_device(args.device, args.precision)
     for path, stage, flag in ((args.train_dir, "recover", "--train-dir"), (args.fkd_path, "relabel", "--fkd-path")):
         if not Path(path).exists():
             raise UserError(f"{path}: nothing there yet; run {stage}.sh first, or give a folder with {flag}")
@@ -148,19 +182,24 @@ def main(args):
     val = read_val(spec, args.val_dir, described["classes"], names)
     images, note = keep_in_memory(images)
     folder = Path(args.output_dir)
-    settings = make_settings(args, spec, stem, described, val)
+    settings = make_settings(args, spec, stem, described, val, precision)
     claim(folder / "settings.json", settings)
     log = RunLog(folder.joinpath, vars(args), device)
     for line in (*notes, note):
         log.line(line)
-    log.line(f"{args.model}: {args.epochs} epochs of {info.num_images} images, batch {info.batch_size}, measured on {len(val)} images of {val.root}")
+    log.line(f"{args.model}: {args.epochs} epochs of {info.num_images} images, batch {info.batch_size}, {precision}, "
+             f"measured on {len(val)} images of {val.root}")
 
-    rows = {}
+    val, rows = keep_on_device(val, device), {}
     for seed in args.seeds:
-        rows[seed] = summarise(train_student(args, spec, images, val, info, seed, log, device))
+        rows[seed] = summarise(train_student(args, spec, images, val, info, seed, log, device, precision))
+        if rank() > 0:  # the first process reports
+            continue
         results = write_results(args, settings, rows, described["image_bytes"], info.num_bytes, versions(device))
         row = rows[seed]
         log.line(f"seed {seed}: last top1 {row['top1']:.2f}%  top5 {row['top5']:.2f}%   (best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']})")
+    if rank() > 0:
+        return
     mean, std = results["top1"]["mean"], results["top1"]["std"]
     log.line(f"done: top1 {mean:.2f}%" + (f" +- {std:.2f} over {len(rows)} seeds" if std is not None else "") + f", {folder / 'results.json'}")
 
@@ -194,6 +233,7 @@ def get_args(argv=None):
     add("--seeds", type=number_list, default=[0], metavar="0-2", help="a student for each of these seeds")
     add("--fkd-seed", "--fkd_seed", type=number(int, 0), default=42, help="seed of the order in which the labels were made")
     add("--mix-type", choices=("cutmix", "mixup", "none"), help="checked against the labels (default: theirs)")
+    add("--precision", choices=PRECISIONS, help="of the student's layers (default: tf32 on a GPU that has it, else fp32)")
     add("--eval-every", type=number(int, 1), default=10, help="epochs between evaluations")
     add("--save-every-sec", type=number(float, 0), default=120.0, help="seconds between checkpoints")
     add("--evaluate", type=os.path.abspath, metavar="CHECKPOINT", help="measure the network in this checkpoint and stop")
