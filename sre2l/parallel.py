@@ -2,6 +2,8 @@
 
 In one process, running statistics meet the micro-batches one after another: r <- (1 - m) r + m s_k. That is a weighted sum over k, so each
 process keeps the terms of its own micro-batches, lets them decay for the others', and the sum over the processes is the same r."""
+import warnings
+
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -13,7 +15,9 @@ def replicate(network, device):
     """The network as the forward pass of several processes wants it; the same network in one. All begin with process 0's weights."""
     if world_size() == 1:
         return network
-    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 has another name for broadcast_buffers, which older ones do not know
+        return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False)
 
 
 def average_gradients(network):

@@ -78,8 +78,8 @@ def own_batches(images, device, batch_size):
         yield from zip(images.pixels.split(batch_size), images.labels.split(batch_size))
         return
     rows = own_rows(images)
-    for start in range(0, len(rows), batch_size):
-        pixels, labels = stack(images, rows[start:start + batch_size])
+    for first in range(0, len(rows), batch_size):
+        pixels, labels = stack(images, rows[first:first + batch_size])
         yield upload(pixels, device), upload(labels, device)
 
 

@@ -87,7 +87,11 @@ def test_evaluate_shows_images_at_the_students_own_size(tmp_path, capsys, monkey
                                                         "size": 64, "model": w})
     shown = []
     original = train.evaluate
-    monkeypatch.setattr(train, "evaluate", lambda network, images, *rest: shown.append(images.items[0].shape) or original(network, images, *rest))
+
+    def evaluate(network, images, *rest, **options):
+        shown.append(images.items[0].shape)
+        return original(network, images, *rest, **options)
+    monkeypatch.setattr(train, "evaluate", evaluate)
     run_main(train, "--dataset", "digits", "--evaluate", tmp_path / "s.pth", "--device", "cpu")
     assert shown == [(64, 64, 3)] and "top1" in capsys.readouterr().out
 
