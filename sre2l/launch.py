@@ -14,6 +14,8 @@ from torch.distributed.run import parse_args, run
 
 from sre2l.errors import first_line
 
+FOLLOWING = (signal.SIGTERM, signal.SIGABRT)  # what ends the rest: torchrun's own signal, and libraries that miss their peers
+
 
 def share_cores(num_processes):
     """Each process its part of the cores, where the user does not say otherwise; torchrun gives each one, with a warning."""
@@ -23,10 +25,10 @@ def share_cores(num_processes):
 def first_cause(failures):
     """Which of {rank: ProcessFailure} the others followed -> (words, exit code).
 
-    A user's mistake; else a process that a signal killed, but not torchrun's own SIGTERM to the rest; else the earliest that left words."""
+    A user's mistake; else a process that a signal killed, such as out of memory; else the earliest that left words."""
     def order(item):
         data, code = item[1].error_file_data, item[1].exitcode
-        kind = 0 if code == 2 else 1 if code < 0 and code != -signal.SIGTERM else 2 if "timestamp" in data else 3
+        kind = 0 if code == 2 else 1 if code < 0 and -code not in FOLLOWING else 2 if "timestamp" in data else 3
         return kind, data.get("timestamp", 0)
 
     rank, cause = min(failures.items(), key=order)

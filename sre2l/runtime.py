@@ -17,7 +17,7 @@ import torchvision
 from tqdm import tqdm
 
 from sre2l import distributed
-from sre2l.distributed import barrier, fail, local_rank, local_world_size, rank, world_size
+from sre2l.distributed import barrier, local_rank, local_world_size, rank, world_size
 from sre2l.errors import UserError, first_line  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,11 +26,23 @@ ROOT = Path(__file__).resolve().parents[1]
 def run_script(main, get_args):
     """Run a stage: a user's mistake is one sentence and exit code 2, Ctrl-C is 130, SIGTERM is 143. Of several processes the first
     speaks, and the launcher says why they ended."""
-    parent, alone = os.getpid(), "TORCHELASTIC_ERROR_FILE" not in os.environ
-    if not alone:
-        distributed.exit_soon_after_signals()
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return run_guarded(main, get_args)
+    distributed.exit_soon_after_signals()
     if rank() > 0:
         sys.stdout = sys.stderr = open(os.devnull, "w")
+    try:
+        run_guarded(main, get_args, alone=False)
+        distributed.stop()
+    except SystemExit as end:  # not through the interpreter's exit, where the threads of gloo and NCCL that wait for others abort
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)
+
+
+def run_guarded(main, get_args, alone=True):
+    """run_script for one process: turn what ends main into words and an exit code."""
+    parent = os.getpid()
 
     def end(word, code):
         if alone:
@@ -45,15 +57,14 @@ def run_script(main, get_args):
     signal.signal(signal.SIGTERM, stop)
     try:
         main(get_args())
-        distributed.stop()
     except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
-        fail(f"error: {error}", 2)
+        distributed.fail(f"error: {error}", 2)
     except KeyboardInterrupt:
         end("interrupted", 130)
     except Exception:
         if alone:
             raise
-        fail(traceback.format_exc(), 1)
+        distributed.fail(traceback.format_exc().rstrip(), 1)
 
 
 def unit_rng(seed, *unit):

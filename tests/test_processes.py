@@ -104,7 +104,7 @@ def test_two_processes_train_the_student_of_one_in_fp64(steps, optimizer, labell
     flags = (*flags, "--model", "mobilenet_v3_small", "--gradient-accumulation-steps", steps, "-T", 1, *optimizer)
     results = []
     for processes in (1, 2):
-        done = run("tests.student64", *flags, "--output-dir", root / f"fp64_{steps}_{processes}", processes=processes)
+        done = run("tests.fp64", "validate.train", *flags, "--output-dir", root / f"fp64_{steps}_{processes}", processes=processes)
         assert done.returncode == 0, done.stderr
         results.append(student(root / f"fp64_{steps}_{processes}"))
     one, two = results

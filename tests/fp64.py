@@ -1,0 +1,33 @@
+"""Run a training stage in float64, so that one process and several can be compared to rounding.
+
+python -m tests.fp64 validate.train <its flags>, or squeeze.squeeze. With --device cuda all processes share the first GPU, over gloo."""
+import importlib
+import sys
+from functools import partial
+
+import torch
+
+from sre2l import training
+from sre2l.distributed import start
+from sre2l.runtime import run_script
+
+
+def normalise64(pixels, mean, std):
+    """sre2l.augment.normalise in float64."""
+    mean, std = (value.double().view(3, 1, 1) for value in (mean, std))
+    return (pixels.double() / 255 - mean) / std
+
+
+def share_one_gpu():
+    """Two processes on one GPU, which NCCL refuses."""
+    training.pick_device = lambda name: torch.device("cuda", 0)
+    training.start = lambda device: start(torch.device("cpu"))
+
+
+if __name__ == "__main__":
+    stage, flags = importlib.import_module(sys.argv[1]), sys.argv[2:]
+    torch.set_default_dtype(torch.float64)
+    stage.normalise, stage.evaluate = normalise64, lambda *_, **__: (0.0, 0.0)  # the evaluation's images are float32
+    if "cuda" in flags:
+        share_one_gpu()
+    run_script(stage.main, partial(stage.get_args, flags))

@@ -1,0 +1,146 @@
+"""Training stages in every precision, and on a GPU (skipped without one): same losses, no waiting for the GPU within a step."""
+import json
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from relabel import relabel
+from sre2l.augment import draw_crops, draw_mix
+from sre2l.images import Images
+from sre2l.labels import Batch, Sheet
+from sre2l.parallel import RunningStatistics
+from sre2l.runtime import unit_rng
+from sre2l.training import autocast, evaluate, keep_on_device, make_scaler
+from squeeze import squeeze
+from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
+from tests.nets import SmallNet
+from tests.test_processes import run
+from tests.worlds import NAMES
+from validate import train
+from validate.losses import backward_in_micro_batches, distillation_loss
+from validate.shares import share_of
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """40 images in batches of 16, 16 and 8, mixed by mixup, labels for two epochs -> (root, flags of validate for them)."""
+    root = tmp_path_factory.mktemp("precision")
+    synthetic_folder(root / "run" / "images", ipc=4)
+    noise_folder(root / "real" / "train", NAMES, 3)
+    noise_folder(root / "real" / "val", NAMES, 2, seed=1)
+    common = ("--dataset", "cifar10", "--name", root / "run", "-j", 0)
+    run_main(relabel, *common, "--device", "cpu", "--teacher", bare_checkpoint(root / "t.pth"), "--arch", SMALL, "--epochs", 2, "-b", 16, "--mix-type", "mixup")
+    return root, (*common, "--val-dir", root / "real", "--epochs", 2, "--eval-every", 1, "--model", SMALL, "--stem", "torchvision", "-T", 1)
+
+
+@pytest.mark.parametrize("device, precision", [("cpu", "bf16"), *(pytest.param("cuda", name, marks=GPU) for name in ("tf32", "bf16", "fp16"))])
+def test_half_precision_trains_like_fp32_with_float32_weights(device, precision, labelled):
+    """The first epoch's cross entropy within 3 %, AdamW; the protocol names the precision; another one does not continue the run."""
+    root, flags = labelled
+    losses = []
+    for name in ("fp32", precision):
+        folder = root / f"{device}_{precision}_{name}"
+        run_main(train, *flags, "--hard-labels", "--device", device, "--precision", name, "--output-dir", folder, "--save-every-sec", 0)
+        checkpoint = torch.load(folder / "seed0" / "checkpoint.pth")
+        assert {value.dtype for value in checkpoint["model"].values()} == {torch.float32, torch.int64}
+        assert json.loads((folder / "results.json").read_text())["protocol"]["precision"] == name
+        losses.append(checkpoint["history"][0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    message = refused(train, *flags, "--hard-labels", "--device", device, "--precision", "fp32", "--output-dir", folder)
+    assert f"precision: there '{precision}', here 'fp32'" in message
+
+
+def test_fp16_training_needs_a_gpu(labelled):
+    _, flags = labelled
+    assert "fp16" in refused(train, *flags, "--device", "cpu", "--precision", "fp16")
+    assert "tf32" in refused(squeeze, "--dataset", "digits", "--device", "cpu", "--precision", "tf32")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_teacher_trains_in_bf16(device, labelled):
+    root, _ = labelled
+    flags = ("--dataset", "cifar10", "--real-data", root / "real", "--arch", SMALL, "--epochs", 1, "-b", 10, "-j", 0, "--device", device)
+    first = []
+    for name in ("fp32", "bf16"):
+        run_main(squeeze, *flags, "--precision", name, "--name", root / f"teacher_{device}_{name}")
+        first.append(json.loads(open(root / f"teacher_{device}_{name}" / "teacher" / "metrics.jsonl").readline())["loss"])
+    assert first[1] == pytest.approx(first[0], rel=0.05)
+
+
+@GPU
+@pytest.mark.parametrize("precision", ("tf32", "fp16", "bf16"))
+@pytest.mark.parametrize("optimizer", ("--sgd", "--decay-all"))
+def test_a_step_of_the_student_never_waits_for_the_gpu(precision, optimizer, labelled):
+    """torch raises an error at every synchronising call."""
+    _, flags = labelled
+    args = train.get_args([str(flag) for flag in (*flags, optimizer)])
+    spec, device, rows = train.data_spec(args), torch.device("cuda"), np.arange(12)
+    network = SmallNet(head_norm=True).float().to(device, memory_format=torch.channels_last).train()
+    sheet = Sheet(draw_crops([(32, 32)] * 12, "padded", None, 4, True, unit_rng(0)), draw_mix("cutmix", 1.0, 12, 32, unit_rng(1)),
+                  torch.randn(12, 5).half().pin_memory())
+    pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8).pin_memory()
+    step, scaler, statistics = train.make_optimizer(network, args, device), make_scaler(precision, device), RunningStatistics(network)
+    mean, std = (torch.tensor(value, device=device) for value in (spec.mean, spec.std))
+    losses = []
+    for repeat in range(3):
+        torch.cuda.set_sync_debug_mode("error" if repeat else "default")  # the first step may set things up
+        try:
+            share = share_of(12, sheet.mix, 4, 0, 1)
+            mixed, targets = train.mixed_and_targets(args, spec, None, Batch(0, 0, rows), pixels, sheet, share, mean, std)
+            before = partial(train.start_micro_batch, statistics, 0, Batch(0, repeat, rows))
+            step.zero_grad()
+            losses.append(backward_in_micro_batches(network, partial(distillation_loss, temperature=1), mixed, targets, share, scaler.scale, before,
+                                                    partial(autocast, precision, device)))
+            scaler.step(step)
+            scaler.update()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.stack(losses).isfinite().all() and losses[2] < losses[0]
+
+
+@GPU
+def test_an_evaluation_from_the_gpus_memory_is_that_of_the_cpu():
+    rng = np.random.default_rng(0)
+    images = Images([rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(37)], rng.integers(0, 5, 37), [], "")
+    torch.manual_seed(0)
+    network = SmallNet(head_norm=True).float()
+    wanted = evaluate(network, images, (0.5,) * 3, (0.2,) * 3, torch.device("cpu"))
+    resident = keep_on_device(images, torch.device("cuda"))
+    assert resident.pixels.is_cuda and len(resident) == 37
+    assert evaluate(network.cuda(), resident, (0.5,) * 3, (0.2,) * 3, torch.device("cuda"), 8) == wanted
+
+
+@GPU
+@pytest.mark.parametrize("steps", (2, 4))
+def test_two_processes_on_a_gpu_train_the_student_of_one_in_fp64(steps, labelled):
+    """As on the CPU (test_processes.py), with the GPU's fused optimiser and NHWC; over gloo, since NCCL wants a GPU for each process."""
+    root, flags = labelled
+    flags = (*flags, "--device", "cuda", "--model", "mobilenet_v3_small", "--gradient-accumulation-steps", steps, "--sgd", "--learning-rate", 0.01)
+    models = []
+    for processes in (1, 2):
+        done = run("tests.fp64", "validate.train", *flags, "--output-dir", root / f"gpu64_{steps}_{processes}", processes=processes)
+        assert done.returncode == 0, done.stderr
+        models.append(torch.load(root / f"gpu64_{steps}_{processes}" / "seed0" / "checkpoint.pth")["model"])
+    for key, value in models[0].items():
+        assert (models[1][key] - value).abs().max() <= 1e-9 * max(1, value.abs().max()), key
+
+
+@GPU
+def test_two_processes_on_a_gpu_train_the_teacher_of_one_in_fp64(labelled):
+    """SyncBatchNorm: statistics over the whole batch, also where the last one is short."""
+    root, _ = labelled
+    flags = ("--dataset", "cifar10", "--real-data", root / "real", "--arch", "mobilenet_v3_small", "--epochs", 2, "-b", 8, "-j", 0, "--lr", 0.01,
+             "--device", "cuda")
+    models = []
+    for processes in (1, 2):
+        done = run("tests.fp64", "squeeze.squeeze", *flags, "--name", root / f"sync_{processes}", processes=processes)
+        assert done.returncode == 0 and not re.search("BatchNorm sees what one process has", done.stdout), done.stderr
+        models.append(torch.load(root / f"sync_{processes}" / "teacher" / "teacher.pth")["model"])
+    for key, value in models[0].items():
+        assert (models[1][key] - value).abs().max() <= 1e-9 * max(1, value.abs().max()), key

@@ -1,0 +1,32 @@
+"""A process of several that ends in one of many ways: python -m sre2l.launch ... -m tests.worker HOW."""
+import os
+import signal
+import sys
+import time
+
+import torch
+
+from sre2l.distributed import barrier, check_agreement, rank, start, sum_over_processes, world_size
+from sre2l.runtime import UserError, run_script
+
+
+def main(how):
+    start(torch.device("cpu"))
+    print(f"{world_size()} processes", flush=True)
+    barrier()
+    if how == "disagree":
+        check_agreement(rank(), "the processes disagree")
+    if rank() == world_size() - 1:  # only the last; the others wait for it below
+        if how == "mistake":
+            raise UserError("the last process has a complaint")
+        if how == "bug":
+            raise LookupError("of the last process")
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "wait":
+            time.sleep(600)
+    print(f"sum {sum_over_processes(torch.tensor([rank() + 1])).item()}")
+
+
+if __name__ == "__main__":
+    run_script(main, lambda: sys.argv[1])
