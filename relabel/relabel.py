@@ -15,7 +15,7 @@ from tqdm import tqdm
 from sre2l.augment import apply_mix, draw_crops, draw_mix, normalise
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
 from sre2l.images import keep_in_memory, read_synthetic
-from sre2l.labels import BatchDataset, Batches, Sheet, agreement, label_name, label_path, load_batches, write_sheet
+from sre2l.labels import BatchDataset, Batches, Sheet, agreement, label_name, label_path, write_sheet
 from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, describe_images, earlier_epochs, hash_file, keep_hashes,
                             manifest_of, read_hashes, record_hash)
 from sre2l.runtime import (RunLog, UserError, beside, claim, eta, pick_device, print_plan, run_folder, run_script, unit_rng,
@@ -60,10 +60,58 @@ def num_label_bytes(num_images, batch_size, epochs, num_classes, precision):
 
 
 @torch.inference_mode()
-def label_batch(network, pixels, sheet, spec, device, dtype):
-    """The teacher's raw logits on the mixed images: pixels (m, 3, S, S) uint8 -> (m, C) on the CPU in dtype."""
-    images = apply_mix(normalise(pixels.to(device, non_blocking=True), spec.mean, spec.std), sheet.mix)
-    return network(images).to(dtype).cpu()
+def teacher_logits(network, pixels, sheet, spec, precision):
+    """The teacher's raw logits on the mixed images, in its own type: pixels (m, 3, S, S) uint8 -> (m, C), both on its device."""
+    images = apply_mix(normalise(pixels, spec.mean, spec.std), sheet.mix)  # in float32, whatever the network computes in
+    return network(images.to(dtype_of(precision), memory_format=memory_format_of(pixels.device)))
+
+
+@torch.inference_mode()
+def to_host(logits, dtype):
+    """Start a copy to the CPU, the computation not waiting -> (the tensor there, an event to wait for before it is read, None on the CPU)."""
+    if logits.device.type == "cpu":
+        return logits.to(dtype), None
+    copy = torch.empty(logits.shape, dtype=dtype, pin_memory=True).copy_(logits.to(dtype), non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)
+    copied.record()
+    return copy, copied
+
+
+def label_batches(network, loader, spec, precision, dtype):
+    """Yield (Batch, Sheet with the logits on the CPU, event) as the teacher works through the batches."""
+    for batch, pixels, sheet in loader:
+        logits, copied = to_host(teacher_logits(network, pixels, sheet, spec, precision), dtype)
+        yield batch, sheet._replace(logits=logits), copied
+
+
+def store_labels(root, where, labelled):
+    """Write one label file and record its hash, on a thread beside the teacher -> Batch. where: the precisions, for the message of the
+    UserError about logits that are not finite."""
+    batch, sheet, copied = labelled
+    if copied is not None:
+        copied.synchronize()
+    if not torch.isfinite(sheet.logits).all():
+        raise UserError(f"epoch {batch.epoch}, batch {batch.index}: the teacher's logits are not finite in {where}; "
+                        f"use --label-precision fp32 and --precision fp32, or check the teacher")
+    record_hash(root, label_name(batch.epoch, batch.index), write_sheet(root, batch.epoch, batch.index, sheet))
+    return batch
+
+
+def measure_half(network, item, spec, precision, device):
+    """How far a half-precision teacher is from fp32 on one batch, item = (Batch, crops, Sheet) -> its largest logit difference and
+    KL(half, fp32) at T = 20, mean over rows. Raises UserError above HALF_KL. Leaves the network in that precision."""
+    _, pixels, sheet = item
+    found = {}
+    for name in ("fp32", precision):
+        set_tf32(name)
+        network.to(dtype_of(name))
+        found[name] = teacher_logits(network, pixels.to(device), sheet, spec, name).double()
+    half, full = ((found[name] / 20).log_softmax(1) for name in (precision, "fp32"))
+    largest, kl = (found[precision] - found["fp32"]).abs().max().item(), (half.exp() * (half - full)).sum(1).mean().item()
+    if not kl < HALF_KL:  # also where it is not a number
+        raise UserError(f"--precision {precision}: on the first batch the teacher's logits differ by up to {largest:.2g} from fp32, KL {kl:.1e} at T = 20; "
+                        f"labels that close as {HALF_KL:.0e} are asked for: use --precision {default_precision(device)}")
+    return {"largest_difference": largest, "kl_t20": kl}
 
 
 def main(args):

@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from sre2l.augment import Mix, draw_crops, normalise
+from sre2l.batches import BatchDataset, Batches, load_batches
 from sre2l.datasets import STEMS
 from sre2l.flags import Parser, add_run_flags, add_stage_flags, check_folders, data_spec, number
-from sre2l.images import fingerprint, keep_in_memory
-from sre2l.labels import BatchDataset, Batches, Sheet, load_batches
+from sre2l.images import fingerprint
+from sre2l.labels import Sheet
 from sre2l.models import TEACHER_FORMAT, build_network, check_input_size, load_teacher, num_weight_bytes, read_checkpoint
 from sre2l.realdata import read_real, read_val
 from sre2l.runtime import RunLog, UserError, atomic, claim, eta, pick_device, print_plan, run_folder, run_script, unit_rng
+from sre2l.store import keep_decoded
 from sre2l.training import evaluate, lr_factor, seed_epoch, set_lr
 
 SCALE = (0.08, 1.0)  # of RandomResizedCrop
@@ -78,7 +80,7 @@ def main(args):
     network, stem = build_network(args.arch, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
     check_input_size(network, args.arch, spec.size)
     train, val = read_real(spec, args.real_data, "train"), read_val(spec, args.real_data)
-    train, note = keep_in_memory(train)
+    train, note = keep_decoded(train, device)
     claim(folder / "settings.json", make_settings(args, spec, stem, train, val))
     log = RunLog(folder.joinpath, vars(args), device)
     log.line(note)

@@ -67,7 +67,8 @@ def keep_hashes(root, hashes):
         tmp.write_text("".join(f"{digest}  {name}\n" for name, digest in hashes.items()))
 
 
-def record_hash(root, path):
-    """Append the hash of a finished label file, in the format of sha256sum (run it inside the root)."""
+def record_hash(root, name, digest):
+    """Append the hash of a finished label file, in the format of sha256sum (run it inside the root); one write, since several processes
+    and threads append."""
     with open(beside(root, "sha256"), "a") as file:
-        file.write(f"{hash_file(path)}  {Path(path).relative_to(root).as_posix()}\n")
+        file.write(f"{digest}  {name}\n")

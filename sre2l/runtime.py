@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def beside(root, suffix):
 def atomic(path, root=None):
     """Write to a temporary name, then rename: `with atomic(path) as tmp: save(tmp)`. For a file of an image or label folder `root`
     the temporary one lies beside the root, since the released reader counts everything in it."""
-    tmp = beside(root or path, f"{os.getpid()}.tmp")
+    tmp = beside(root or path, f"{uuid.uuid4().hex}.tmp")  # not the process number: threads and machines share folders
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         yield tmp

@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 
 from sre2l.augment import apply_mix, normalise
+from sre2l.batches import BatchDataset, Batches, load_batches
 from sre2l.datasets import STEMS
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_val_flag, check_folders, data_spec, number, number_list, override
-from sre2l.images import fingerprint, keep_in_memory, read_synthetic
-from sre2l.labels import BatchDataset, Batches, load_batches, read_sheet
+from sre2l.images import fingerprint, read_synthetic
+from sre2l.labels import read_sheet
 from sre2l.manifest import manifest_of, read_hashes
 from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, num_weight_bytes, read_checkpoint
 from sre2l.realdata import read_val
 from sre2l.runtime import RunLog, UserError, atomic, claim, eta, pick_device, print_plan, run_folder, run_script, versions
+from sre2l.store import keep_decoded
 from sre2l.training import evaluate, lr_factor, seed_epoch, set_lr, weight_decay_groups
 from validate.checks import check_labels, check_student, describe_labels
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
@@ -146,7 +148,7 @@ def main(args):
     if manifest:
         spec = override(spec, args, mean=tuple(manifest["mean"]), std=tuple(manifest["std"]), size=manifest["input_size"])
     val = read_val(spec, args.val_dir, described["classes"], names)
-    images, note = keep_in_memory(images)
+    images, note = keep_decoded(images, device, run, described["images_sha256"])
     folder = Path(args.output_dir)
     settings = make_settings(args, spec, stem, described, val)
     claim(folder / "settings.json", settings)
