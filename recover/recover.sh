@@ -18,4 +18,4 @@ case $dataset in                          # the published settings: edit here
         set -- --iteration 200 --batch-size 100 --lr 0.25 --r-bn 0.3 --first-bn-multiplier 10 --jitter 4 --signed-jitter --no-crop-flip \
             --ipc-start 0 --ipc-end 10 "$@" ;;
 esac
-exec python3 -m recover.recover --dataset "$dataset" "$@"
+exec $run recover.recover --dataset "$dataset" "$@"

@@ -18,4 +18,4 @@ case $dataset in                          # the published settings: edit here
         set -- --epochs 60 --batch-size 50 --mix-type cutmix --cutmix 1.0 --fkd-seed 42 \
             --padding 4 --label-precision fp16 --workers 0 "$@" ;;
 esac
-exec python3 -m relabel.relabel --dataset "$dataset" "$@"
+exec $run relabel.relabel --dataset "$dataset" "$@"

@@ -17,4 +17,4 @@ case $dataset in                          # the published recipes: edit here
         set -- --arch resnet18 --epochs 6 --batch-size 50 --lr 0.05 --momentum 0.9 --weight-decay 5e-4 \
             --workers 0 "$@" ;;
 esac
-exec python3 -m squeeze.squeeze --dataset "$dataset" "$@"
+exec $run squeeze.squeeze --dataset "$dataset" "$@"

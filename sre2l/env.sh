@@ -9,3 +9,9 @@ if ! why=$(python3 "$root/sre2l/preflight.py" 2>&1); then
 fi
 # Waiting threads sleep instead of spinning: on two busy cores a training step took 8 ms an image with it and 67 ms without.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+# GPUS=4: four processes on this machine, by torchrun; TORCHRUN="...": its flags for several machines. One process is plain python3.
+case ${GPUS:=1} in
+    *[!0-9]* | 0*) echo "error: GPUS=$GPUS: how many processes? A whole number, 1 or more" >&2; exit 2 ;;
+esac
+run="python3 -m"
+if [ "$GPUS" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then run="python3 -m sre2l.launch --nproc_per_node=$GPUS ${TORCHRUN:---standalone} -m"; fi

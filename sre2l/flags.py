@@ -5,6 +5,7 @@ import os
 import sys
 
 from sre2l.datasets import DATASETS, STEMS
+from sre2l.distributed import fail
 from sre2l.runtime import UserError
 
 # Flags of the released scripts that users paste and that have no effect here: (number of values, what happens instead).
@@ -15,11 +16,11 @@ DEAD = {
     },
     "relabel": {
         "--mode": (1, "relabel always saves"),
-        "--multiprocessing-distributed": (0, "one process"),
-        "--world-size": (1, "one process"),
-        "--rank": (1, "one process"),
-        "--dist-url": (1, "one process"),
-        "--dist-backend": (1, "one process"),
+        "--multiprocessing-distributed": (0, "GPUS=4 sh relabel.sh starts four processes"),
+        "--world-size": (1, "GPUS says how many processes, TORCHRUN how many machines"),
+        "--rank": (1, "torchrun numbers the processes"),
+        "--dist-url": (1, "TORCHRUN says where the machines meet"),
+        "--dist-backend": (1, "NCCL between GPUs, gloo between CPUs"),
     },
     "validate": {
         "--start-epoch": (1, "a run continues from its own checkpoint"),
@@ -38,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=doc.splitlines()[0], allow_abbrev=False)
 
     def error(self, message):
-        self.exit(2, f"error: {message} (--help lists the flags)\n")
+        fail(f"error: {message} (--help lists the flags)", 2)
 
 
 class Ignored(argparse.Action):

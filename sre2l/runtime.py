@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import uuid
 from pathlib import Path
 
@@ -15,40 +16,44 @@ import torch
 import torchvision
 from tqdm import tqdm
 
+from sre2l import distributed
+from sre2l.distributed import barrier, fail, local_rank, local_world_size, rank, world_size
+from sre2l.errors import UserError, first_line  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class UserError(Exception):
-    """A mistake that the user can mend. The message says what is wrong, where, and what to do; exit code 2."""
-
-
-def first_line(error):
-    """An exception in one line, for the brackets of a message."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
 def run_script(main, get_args):
-    """Run a stage: a user's mistake is one sentence and exit code 2, Ctrl-C is 130, SIGTERM is 143."""
-    parent = os.getpid()
+    """Run a stage: a user's mistake is one sentence and exit code 2, Ctrl-C is 130, SIGTERM is 143. Of several processes the first
+    speaks, and the launcher says why they ended."""
+    parent, alone = os.getpid(), "TORCHELASTIC_ERROR_FILE" not in os.environ
+    if not alone:
+        distributed.exit_soon_after_signals()
+    if rank() > 0:
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+
+    def end(word, code):
+        if alone:
+            print(f"{word}; the same command continues", file=sys.stderr)
+        sys.exit(code)
 
     def stop(*_):
         if os.getpid() != parent:  # a worker process, which inherits this handler
             os._exit(143)
-        print("terminated; the same command continues", file=sys.stderr)
-        sys.exit(143)
+        end("terminated", 143)
 
     signal.signal(signal.SIGTERM, stop)
     try:
         main(get_args())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # a folder that cannot be written, a full disk
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        distributed.stop()
+    except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
+        fail(f"error: {error}", 2)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
+        end("interrupted", 130)
+    except Exception:
+        if alone:
+            raise
+        fail(traceback.format_exc(), 1)
 
 
 def unit_rng(seed, *unit):
@@ -57,7 +62,8 @@ def unit_rng(seed, *unit):
 
 
 def pick_device(name):
-    """'auto', 'cpu', 'cuda' or 'cuda:N' -> torch.device; raises UserError where that GPU is not there."""
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> torch.device; of several processes each its own GPU. Raises UserError where that is not there."""
+    count, several = torch.cuda.device_count(), world_size() > 1
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -66,10 +72,14 @@ def pick_device(name):
         raise UserError(f"--device {name}: choose auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: choose auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs that torch {torch.__version__} can use")
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True  # about 1e-3 relative
+    if device.type == "cuda" and several:
+        if device.index is not None:
+            raise UserError(f"--device {name}: {world_size()} processes take a GPU each; choose them with CUDA_VISIBLE_DEVICES")
+        if local_world_size() > count:
+            raise UserError(f"GPUS={local_world_size()}: this machine has {count} GPUs that torch {torch.__version__} can use")
+        return torch.device("cuda", local_rank())
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"--device {name}: this machine has {count} GPUs that torch {torch.__version__} can use")
     return device
 
 
@@ -81,7 +91,7 @@ def versions(device):
                                 capture_output=True, text=True, check=True).stdout.strip()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "numpy": np.__version__, "device": name, "precision": "tf32" if device.type == "cuda" else "fp32", "commit": commit}
+            "numpy": np.__version__, "device": name, "processes": world_size(), "commit": commit}
 
 
 def run_folder(args):
@@ -131,7 +141,9 @@ def as_json(settings):
 
 def claim(path, settings, free=()):
     """Tie an output to its settings: the first run writes them to `path`, a later one must agree except in `free` keys, which
-    take the later value unless that is None."""
+    take the later value unless that is None. Of several processes the first does it while the others wait."""
+    if rank() > 0:
+        return barrier()
     settings = as_json(settings)
     if Path(path).exists():
         stored = read_json(path).get("settings", {})
@@ -142,6 +154,7 @@ def claim(path, settings, free=()):
             raise UserError(f"{path}: this output belongs to a run with other settings ({differ}). "
                             f"Choose another --name or output folder, or delete the output and this file")
     write_json(path, {"settings": settings})
+    barrier()
 
 
 def refuse_unclaimed(root):
@@ -153,16 +166,22 @@ def refuse_unclaimed(root):
 class RunLog:
     """A run's args.json, log.txt (lines for people) and metrics.jsonl (the same numbers). where: file name -> its path.
 
-    The log starts with what the run depends on: command, arguments, versions, device, commit."""
+    The log starts with what the run depends on: command, arguments, versions, device, commit. Of several processes the first writes;
+    where they do different work (`sliced`) the others keep metrics too, in files of their own."""
 
-    def __init__(self, where, args, device):
+    def __init__(self, where, args, device, sliced=False):
         self.log_path, self.metrics_path, self.last = where("log.txt"), where("metrics.jsonl"), time.monotonic()
+        if rank() > 0:
+            self.log_path, self.metrics_path = None, where(f"metrics.rank{rank()}.jsonl") if sliced else None
+            return
         write_json(where("args.json"), as_json(args))
         self.line(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}")
         self.line(json.dumps(as_json(args)), on_screen=False)
         self.line(json.dumps(versions(device)))
 
     def line(self, text, on_screen=True):
+        if not self.log_path:
+            return
         if on_screen:
             tqdm.write(text)
         with open(self.log_path, "a") as file:
@@ -171,13 +190,20 @@ class RunLog:
     def metrics(self, **values):
         """One JSON line. Its `seconds` are the wall time since the line before, so that a stage's time is their sum."""
         now = time.monotonic()
-        with open(self.metrics_path, "a") as file:
-            file.write(json.dumps({**values, "seconds": round(now - self.last, 3)}) + "\n")
+        if self.metrics_path:
+            with open(self.metrics_path, "a") as file:
+                file.write(json.dumps({**values, "seconds": round(now - self.last, 3)}) + "\n")
         self.last = now
+
+    def wait(self):
+        """Wait for the processes that have more to do; the wait is part of the stage's time."""
+        if world_size() > 1:
+            barrier()
+            self.metrics(processes=world_size())
 
 
 def stage_seconds(metrics_path):
-    """The time a stage has taken over all its starts, in seconds; None where it left no metrics."""
+    """The time a stage has taken over all its starts, in seconds, by the first process's clock; None where it left no metrics."""
     if not Path(metrics_path).exists():
         return None
     return round(sum(json.loads(line)["seconds"] for line in open(metrics_path)), 1)

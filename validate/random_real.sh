@@ -5,4 +5,4 @@ set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/sre2l/env.sh"
 case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
-exec python3 -m validate.random_real --dataset "$dataset" "$@"
+exec $run validate.random_real --dataset "$dataset" "$@"

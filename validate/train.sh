@@ -18,4 +18,4 @@ case $dataset in                          # the published protocols: edit here
         set -- --model resnet18 --epochs 60 --gradient-accumulation-steps 1 -T 20 \
             --adamw-lr 2e-3 --adamw-weight-decay 0.01 --workers 0 "$@" ;;
 esac
-exec python3 -m validate.train --dataset "$dataset" "$@"
+exec $run validate.train --dataset "$dataset" "$@"
