@@ -146,7 +146,7 @@ def get_args(argv=None):
     add("--weight-decay", type=number(float, 0), default=1e-4)
     add("--warmup-epochs", type=number(int, 0), default=0, help="epochs of linear warm-up from 0.01 of the rate")
     add("--eval-every", type=number(int, 1), default=10, help="epochs between evaluations")
-    add("-j", "--workers", type=number(int, 0), default=4, help="processes that prepare batches, 0 = none")
+    add("-j", "--workers", type=number(int, 0), default=4, help="threads that prepare batches, 0 = none")
     return parser.parse_args(argv)
 
 

@@ -60,6 +60,11 @@ def draw_resized_windows(sizes, scale, rng):
     return windows
 
 
+def draw_resized_window(height, width, scale, rng):
+    """One window of draw_resized_windows -> (top, left, height, width), pixels."""
+    return tuple(draw_resized_windows(np.array([[height, width]]), scale, rng)[0].tolist())
+
+
 def draw_padded_windows(sizes, padding, rng):
     """Windows of the images' own sizes, shifted by -padding..padding pixels, black outside -> (m, 4) top, left, height, width."""
     return np.concatenate((rng.integers(-padding, padding + 1, size=(len(sizes), 2)), sizes), 1)

@@ -86,7 +86,7 @@ class BatchDataset:
             chosen = torch.as_tensor(chosen)
             crops, rows, sizes = Crops(crops.boxes[chosen], crops.flips[chosen]), rows[chosen.numpy()], sizes[chosen.numpy()]
         if self.on_gpu:
-            work = self.images.store.request(rows, pixel_windows(crops.boxes, sizes), crops.flips)
+            work = self.images.store.request(rows, pixel_windows(crops.boxes, sizes), crops.flips, self.size)
         else:
             work = apply_crops([self.images.pixels(row) for row in rows], crops, self.size)
         if pin:  # page-locked memory, which a GPU reads beside its computation

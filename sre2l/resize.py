@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 
@@ -35,14 +36,22 @@ def crop_with_pillow(images, windows, flips, size):
     return torch.from_numpy(out)
 
 
+def vertical_first(windows, size):
+    """Whether Pillow takes the columns before the rows: from 13.0 on, where the height shrinks, and by more than twice as many pixels as the
+    width. windows (m, 4) -> (m,) bool. Enlarged crops, as of images stored at the size of the crops, are the same in all versions."""
+    height, width = windows[:, 2], windows[:, 3]
+    return (height > size) & (height - size > 2 * (width - size)) & (int(PIL.__version__.split(".")[0]) >= 13)
+
+
 def crop_with_kernel(kernel, images, windows, flips, size):
     """crop_images by the C function of resize.c."""
     images = [np.ascontiguousarray(image) for image in images]
     addresses = np.array([image.__array_interface__["data"][0] for image in images], np.int64)
     shapes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
-    windows, flips = np.ascontiguousarray(windows, np.int64), np.ascontiguousarray(flips, np.uint8)
+    windows, flips, tall = np.ascontiguousarray(windows, np.int64), flips.astype(np.uint8), vertical_first(windows, size).astype(np.uint8)
     out = torch.empty((len(images), 3, size, size), dtype=torch.uint8)
-    if not kernel(len(images), addresses.ctypes.data, shapes.ctypes.data, windows.ctypes.data, flips.ctypes.data, size, out.data_ptr()):
+    arrays = (array.ctypes.data for array in (addresses, shapes, windows, flips, tall))
+    if not kernel(len(images), *arrays, size, out.data_ptr()):
         raise MemoryError(f"no memory for the crops of {len(images)} images")
     return out
 
@@ -74,10 +83,11 @@ def compile_kernel(source):
 
 
 def agrees_with_pillow(kernel):
-    """Enlarged, reduced, out of the image, flipped: the kernel must give what this Pillow gives."""
+    """Enlarged, reduced in either order, out of the image, flipped: the kernel must give what this Pillow gives."""
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in ((40, 31), (90, 77), (32, 32), (32, 32))]
-    windows, flips = np.array([[3, 5, 20, 17], [1, 0, 88, 70], [-3, 4, 32, 32], [0, 0, 32, 32]]), np.array([0, 1, 1, 0], bool)
+    images = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in ((40, 31), (90, 77), (32, 32), (90, 50), (90, 50))]
+    windows = np.array([[3, 5, 20, 17], [1, 0, 70, 77], [-3, 4, 32, 32], [0, 0, 70, 50], [0, 0, 90, 50]])
+    flips = np.array([0, 1, 1, 0, 0], bool)
     return torch.equal(crop_with_kernel(kernel, images, windows, flips, 32), crop_with_pillow(images, windows, flips, 32))
 
 
@@ -86,7 +96,7 @@ def host_cropper():
     """-> (the function behind crop_images, the line that says which it is)."""
     try:
         kernel = ctypes.CDLL(str(compile_kernel(Path(__file__).with_suffix(".c")))).crop_all  # a CDLL call lets other threads run
-        kernel.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4, ctypes.c_int, ctypes.c_void_p]
+        kernel.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 5, ctypes.c_int, ctypes.c_void_p]
     except (OSError, subprocess.CalledProcessError) as error:
         return crop_with_pillow, f"crops on the CPU by Pillow ({first_line(error)})"
     if not agrees_with_pillow(kernel):

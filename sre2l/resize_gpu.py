@@ -36,17 +36,18 @@ def find_taps(extents, size, taps):
 @triton.jit
 def crop_kernel(pixels, layout, request, across, down, weights_across, weights_down, out, size, taps_across, taps_down,
                 ROWS: tl.constexpr, COLS: tl.constexpr):
-    """One tile of one crop. layout [n][3]: start, height, width of each stored image; request [m][6]: index, top, left, height, width, flip
-    (height and width are in the tables already); out [m][size][size][3]."""
+    """One tile of one crop. layout [n][3]: start, height, width of each stored image; request [m][7]: index, top, left, height, width, flip,
+    whether the vertical pass comes first (height and width are in the tables already); out [m][size][size][3]."""
     crop = tl.program_id(0).to(tl.int64)
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     cols = tl.program_id(2) * COLS + tl.arange(0, COLS)
-    index = tl.load(request + 6 * crop)
-    top, left, flip = tl.load(request + 6 * crop + 1), tl.load(request + 6 * crop + 2), tl.load(request + 6 * crop + 5)
+    index = tl.load(request + 7 * crop)
+    top, left = tl.load(request + 7 * crop + 1), tl.load(request + 7 * crop + 2)
+    flip, tall = tl.load(request + 7 * crop + 5) != 0, tl.load(request + 7 * crop + 6) != 0
     image = pixels + tl.load(layout + 3 * index)
     height, width = tl.load(layout + 3 * index + 1), tl.load(layout + 3 * index + 2)
 
-    source = tl.where(flip != 0, size - 1 - cols, cols)  # mirrored: column c is made like column size - 1 - c
+    source = tl.where(flip, size - 1 - cols, cols)  # mirrored: column c is made like column size - 1 - c
     good_rows, good_cols = rows < size, cols < size
     first_x = left + tl.load(across + 2 * crop * size + source, good_cols, 0)
     first_y = top + tl.load(down + 2 * crop * size + rows, good_rows, 0)
@@ -58,21 +59,22 @@ def crop_kernel(pixels, layout, request, across, down, weights_across, weights_d
     red = tl.full((ROWS, COLS), HALF, tl.int32)
     green = tl.full((ROWS, COLS), HALF, tl.int32)
     blue = tl.full((ROWS, COLS), HALF, tl.int32)
-    for ky in range(count_y):
-        y = first_y + ky
-        good_y = good_rows & (y >= 0) & (y < height)
+    for second in range(tl.where(tall, count_x, count_y)):  # the pass that comes second sums over the rounded sums of the first
         line_r = tl.full((ROWS, COLS), HALF, tl.int32)
         line_g = tl.full((ROWS, COLS), HALF, tl.int32)
         line_b = tl.full((ROWS, COLS), HALF, tl.int32)
-        for kx in range(count_x):
-            x = first_x + kx
-            good = good_y[:, None] & (good_cols & (x >= 0) & (x < width))[None, :]  # black outside the image
-            at = image + 3 * (y[:, None] * width + x[None, :])
-            weight = tl.load(weights_across + kx * size, good_cols, 0)[None, :]
+        for first in range(tl.where(tall, count_y, count_x)):
+            tap_x, tap_y = tl.where(tall, second, first), tl.where(tall, first, second)
+            x, y = first_x + tap_x, first_y + tap_y
+            good_x, good_y = good_cols & (x >= 0) & (x < width), good_rows & (y >= 0) & (y < height)  # black outside the image
+            at, good = image + 3 * (y[:, None] * width + x[None, :]), good_y[:, None] & good_x[None, :]
+            weight_x = tl.load(weights_across + tap_x * size, good_cols, 0)[None, :]
+            weight = tl.where(tall, tl.load(weights_down + tap_y * size, good_rows, 0)[:, None], weight_x)
             line_r += tl.load(at, good, 0).to(tl.int32) * weight
             line_g += tl.load(at + 1, good, 0).to(tl.int32) * weight
             line_b += tl.load(at + 2, good, 0).to(tl.int32) * weight
-        weight = tl.load(weights_down + ky * size, good_rows, 0)[:, None]
+        weight_y = tl.load(weights_down + second * size, good_rows & (second < count_y), 0)[:, None]
+        weight = tl.where(tall, tl.load(weights_across + second * size, good_cols & (second < count_x), 0)[None, :], weight_y)
         red += (line_r >> BITS) * weight  # between 0 and 255: the weights are not negative and sum to 1
         green += (line_g >> BITS) * weight
         blue += (line_b >> BITS) * weight
@@ -84,8 +86,8 @@ def crop_kernel(pixels, layout, request, across, down, weights_across, weights_d
 
 
 def crop_resident(pixels, layout, request, size, tallest, widest):
-    """Crops of stored images. pixels: their bytes, uint8; layout (n, 3) int64: start, height, width; request (m, 6) int64: index, top, left,
-    height, width, flip; all on one device. tallest, widest: of the windows, known without asking the device.
+    """Crops of stored images. pixels: their bytes, uint8; layout (n, 3) int64: start, height, width; request (m, 7) int64: index, top, left,
+    height, width, flip, vertical_first; all on one device. tallest, widest: of the windows, known without asking the device.
     -> (m, 3, size, size) uint8 there, NHWC in memory, black outside the images."""
     taps_down, taps_across = max_taps(tallest, size), max_taps(widest, size)
     down, weights_down = find_taps(request[:, 3], size, taps_down)

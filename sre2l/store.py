@@ -13,7 +13,7 @@ import PIL
 import torch
 from tqdm import tqdm
 
-from sre2l.resize import host_cropper
+from sre2l.resize import host_cropper, vertical_first
 from sre2l.runtime import UserError, atomic
 
 MEMORY_SHARE = 0.5    # of the machine's memory, shared by its processes
@@ -35,9 +35,9 @@ class Store:
         part = self.buffer[self.starts[index]:self.starts[index + 1]]
         return (part if self.layout is None else part.cpu().numpy()).reshape(*self.shapes[index], 3)
 
-    def request(self, rows, windows, flips):
-        """What `crops` needs to know, gathered on the CPU beside the computation -> (tensor (m, 6) int64, height and width of the largest)."""
-        table = torch.from_numpy(np.column_stack((rows, windows, flips)).astype(np.int64))
+    def request(self, rows, windows, flips, size):
+        """What `crops` needs to know, gathered on the CPU beside the computation -> (tensor (m, 7) int64, height and width of the largest)."""
+        table = torch.from_numpy(np.column_stack((rows, windows, flips, vertical_first(windows, size))).astype(np.int64))
         return table.pin_memory(), *windows[:, 2:].max(0).tolist()
 
     def crops(self, request, size):

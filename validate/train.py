@@ -199,7 +199,7 @@ def get_args(argv=None):
     add("--eval-every", type=number(int, 1), default=10, help="epochs between evaluations")
     add("--save-every-sec", type=number(float, 0), default=120.0, help="seconds between checkpoints")
     add("--evaluate", type=os.path.abspath, metavar="CHECKPOINT", help="measure the network in this checkpoint and stop")
-    add("-j", "--workers", type=number(int, 0), default=4, help="processes that prepare batches, 0 = none")
+    add("-j", "--workers", type=number(int, 0), default=4, help="threads that prepare batches, 0 = none")
     add_dead_flags(parser, "validate")
     return parser.parse_args(argv)
 
