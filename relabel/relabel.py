@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from sre2l.augment import apply_mix, draw_crops, draw_mix, normalise
+from sre2l.augment import draw_crops, draw_mix, show_batch
 from sre2l.batches import BatchDataset, Batches, in_order, load_batches
 from sre2l.distributed import rank, start, world_size
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
@@ -67,8 +67,7 @@ def num_label_bytes(num_images, batch_size, epochs, num_classes, precision):
 @torch.inference_mode()
 def teacher_logits(network, pixels, sheet, spec, precision):
     """The teacher's raw logits on the mixed images, in its own type: pixels (m, 3, S, S) uint8 -> (m, C), both on its device."""
-    images = apply_mix(normalise(pixels, spec.mean, spec.std), sheet.mix)  # in float32, whatever the network computes in
-    return network(images.to(dtype_of(precision), memory_format=memory_format_of(pixels.device)))
+    return network(show_batch(pixels, sheet.mix, spec.mean, spec.std, dtype_of(precision)).contiguous(memory_format=memory_format_of(pixels.device)))
 
 
 @torch.inference_mode()
@@ -144,7 +143,7 @@ def main(args):
     start(device)
     teacher, spec = find_teacher(args, spec)
     teacher.network.to(device, memory_format=memory_format_of(device))
-    measured = check_top1(teacher, spec, args, device)
+    measured = check_top1(teacher, spec, args, device) if rank() == 0 else None  # the first process writes the manifest
     settings = make_settings(args, spec) | {"epochs": max(args.epochs, earlier_epochs(root))}
     described = describe_images(images)
     settings = {**settings, **described, "teacher": teacher.describe(), "teacher_classes": teacher.class_names,

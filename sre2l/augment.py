@@ -1,6 +1,8 @@
 """Crops, flips, mixup and cutmix: draw_* turns a generator into a small record, apply_* uses it. Relabel draws and
 applies; validate only applies, so the student sees the pixels that the teacher saw.
 """
+import functools
+import importlib.util
 import math
 from dataclasses import dataclass
 
@@ -126,6 +128,21 @@ def apply_mix(images, mix):
     images = images.clone()
     images[:, :, row1:row2, col1:col2] = others[:, :, row1:row2, col1:col2]
     return images
+
+
+def show_batch(pixels, mix, mean, std, dtype=torch.float32):
+    """What a network is shown: a whole batch (m, 3, S, S) uint8, normalised and mixed in float32, then in dtype; on a GPU in one kernel."""
+    if pixels.device.type == "cuda" and importlib.util.find_spec("triton"):
+        from sre2l.show_gpu import show_on_gpu
+        return show_on_gpu(pixels, mix, level_table(tuple(mean), tuple(std), pixels.device), dtype)
+    return apply_mix(normalise(pixels, mean, std), mix).to(dtype)
+
+
+@functools.cache
+def level_table(mean, std, device):
+    """What `normalise` makes of each of the 256 levels in each channel: (3, 256) float32 on the device."""
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256).expand(1, 3, 1, 256)
+    return normalise(levels, mean, std).view(3, 256).to(device)
 
 
 def mixed_share(mix, size):

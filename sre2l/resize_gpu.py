@@ -16,7 +16,7 @@ def max_taps(extent, size):
 
 
 def find_taps(extents, size, taps):
-    """Pillow's weights for crops `extents` (m,) int64 pixels long, resized to `size`, in its order of operations
+    """Pillow's weights for `extents` (m,) int64 pixels that become `size`, in its order of operations
     -> (m, 2, size) int32, the first input pixel and how many there are, and (m, taps, size) int32 weights, 0 where there is none."""
     scale = extents.double() / size
     support = scale.clamp(min=1)[:, None]
@@ -34,8 +34,7 @@ def find_taps(extents, size, taps):
 
 
 @triton.jit
-def crop_kernel(pixels, layout, request, across, down, weights_across, weights_down, out, size, taps_across, taps_down,
-                ROWS: tl.constexpr, COLS: tl.constexpr):
+def crop_kernel(pixels, layout, request, down, across, weights_down, weights_across, out, size, taps, ROWS: tl.constexpr, COLS: tl.constexpr):
     """One tile of one crop. layout [n][3]: start, height, width of each stored image; request [m][7]: index, top, left, height, width, flip,
     whether the vertical pass comes first (height and width are in the tables already); out [m][size][size][3]."""
     crop = tl.program_id(0).to(tl.int64)
@@ -53,8 +52,8 @@ def crop_kernel(pixels, layout, request, across, down, weights_across, weights_d
     first_y = top + tl.load(down + 2 * crop * size + rows, good_rows, 0)
     count_x = tl.max(tl.load(across + (2 * crop + 1) * size + source, good_cols, 0))
     count_y = tl.max(tl.load(down + (2 * crop + 1) * size + rows, good_rows, 0))
-    weights_across += taps_across * crop * size + source
-    weights_down += taps_down * crop * size + rows
+    weights_across += taps * crop * size + source
+    weights_down += taps * crop * size + rows
 
     red = tl.full((ROWS, COLS), HALF, tl.int32)
     green = tl.full((ROWS, COLS), HALF, tl.int32)
@@ -89,10 +88,9 @@ def crop_resident(pixels, layout, request, size, tallest, widest):
     """Crops of stored images. pixels: their bytes, uint8; layout (n, 3) int64: start, height, width; request (m, 7) int64: index, top, left,
     height, width, flip, vertical_first; all on one device. tallest, widest: of the windows, known without asking the device.
     -> (m, 3, size, size) uint8 there, NHWC in memory, black outside the images."""
-    taps_down, taps_across = max_taps(tallest, size), max_taps(widest, size)
-    down, weights_down = find_taps(request[:, 3], size, taps_down)
-    across, weights_across = find_taps(request[:, 4], size, taps_across)
-    out = torch.empty((len(request), size, size, 3), dtype=torch.uint8, device=pixels.device)
-    grid = len(request), triton.cdiv(size, TILE["ROWS"]), triton.cdiv(size, TILE["COLS"])
-    crop_kernel[grid](pixels, layout, request, across, down, weights_across, weights_down, out, size, taps_across, taps_down, **TILE)
+    taps, num_crops = max_taps(max(tallest, widest), size), len(request)
+    places, weights = find_taps(request[:, 3:5].t().reshape(-1), size, taps)  # heights, then widths
+    out = torch.empty((num_crops, size, size, 3), dtype=torch.uint8, device=pixels.device)
+    grid = num_crops, triton.cdiv(size, TILE["ROWS"]), triton.cdiv(size, TILE["COLS"])
+    crop_kernel[grid](pixels, layout, request, places[:num_crops], places[num_crops:], weights[:num_crops], weights[num_crops:], out, size, taps, **TILE)
     return out.permute(0, 3, 1, 2)

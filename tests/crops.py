@@ -1,10 +1,14 @@
 """Crops for the tests of exactness, and what Pillow itself makes of them.
 
-Run: TRITON_INTERPRET=1 python -m tests.crops      (the GPU's kernel on the CPU, as test_resize.py does)"""
+Run: TRITON_INTERPRET=1 python -m tests.crops      (the GPU's kernel on the CPU, as test_resize.py does)
+"""
+import itertools
+
 import numpy as np
 import torch
 from PIL import Image
 
+from sre2l.augment import Mix, apply_mix, level_table, normalise
 from sre2l.resize import vertical_first
 
 
@@ -46,12 +50,31 @@ def by_gpu_kernel(images, windows, flips, size, device):
     return crop_resident(pixels, layout, torch.from_numpy(table).to(device), size, *windows[:, 2:].max(0).tolist())
 
 
+def mixed_batches(rng, size=19):
+    """Batches with each kind of mix, contiguous and NHWC -> [(pixels (5, 3, size, size) uint8, Mix)]."""
+    pixels = torch.from_numpy(rng.integers(0, 256, (5, 3, size, size), dtype=np.uint8))
+    partner = torch.tensor([2, 0, 1, 4, 3])
+    mixes = (Mix(), Mix(partner, 0.3), Mix(partner, 0.7, [3, 5, 17, 11]), Mix(partner, 0.7, [0, 0, size, size]), Mix(partner, 0.7, [4, 4, 4, 9]))
+    return [(pixels.contiguous(memory_format=fmt), mix) for mix in mixes for fmt in (torch.contiguous_format, torch.channels_last)]
+
+
+def check_shown(pixels, mix, dtype, device="cpu"):
+    """The GPU's kernel gives what normalise and apply_mix give, bit for bit."""
+    from sre2l.show_gpu import show_on_gpu
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    made = show_on_gpu(pixels.to(device), mix, level_table(mean, std, torch.device(device)), dtype)
+    assert made.dtype == dtype and made.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(made.cpu(), apply_mix(normalise(pixels, mean, std), mix).to(dtype)), mix
+
+
 def main():
     rng = np.random.default_rng(0)
     cases = [(draw_case(rng, size, 4, (size // 2, size * 3)), size) for size in (9, 20)] + [(draw_case(rng, 33, 2, padded=True), 33)]
     for (images, windows, flips), size in [*cases, (odd_cases(rng, 60), 20)]:
         made = by_gpu_kernel(images, windows, flips, size, "cpu")
         assert made.is_contiguous(memory_format=torch.channels_last) and torch.equal(made, by_pillow(images, windows, flips, size)), size
+    for (pixels, mix), dtype in itertools.product(mixed_batches(rng), (torch.float32, torch.float16)):
+        check_shown(pixels, mix, dtype)
     print("every pixel equal")
 
 

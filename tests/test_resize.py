@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tests.crops import by_gpu_kernel, by_pillow, draw_case, odd_cases
+from tests.crops import by_gpu_kernel, by_pillow, check_shown, draw_case, mixed_batches, odd_cases
 
 from sre2l import resize
 from sre2l.runtime import ROOT
@@ -82,6 +82,15 @@ def test_crops_on_the_gpu_equal_pillows_in_every_pixel(size, padded):
 def test_odd_windows_on_the_gpu_equal_pillows(size):
     images, windows, flips = odd_cases(np.random.default_rng(1))
     assert torch.equal(by_gpu_kernel(images, windows, flips, size, "cuda").cpu(), by_pillow(images, windows, flips, size))
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16))
+def test_what_a_network_is_shown_on_the_gpu_equals_normalise_and_mix(dtype):
+    for size in (1, 19, 224):
+        for pixels, mix in mixed_batches(np.random.default_rng(4), size):
+            if mix.box is None or max(mix.box) <= size:
+                check_shown(pixels, mix, dtype, "cuda")
 
 
 def test_without_a_compiler_pillow_makes_the_crops_and_says_so(monkeypatch):
