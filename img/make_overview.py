@@ -7,10 +7,11 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from recover.pictures import GAP, enlargement
 from sre2l.augment import apply_mix
+from sre2l.batches import BatchDataset, Batches
 from sre2l.datasets import DATASETS
 from sre2l.flags import Parser, add_run_flags
 from sre2l.images import decode, read_synthetic
-from sre2l.labels import BatchDataset, Batches, read_sheet
+from sre2l.labels import read_sheet
 from sre2l.realdata import read_digits
 from sre2l.runtime import ROOT, UserError, atomic, beside, print_plan, read_json, run_folder, run_script
 

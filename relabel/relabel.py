@@ -12,15 +12,22 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from sre2l.augment import apply_mix, draw_crops, draw_mix, normalise
+from sre2l.augment import draw_crops, draw_mix, show_batch
+from sre2l.batches import BatchDataset, Batches, in_order, load_batches
+from sre2l.distributed import rank, start, world_size
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
-from sre2l.images import keep_in_memory, read_synthetic
-from sre2l.labels import BatchDataset, Batches, Sheet, agreement, label_name, label_path, load_batches, write_sheet
+from sre2l.images import read_synthetic
+from sre2l.labels import Sheet, agreement, label_name, label_path, write_sheet
 from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, describe_images, earlier_epochs, hash_file, keep_hashes,
                             manifest_of, read_hashes, record_hash)
+from sre2l.precision import PRECISIONS, dtype_of, memory_format_of, pick_precision, set_tf32
 from sre2l.runtime import (RunLog, UserError, beside, claim, eta, pick_device, print_plan, run_folder, run_script, unit_rng,
                            versions)
+from sre2l.store import keep_decoded
 from sre2l.teacher import check_top1, find_teacher
+
+HALF_KL = 1e-5   # a half-precision teacher may differ from fp32 by this much at T = 20, mean KL over a batch
+NUM_WRITERS = 2  # threads that write label files; one keeps up with a GPU, two hide a slow disk
 
 
 def make_settings(args, spec):
@@ -41,16 +48,14 @@ def draw_sheet(settings, batch, sizes):
     return Sheet(crops, draw_mix(settings["mix"], settings["mix_alpha"], len(sizes), settings["input_size"], rng))
 
 
-def missing_batches(root, batches):
-    """-> the batches whose label files are not there yet, or are not what was recorded; forgets what was recorded of those."""
-    known, todo = read_hashes(root), []
-    for batch in batches:
-        path, name = label_path(root, batch.epoch, batch.index), label_name(batch.epoch, batch.index)
-        if not path.exists() or known.get(name) != hash_file(path):
-            todo.append(batch)
-            known.pop(name, None)
-    keep_hashes(root, known)
-    return todo
+def missing_batches(root, batches, threads):
+    """-> the batches whose label files are not there yet, or are not what was recorded."""
+    known = read_hashes(root)
+
+    def is_there(batch):
+        path = label_path(root, batch.epoch, batch.index)
+        return path.exists() and known.get(label_name(batch.epoch, batch.index)) == hash_file(path)
+    return [batch for batch, there in zip(batches, in_order(is_there, batches, threads)) if not there]
 
 
 def num_label_bytes(num_images, batch_size, epochs, num_classes, precision):
@@ -60,10 +65,57 @@ def num_label_bytes(num_images, batch_size, epochs, num_classes, precision):
 
 
 @torch.inference_mode()
-def label_batch(network, pixels, sheet, spec, device, dtype):
-    """The teacher's raw logits on the mixed images: pixels (m, 3, S, S) uint8 -> (m, C) on the CPU in dtype."""
-    images = apply_mix(normalise(pixels.to(device, non_blocking=True), spec.mean, spec.std), sheet.mix)
-    return network(images).to(dtype).cpu()
+def teacher_logits(network, pixels, sheet, spec, precision):
+    """The teacher's raw logits on the mixed images, in its own type: pixels (m, 3, S, S) uint8 -> (m, C), both on its device."""
+    return network(show_batch(pixels, sheet.mix, spec.mean, spec.std, dtype_of(precision)).contiguous(memory_format=memory_format_of(pixels.device)))
+
+
+@torch.inference_mode()
+def to_host(logits, dtype):
+    """Start a copy to the CPU, the computation not waiting -> (the tensor there, an event to wait for before it is read, None on the CPU)."""
+    if logits.device.type == "cpu":
+        return logits.to(dtype), None
+    copy = torch.empty(logits.shape, dtype=dtype, pin_memory=True).copy_(logits.to(dtype), non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)
+    copied.record()
+    return copy, copied
+
+
+def label_batches(network, loader, spec, precision, dtype):
+    """Yield (Batch, Sheet with the logits on the CPU, event) as the teacher works through the batches."""
+    for batch, pixels, sheet in loader:
+        logits, copied = to_host(teacher_logits(network, pixels, sheet, spec, precision), dtype)
+        yield batch, sheet._replace(logits=logits), copied
+
+
+def store_labels(root, where, labelled):
+    """Write one label file and record its hash, on a thread beside the teacher -> Batch. where: the precisions, for the message of the
+    UserError about logits that are not finite."""
+    batch, sheet, copied = labelled
+    if copied is not None:
+        copied.synchronize()
+    if not torch.isfinite(sheet.logits).all():
+        raise UserError(f"epoch {batch.epoch}, batch {batch.index}: the teacher's logits are not finite in {where}; "
+                        f"use --label-precision fp32 and --precision fp32, or check the teacher")
+    record_hash(root, label_name(batch.epoch, batch.index), write_sheet(root, batch.epoch, batch.index, sheet))
+    return batch
+
+
+def measure_half(network, item, spec, precision, device):
+    """How far a half-precision teacher is from fp32 on one batch, item = (Batch, crops, Sheet) -> its largest logit difference and
+    KL(half, fp32) at T = 20, mean over rows. Raises UserError above HALF_KL. Leaves the network in that precision."""
+    _, pixels, sheet = item
+    found = {}
+    for name in ("fp32", precision):
+        set_tf32(name)
+        network.to(dtype_of(name))
+        found[name] = teacher_logits(network, pixels.to(device), sheet, spec, name).double()
+    half, full = ((found[name] / 20).log_softmax(1) for name in (precision, "fp32"))
+    largest, kl = (found[precision] - found["fp32"]).abs().max().item(), (half.exp() * (half - full)).sum(1).mean().item()
+    if not kl < HALF_KL:  # also where it is not a number
+        raise UserError(f"--precision {precision}: on the first batch the teacher's logits differ by up to {largest:.2g} from fp32, KL {kl:.1e} at T = 20; "
+                        f"labels that close as {HALF_KL:.0e} are asked for: use --precision {pick_precision(None, device)}")
+    return {"largest_difference": largest, "kl_t20": kl}
 
 
 def main(args):
@@ -86,40 +138,48 @@ def main(args):
         return print_plan(make_settings(args, spec), images=count, **plan)
 
     device = pick_device(args.device)
+    precision = pick_precision(args.precision, device)
+    set_tf32(precision)
+    start(device)
     teacher, spec = find_teacher(args, spec)
-    teacher.network.to(device)
-    measured = check_top1(teacher, spec, args, device)
+    teacher.network.to(device, memory_format=memory_format_of(device))
+    measured = check_top1(teacher, spec, args, device)  # each process a part
     settings = make_settings(args, spec) | {"epochs": max(args.epochs, earlier_epochs(root))}
     described = describe_images(images)
     settings = {**settings, **described, "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
-                "measured_top1": measured, "versions": versions(device)}
+                "measured_top1": measured, "versions": versions(device), "precision": precision, "half_against_fp32": None}
     if manifest := manifest_of(root):
         check_images(root, manifest, described, images.root)
-    images, note = keep_in_memory(images)
+    batches = Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
+    if precision in ("fp16", "bf16"):
+        first = BatchDataset(images, spec.size, partial(draw_sheet, settings))[next(iter(batches))]
+        settings["half_against_fp32"] = measure_half(teacher.network, first, spec, precision, device)
+    images, note = keep_decoded(images, device, run_folder(args), described["images_sha256"])
     claim(beside(root, "manifest.json"), settings, FREE)
-    log = RunLog(partial(beside, root), vars(args), device)
+    log = RunLog(partial(beside, root), vars(args), device, sliced=True)
     log.line(note)
-    todo = missing_batches(root, Batches(len(images), args.batch_size, args.fkd_seed, args.epochs))
+    if half := settings["half_against_fp32"]:
+        log.line(f"{precision} against fp32 on the first batch: logits differ by up to {half['largest_difference']:.2g}, KL {half['kl_t20']:.1e} at T = 20")
+    todo = missing_batches(root, list(batches)[rank()::world_size()], args.workers)
     num_bytes = num_label_bytes(len(images), args.batch_size, args.epochs, spec.num_classes, args.label_precision)
-    log.line(f"{len(todo)} label files to write, about {num_bytes / 1e6:.1f} MB in all -> {root}")
+    log.line(f"{len(todo)} label files to write in {precision}, about {num_bytes / 1e6:.1f} MB in all -> {root}")
 
     loader = load_batches(BatchDataset(images, spec.size, partial(draw_sheet, settings)), todo, args.workers, device)
-    dtype = torch.float16 if args.label_precision == "fp16" else torch.float32
-    start, logged = time.monotonic(), time.monotonic()
-    bar = tqdm(loader, "relabel", total=len(todo), unit="batch", disable=None, leave=False)
-    for done, (batch, pixels, sheet) in enumerate(bar, 1):
-        logits = label_batch(teacher.network, pixels, sheet, spec, device, dtype)
-        if not torch.isfinite(logits).all():
-            raise UserError(f"epoch {batch.epoch}, batch {batch.index}: the teacher's logits are not finite in {args.label_precision}; "
-                            f"use --label-precision fp32, or check the teacher")
-        write_sheet(root, batch.epoch, batch.index, sheet._replace(logits=logits))
-        record_hash(root, label_path(root, batch.epoch, batch.index))
+    labelled = label_batches(teacher.network, loader, spec, precision, torch.float16 if args.label_precision == "fp16" else torch.float32)
+    stored = in_order(partial(store_labels, root, f"{precision} and --label-precision {args.label_precision}"), labelled, NUM_WRITERS)
+    started = logged = time.monotonic()
+    bar = tqdm(stored, "relabel", total=len(todo), unit="batch", disable=None, leave=False)
+    for done, batch in enumerate(bar, 1):
         if done == len(todo) or time.monotonic() - logged > args.print_sec:
             logged = time.monotonic()
             log.metrics(epoch=batch.epoch, batch=batch.index, files=done)
-            log.line(f"epoch {batch.epoch}  batch {batch.index}  {done}/{len(todo)} files  {eta(done, len(todo), start)}")
+            log.line(f"epoch {batch.epoch}  batch {batch.index}  {done}/{len(todo)} files  {eta(done, len(todo), started)}")
 
-    share, chance, _ = agreement(root, images.labels, Batches(len(images), args.batch_size, args.fkd_seed, 1))
+    log.wait()
+    if rank() > 0:
+        return
+    keep_hashes(root, read_hashes(root))
+    share, chance, _ = agreement(root, images.labels, batches)
     log.line(f"done: {root}; the top-1 of {100 * share:.1f}% of the stored logits is the class of the image or of its partner "
              f"(chance {100 * chance:.1f}%)")
     if share < 0.5:
@@ -147,10 +207,11 @@ def get_args(argv=None):
     add("--max-scale-crops", type=number(float, 0, 1), default=1.0, help="largest area of a resized crop")
     add("--padding", type=number(int, 0), help="largest shift of a padded crop, pixels (default: the data set's)")
     add("--no-flip", action="store_true", help="never flip")
+    add("--precision", choices=PRECISIONS, help="of the teacher (default: tf32 on a GPU, fp32 on CPU); fp16 and bf16 are measured against fp32 first")
     add("--label-precision", choices=("fp16", "fp32"), default="fp16", help="type of the stored logits")
     add("--use-fp16", dest="label_precision", action="store_const", const="fp16", help="the same as --label-precision fp16")
     add("--print-sec", type=number(float, 0), default=30.0, help="seconds between log lines")
-    add("-j", "--workers", type=number(int, 0), default=4, help="processes that prepare batches, 0 = none")
+    add("-j", "--workers", type=number(int, 0), default=4, help="threads that prepare batches, 0 = none")
     add_dead_flags(parser, "relabel")
     return parser.parse_args(argv)
 

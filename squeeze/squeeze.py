@@ -8,22 +8,25 @@ import os
 import time
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from sre2l.augment import Mix, draw_crops, normalise
+from sre2l.augment import Mix, draw_crops, show_batch
+from sre2l.batches import BatchDataset, Batches, load_batches
 from sre2l.datasets import STEMS
 from sre2l.distributed import check_agreement, rank, sum_over_processes, world_size
 from sre2l.flags import Parser, add_run_flags, add_stage_flags, check_folders, data_spec, number
-from sre2l.images import fingerprint, keep_in_memory
-from sre2l.labels import BatchDataset, Batches, Sheet, load_batches
+from sre2l.images import fingerprint
+from sre2l.labels import Sheet
 from sre2l.models import TEACHER_FORMAT, build_network, check_input_size, load_teacher, num_weight_bytes, read_checkpoint
 from sre2l.parallel import RunningStatistics, replicate
-from sre2l.precision import PRECISIONS, memory_format_of
+from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_real, read_val
 from sre2l.runtime import RunLog, UserError, atomic, claim, eta, print_plan, run_folder, run_script, unit_rng
+from sre2l.store import keep_decoded
 from sre2l.training import at_least_float32, autocast, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload
 
 SCALE = (0.08, 1.0)  # of RandomResizedCrop
@@ -63,6 +66,11 @@ def slice_of(num_rows, rank, world):
     return rows, (rows.stop - rows.start) / num_rows
 
 
+def own_rows(batch, _):
+    """The positions in a batch whose crops this process needs."""
+    return np.arange(len(batch.rows))[slice_of(len(batch.rows), rank(), world_size())[0]]
+
+
 def load_state(path, network, optimizer, scaler):
     """Continue from a checkpoint if there is one -> (next epoch, the values measured at its end)."""
     if not path.exists():
@@ -94,7 +102,7 @@ def main(args):
     network, stem = build_network(args.arch, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
     check_input_size(network, args.arch, spec.size)
     train, val = read_real(spec, args.real_data, "train"), read_val(spec, args.real_data)
-    train, note = keep_in_memory(train)
+    train, note = keep_decoded(train, device)
     claim(folder / "settings.json", make_settings(args, spec, stem, train, val, precision))
     log = RunLog(folder.joinpath, vars(args), device)
     log.line(note)
@@ -108,11 +116,10 @@ def main(args):
     first, values = load_state(folder / "checkpoint.pth", network, optimizer, scaler)
     check_agreement(first, f"{folder / 'checkpoint.pth'}: not all processes see the same checkpoint; the run folder must be one that all machines share")
     replica = replicate(network, device)
-    mean, std = (torch.tensor(value, device=device) for value in (spec.mean, spec.std))
     log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(train)} images of {train.root}, {precision}")
 
     batches = Batches(len(train), args.batch_size, args.seed, args.epochs, first)
-    loader = load_batches(BatchDataset(train, spec.size, partial(draw_sheet, spec, args.seed)), batches, args.workers, device)
+    loader = load_batches(BatchDataset(train, spec.size, partial(draw_sheet, spec, args.seed)), batches, args.workers, device, own_rows)
     bar = tqdm(total=len(batches), desc="squeeze", unit="batch", disable=None, leave=False)
     loss_sum = torch.zeros((), device=device)
     val, begin = keep_on_device(val, device), time.monotonic()
@@ -126,7 +133,7 @@ def main(args):
             rows, weight = slice_of(len(batch.rows), rank(), world_size())
             labels = upload(torch.from_numpy(train.labels[batch.rows[rows]]), device)
             with autocast(precision, device):
-                logits = replica(normalise(upload(pixels[rows], device), mean, std))
+                logits = replica(show_batch(pixels, Mix(), spec.mean, spec.std, dtype_of(precision)))
             loss = F.cross_entropy(at_least_float32(logits), labels) * weight
             optimizer.zero_grad()
             scaler.scale(loss * world_size()).backward()  # averaged over the processes: the mean over the batch
@@ -178,7 +185,7 @@ def get_args(argv=None):
     add("--warmup-epochs", type=number(int, 0), default=0, help="epochs of linear warm-up from 0.01 of the rate")
     add("--precision", choices=PRECISIONS, help="of the network's layers (default: tf32 on a GPU that has it, else fp32)")
     add("--eval-every", type=number(int, 1), default=10, help="epochs between evaluations")
-    add("-j", "--workers", type=number(int, 0), default=4, help="processes that prepare batches, 0 = none")
+    add("-j", "--workers", type=number(int, 0), default=4, help="threads that prepare batches, 0 = none")
     return parser.parse_args(argv)
 
 

@@ -1,12 +1,15 @@
 """Crops, flips, mixup and cutmix: draw_* turns a generator into a small record, apply_* uses it. Relabel draws and
 applies; validate only applies, so the student sees the pixels that the teacher saw.
 """
+import functools
+import importlib.util
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+
+from sre2l.resize import crop_images
 
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of RandomResizedCrop, width over height
 TRIES = 10              # torchvision gives up after ten windows that do not fit
@@ -43,31 +46,37 @@ def central_window(height, width):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def draw_resized_windows(sizes, scale, rng):
+    """RandomResizedCrop's windows: area uniform in scale, log aspect uniform in RATIO, the first of TRIES that fits. sizes (m, 2) height,
+    width -> (m, 4) top, left, height, width, pixels."""
+    draws = rng.random((len(sizes), 2 * TRIES + 2))  # image by image: areas, aspects, place
+    areas = sizes.prod(1)[:, None] * (scale[0] + (scale[1] - scale[0]) * draws[:, :TRIES])
+    low, high = map(math.log, RATIO)
+    aspects = np.exp(low + (high - low) * draws[:, TRIES:2 * TRIES])
+    extents = np.rint(np.sqrt(np.stack((areas / aspects, areas * aspects), 2))).astype(np.int64)  # (m, TRIES, 2)
+    fits = ((extents > 0) & (extents <= sizes[:, None])).all(2)
+    extents = extents[np.arange(len(sizes)), fits.argmax(1)]
+    windows = np.concatenate(((draws[:, 2 * TRIES:] * (sizes - extents + 1)).astype(np.int64), extents), 1)
+    for row in np.flatnonzero(~fits.any(1)):
+        windows[row] = central_window(*sizes[row].tolist())
+    return windows
+
+
 def draw_resized_window(height, width, scale, rng):
-    """RandomResizedCrop's window: area uniform in scale, log aspect uniform in RATIO -> (top, left, height, width), pixels."""
-    areas = height * width * rng.uniform(*scale, size=TRIES)
-    aspects = np.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1]), size=TRIES))
-    places = rng.random(2)
-    for area, aspect in zip(areas, aspects):
-        h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-        if 0 < h <= height and 0 < w <= width:
-            return int(places[0] * (height - h + 1)), int(places[1] * (width - w + 1)), h, w
-    return central_window(height, width)
+    """One window of draw_resized_windows -> (top, left, height, width), pixels."""
+    return tuple(draw_resized_windows(np.array([[height, width]]), scale, rng)[0].tolist())
 
 
-def draw_padded_window(height, width, padding, rng):
-    """A window of the image's own size, shifted by -padding..padding pixels, black outside -> (top, left, height, width)."""
-    top, left = rng.integers(-padding, padding + 1, size=2).tolist()
-    return top, left, height, width
+def draw_padded_windows(sizes, padding, rng):
+    """Windows of the images' own sizes, shifted by -padding..padding pixels, black outside -> (m, 4) top, left, height, width."""
+    return np.concatenate((rng.integers(-padding, padding + 1, size=(len(sizes), 2)), sizes), 1)
 
 
 def draw_crops(sizes, crop, scale, padding, flip, rng):
     """One window and one flip for each image of a batch. sizes: (height, width) pairs, pixels; crop: 'resized' or 'padded'."""
-    boxes = np.empty((len(sizes), 4), np.float64)
-    for row, (height, width) in zip(boxes, sizes):
-        window = (draw_resized_window(height, width, scale, rng) if crop == "resized"
-                  else draw_padded_window(height, width, padding, rng))
-        row[:] = np.divide(window, (height, width, height, width))
+    sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
+    windows = draw_resized_windows(sizes, scale, rng) if crop == "resized" else draw_padded_windows(sizes, padding, rng)
+    boxes = windows / np.tile(sizes, 2)
     flips = rng.random(len(sizes)) < (0.5 if flip else 0)
     return Crops(torch.from_numpy(boxes.astype(np.float32)), torch.from_numpy(flips))
 
@@ -88,22 +97,18 @@ def draw_mix(kind, alpha, num_images, size, rng):
     return Mix(partner, lam, draw_cutmix_box(size, lam, rng) if kind == "cutmix" else None)
 
 
-def pixel_window(box, height, width):
-    """Fractions of the stored image -> (top, left, height, width) pixels. Rounds: truncating is off in a third of the cases."""
-    return np.rint(np.asarray(box, np.float64) * (height, width, height, width)).astype(int).tolist()
+def pixel_windows(boxes, sizes):
+    """Fractions of the stored images -> (m, 4) top, left, height, width in pixels, at least one high and wide; sizes (m, 2) height, width.
+    Rounds: truncating is off in a third of the cases."""
+    windows = np.rint(np.asarray(boxes, np.float64) * np.tile(sizes, 2)).astype(np.int64)
+    windows[:, 2:] = np.maximum(windows[:, 2:], 1)
+    return windows
 
 
 def apply_crops(images, crops, size):
     """Crop, resize (Pillow's bilinear), flip. images: m arrays (H, W, 3) uint8 -> (m, 3, size, size) uint8; black outside the image."""
-    out = np.empty((len(images), size, size, 3), np.uint8)
-    for image, box, flip, target in zip(images, crops.boxes, crops.flips.tolist(), out):
-        top, left, height, width = pixel_window(box, *image.shape[:2])
-        height, width = max(height, 1), max(width, 1)
-        view = Image.fromarray(image).crop((left, top, left + width, top + height))
-        if (height, width) != (size, size):
-            view = view.resize((size, size), Image.Resampling.BILINEAR)
-        target[:] = np.asarray(view)[:, ::-1] if flip else np.asarray(view)
-    return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
+    sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
+    return crop_images(images, pixel_windows(crops.boxes, sizes), crops.flips.numpy(), size)
 
 
 def normalise(images, mean, std):
@@ -123,6 +128,21 @@ def apply_mix(images, mix):
     images = images.clone()
     images[:, :, row1:row2, col1:col2] = others[:, :, row1:row2, col1:col2]
     return images
+
+
+def show_batch(pixels, mix, mean, std, dtype=torch.float32):
+    """What a network is shown: a whole batch (m, 3, S, S) uint8, normalised and mixed in float32, then in dtype; on a GPU in one kernel."""
+    if pixels.device.type == "cuda" and importlib.util.find_spec("triton"):
+        from sre2l.show_gpu import show_on_gpu
+        return show_on_gpu(pixels, mix, level_table(tuple(mean), tuple(std), pixels.device), dtype)
+    return apply_mix(normalise(pixels, mean, std), mix).to(dtype)
+
+
+@functools.cache
+def level_table(mean, std, device):
+    """What `normalise` makes of each of the 256 levels in each channel: (3, 256) float32 on the device."""
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256).expand(1, 3, 1, 256)
+    return normalise(levels, mean, std).view(3, 256).to(device)
 
 
 def mixed_share(mix, size):

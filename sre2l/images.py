@@ -1,4 +1,5 @@
 """Folders of images: names of synthetic images, their classes, pixels decoded once, hashes."""
+import contextlib
 import hashlib
 import os
 import re
@@ -12,9 +13,9 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from sre2l.runtime import UserError, beside, read_json
+from sre2l.store import fits_memory
 
 JPEG_QUALITY = 75     # Pillow's default, which the released code uses; the student trains on that file
-MEMORY_SHARE = 0.5    # of the machine's memory: decoded images beyond it are decoded again at each use
 
 
 @dataclass
@@ -25,40 +26,57 @@ class Images:
     labels: np.ndarray
     class_names: list
     root: str
+    store: object = None  # a Store of all pixels (store.py), once they are decoded
 
     def __len__(self):
         return len(self.items)
 
     def pixels(self, index):
         """Image `index` as a (H, W, 3) uint8 array."""
+        if self.store is not None:
+            return self.store.pixels(index)
         item = self.items[index]
         return item if isinstance(item, np.ndarray) else decode(item)
 
+    def shapes(self, rows):
+        """Height and width of some images in pixels, of files from their headers -> (m, 2) int64."""
+        if self.store is not None:
+            return self.store.shapes[rows]
+        items = [self.items[row] for row in rows]
+        return np.array([item.shape[:2] if isinstance(item, np.ndarray) else read_shape(item) for item in items], np.int64).reshape(-1, 2)
 
-def decode(path):
-    """Any image file -> (H, W, 3) uint8 RGB; raises UserError with its name if it cannot be read to the end."""
+
+@contextlib.contextmanager
+def opened(path):
+    """An image file open in Pillow; raises UserError with its name for whatever is wrong with it."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            yield image
     except Exception as error:  # Pillow raises a dozen kinds, among them SyntaxError and struct.error
         raise UserError(f"{path}: not a readable image ({error})") from None
 
 
-def decode_all(images, transform=lambda pixels: pixels):
+def decode(path):
+    """Any image file -> (H, W, 3) uint8 RGB; raises UserError with its name if it cannot be read to the end."""
+    with opened(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def read_shape(path):
+    """Height and width that an image file's header tells, pixels."""
+    with opened(path) as image:
+        return image.height, image.width
+
+
+def decode_all(images, transform):
     """The same Images with every item decoded and transformed in memory, with a progress bar; None where they do not fit."""
     first = transform(images.pixels(0))
-    if first.nbytes * len(images) > MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+    if not fits_memory(first.nbytes * len(images)):
         return None
     with ThreadPool(os.cpu_count()) as pool:
         decoded = pool.imap(lambda index: transform(images.pixels(index)), range(len(images)), chunksize=16)
         bar = tqdm(decoded, "decoding", total=len(images), unit="image", disable=None, leave=False)
         return Images(list(bar), images.labels, images.class_names, images.root)
-
-
-def keep_in_memory(images):
-    """Decode once if it fits, else leave the files to be decoded at each use -> (Images, a line that says which)."""
-    decoded = decode_all(images)
-    return decoded or images, f"{images.root}: {len(images)} images, " + ("decoded in memory" if decoded else "too many for memory, decoded at each use")
 
 
 def image_path(root, label, ipc, num_classes):

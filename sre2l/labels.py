@@ -1,4 +1,4 @@
-"""The contract between relabel and validate: which images are in which batch, the label files, a dataset whose item is one batch."""
+"""The contract between relabel and validate: the label files, what may stand in them, and what a folder of them tells."""
 import hashlib
 import io
 import pickle
@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from sre2l.augment import Crops, Mix, apply_crops
+from sre2l.augment import Crops, Mix
 from sre2l.runtime import UserError, atomic, first_line
 
 try:
@@ -23,78 +22,11 @@ NUMPY_TYPES = [(numpy_scalar, "numpy.core.multiarray.scalar"), (numpy_scalar, "n
                np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.float64))]
 
 
-class Batch(NamedTuple):
-    """One batch of one epoch and the flat indices of its images, int64 [m]."""
-    epoch: int
-    index: int
-    rows: np.ndarray
-
-
 class Sheet(NamedTuple):
     """What is drawn for a batch, and what the teacher said: the six fields of a label file. logits (m, C) are of the mixed images."""
     crops: Crops
     mix: Mix
     logits: torch.Tensor | None = None
-
-
-def epoch_orders(num_images, seed):
-    """The order of the images in epoch 0, 1, ...: torch's RandomSampler with a generator of its own, which draws two permutations
-    an epoch since torch 1.11 and drops the second. Endless; int64 [num_images] each."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    while True:
-        yield torch.randperm(num_images, generator=generator).numpy()
-        torch.randperm(num_images, generator=generator)
-
-
-class Batches:
-    """All batches of epochs first..epochs-1 in order, as a sampler for DataLoader."""
-
-    def __init__(self, num_images, batch_size, seed, epochs, first=0):
-        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.epochs, self.first = epochs, first
-
-    @property
-    def per_epoch(self):
-        return -(-self.num_images // self.batch_size)
-
-    def __len__(self):
-        return (self.epochs - self.first) * self.per_epoch
-
-    def __iter__(self):
-        for epoch, order in zip(range(self.epochs), epoch_orders(self.num_images, self.seed)):
-            if epoch >= self.first:
-                for index in range(self.per_epoch):
-                    yield Batch(epoch, index, order[index * self.batch_size:(index + 1) * self.batch_size])
-
-
-class BatchDataset(Dataset):
-    """A dataset whose item is one whole batch: (Batch, crops (m, 3, size, size) uint8, Sheet). sheet_of: (Batch, sizes) -> Sheet."""
-
-    def __init__(self, images, size, sheet_of):  # sheet_of travels to worker processes: a partial of a function, not a closure
-        self.images, self.size, self.sheet_of = images, size, sheet_of
-
-    def __getitem__(self, batch):
-        try:
-            pixels = [self.images.pixels(row) for row in batch.rows]
-            sheet = self.sheet_of(batch, [image.shape[:2] for image in pixels])
-            return batch, apply_crops(pixels, sheet.crops, self.size), sheet
-        except UserError as error:  # raised by load_batches in the parent: a worker's exception arrives as a traceback
-            return error
-
-
-def as_it_is(item):
-    return item
-
-
-def load_batches(dataset, batches, workers, device):
-    """Yield the batches in order, prepared by `workers` processes (0 = this one); a UserError of theirs is raised here."""
-    own = torch.Generator()  # for the workers' seeds, which would else come from torch's global generator
-    loader = DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, collate_fn=as_it_is, generator=own,
-                        pin_memory=device.type == "cuda")
-    for item in loader:
-        if isinstance(item, UserError):
-            raise item
-        yield item
 
 
 def label_name(epoch, index):
@@ -106,10 +38,13 @@ def label_path(root, epoch, index):
 
 
 def write_sheet(root, epoch, index, sheet):
-    """Write one label file in the released format: a list of six, plain ints in the box."""
+    """Write one label file in the released format: a list of six, plain ints in the box -> the sha256 of its bytes."""
     fields = [sheet.crops.boxes, sheet.crops.flips, sheet.mix.partner, sheet.mix.lam, sheet.mix.box, sheet.logits]
+    data = io.BytesIO()  # torch.save writes the name of a file into it, and a temporary name has a random part
+    torch.save(fields, data)
     with atomic(label_path(root, epoch, index), root) as tmp:
-        torch.save(fields, tmp)
+        tmp.write_bytes(data.getbuffer())
+    return hashlib.sha256(data.getbuffer()).hexdigest()
 
 
 def read_fields(path, digest=None):

@@ -1,5 +1,6 @@
 """What a label folder's files do not say, in two files beside its root: a manifest (JSON) and a hash of every label file (sha256sum -c)."""
 import hashlib
+import re
 from pathlib import Path
 
 from sre2l.images import hash_images
@@ -9,7 +10,7 @@ LABEL_FORMAT = "sre2l-labels-1"
 ORDER_RULE = "torch RandomSampler, own generator, two permutations an epoch, the second dropped"
 REQUIRED = {"num_images", "classes", "paths_sha256", "images_sha256", "image_bytes", "epochs", "batch_size", "order_seed", "seed", "mix",
             "mix_alpha", "crop", "input_size", "mean", "std", "logits", "teacher", "teacher_classes", "measured_top1"}
-FREE = ("epochs", "measured_top1", "versions")  # may differ between the runs that fill one folder
+FREE = ("epochs", "measured_top1", "versions", "half_against_fp32")  # may differ between the runs that fill one folder
 
 
 def describe_images(images):
@@ -62,12 +63,15 @@ def earlier_epochs(root):
 
 
 def keep_hashes(root, hashes):
-    """Write the hash file anew with these lines only: what is about to be written again must not keep an old one."""
+    """Write the hash file anew with these lines, in the order of epochs and batches; replaced hashes are gone then."""
+    def place(name):
+        return [int(number) for number in re.findall(r"\d+", name)]
     with atomic(beside(root, "sha256")) as tmp:
-        tmp.write_text("".join(f"{digest}  {name}\n" for name, digest in hashes.items()))
+        tmp.write_text("".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=place)))
 
 
-def record_hash(root, path):
-    """Append the hash of a finished label file, in the format of sha256sum (run it inside the root)."""
+def record_hash(root, name, digest):
+    """Append the hash of a finished label file, in the format of sha256sum (run it inside the root); one write, since several processes
+    and threads append."""
     with open(beside(root, "sha256"), "a") as file:
-        file.write(f"{hash_file(path)}  {Path(path).relative_to(root).as_posix()}\n")
+        file.write(f"{digest}  {name}\n")

@@ -90,6 +90,7 @@ def evaluate(network, images, mean, std, device, batch_size=256, precision="fp32
     Of several processes each measures its part, and all get the result."""
     was_training = network.training
     network.eval()
+    mean, std = (torch.tensor(value, device=device) for value in (mean, std))
     hits = torch.zeros(2, dtype=torch.int64, device=device)
     for pixels, labels in own_batches(images, device, batch_size):
         with autocast(precision, device):

@@ -8,14 +8,15 @@ from functools import partial
 import torch
 
 from sre2l import training
+from sre2l.augment import apply_mix
 from sre2l.distributed import start
 from sre2l.runtime import run_script
 
 
-def normalise64(pixels, mean, std):
-    """sre2l.augment.normalise in float64."""
-    mean, std = (value.double().view(3, 1, 1) for value in (mean, std))
-    return (pixels.double() / 255 - mean) / std
+def show_batch64(pixels, mix, mean, std, _):
+    """sre2l.augment.show_batch in float64."""
+    mean, std = (torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (mean, std))
+    return apply_mix((pixels.double() / 255 - mean) / std, mix)
 
 
 def share_one_gpu():
@@ -27,7 +28,7 @@ def share_one_gpu():
 if __name__ == "__main__":
     stage, flags = importlib.import_module(sys.argv[1]), sys.argv[2:]
     torch.set_default_dtype(torch.float64)
-    stage.normalise, stage.evaluate = normalise64, lambda *_, **__: (0.0, 0.0)  # the evaluation's images are float32
+    stage.show_batch, stage.evaluate = show_batch64, lambda *_, **__: (0.0, 0.0)  # the evaluation's images are float32
     if "cuda" in flags:
         share_one_gpu()
     run_script(stage.main, partial(stage.get_args, flags))

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
 from relabel.relabel import draw_sheet
+from sre2l.batches import Batches, BatchDataset, load_batches
 from sre2l.images import Images
-from sre2l.labels import Batches, BatchDataset, load_batches
 
 CHECK = ("c3fbfbd4b18c", "bcb91c88f12e", "aac16293c0b8", "eb6bcdd4d784")  # sha1 of epochs 0-3, n = 50000, seed 42
 SETTINGS = {"crop": {"kind": "resized", "scale": [0.08, 1], "padding": 0, "flip": True}, "input_size": 16, "seed": 7, "mix": "cutmix",

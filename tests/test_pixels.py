@@ -12,7 +12,7 @@ from torchvision.transforms import functional as t_F
 
 from relabel import relabel
 from sre2l.augment import (Crops, Mix, apply_crops, apply_mix, draw_crops, draw_cutmix_box, draw_mix, mixed_share, normalise,
-                           pixel_window)
+                           pixel_windows)
 from sre2l.datasets import DATASETS
 from validate import train
 from validate.losses import hard_targets
@@ -86,14 +86,15 @@ def test_pixels_survive_the_trip_through_fractions():
     for side in range(32, 513):
         places = np.arange(-(-(side + 1) // 4) * 4)
         fractions = (places / side).astype(np.float32)
-        back = [v for at in range(0, len(places), 4) for v in pixel_window(fractions[at:at + 4], side, side)]
+        back = pixel_windows(fractions.reshape(-1, 4), np.full((len(places) // 4, 2), side)).reshape(-1).tolist()
         assert back == places.tolist()
         lost, total = lost + (np.trunc(fractions.astype(np.float64) * side) != places).sum(), total + len(places)
     assert lost / total > 0.1
 
 
-def test_pixel_window_takes_rows_by_height_and_columns_by_width():
-    assert pixel_window(torch.tensor([5 / 33, 7 / 91, 20 / 33, 60 / 91]), 33, 91) == [5, 7, 20, 60]
+def test_pixel_windows_take_rows_by_height_and_columns_by_width():
+    boxes = torch.tensor([[5 / 33, 7 / 91, 20 / 33, 60 / 91], [0, 0, 1e-4, 1e-4]])
+    assert pixel_windows(boxes, np.array([[33, 91], [33, 91]])).tolist() == [[5, 7, 20, 60], [0, 0, 1, 1]]  # never empty
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

@@ -9,8 +9,9 @@ import torch
 
 from relabel import relabel
 from sre2l.augment import draw_crops, draw_mix
+from sre2l.batches import Batch
 from sre2l.images import Images
-from sre2l.labels import Batch, Sheet
+from sre2l.labels import Sheet
 from sre2l.parallel import RunningStatistics
 from sre2l.runtime import unit_rng
 from sre2l.training import autocast, evaluate, keep_on_device, make_scaler
@@ -84,15 +85,14 @@ def test_a_step_of_the_student_never_waits_for_the_gpu(precision, optimizer, lab
     network = SmallNet(head_norm=True).float().to(device, memory_format=torch.channels_last).train()
     sheet = Sheet(draw_crops([(32, 32)] * 12, "padded", None, 4, True, unit_rng(0)), draw_mix("cutmix", 1.0, 12, 32, unit_rng(1)),
                   torch.randn(12, 5).half().pin_memory())
-    pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8).pin_memory()
+    pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8).to(device)
     step, scaler, statistics = train.make_optimizer(network, args, device), make_scaler(precision, device), RunningStatistics(network)
-    mean, std = (torch.tensor(value, device=device) for value in (spec.mean, spec.std))
     losses = []
     for repeat in range(3):
         torch.cuda.set_sync_debug_mode("error" if repeat else "default")  # the first step may set things up
         try:
             share = share_of(12, sheet.mix, 4, 0, 1)
-            mixed, targets = train.mixed_and_targets(args, spec, None, Batch(0, 0, rows), pixels, sheet, share, mean, std)
+            mixed, targets = train.mixed_and_targets(args, spec, None, pixels, sheet, share, precision)
             before = partial(train.start_micro_batch, statistics, 0, Batch(0, repeat, rows))
             step.zero_grad()
             losses.append(backward_in_micro_batches(network, partial(distillation_loss, temperature=1), mixed, targets, share, scaler.scale, before,

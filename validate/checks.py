@@ -3,8 +3,9 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from sre2l.batches import Batches
 from sre2l.distributed import world_size
-from sre2l.labels import Batches, agreement, inspect_labels, label_path
+from sre2l.labels import agreement, inspect_labels, label_path
 from sre2l.manifest import check_images, describe_images, hash_file, manifest_of
 from sre2l.models import build_network, check_input_size
 from sre2l.runtime import UserError, as_json

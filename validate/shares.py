@@ -50,8 +50,9 @@ def share_of(num_rows, mix, micro_size, rank, world):
     In one process rows are 0..num_rows-1 and the mix is the batch's."""
     slices = micro_batches(num_rows, micro_size)
     numbers = list(range(rank, len(slices), world))
-    own = torch.cat([torch.arange(num_rows)[slices[number]] for number in numbers] or [torch.arange(0)])
-    rows = own
+    if not numbers:  # one crop, since a batch of none is trouble; it is not used
+        return Share(torch.arange(1), Mix(), [], [], len(slices), num_rows)
+    rows = own = torch.cat([torch.arange(num_rows)[slices[number]] for number in numbers])
     if mix.partner is not None:
         wanted = torch.zeros(num_rows, dtype=torch.bool)
         wanted[mix.partner[own]] = True

@@ -13,18 +13,20 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from sre2l.augment import apply_mix, normalise
+from sre2l.augment import show_batch
+from sre2l.batches import BatchDataset, Batches, load_batches
 from sre2l.datasets import STEMS
 from sre2l.distributed import check_agreement, rank, sum_over_processes, world_size
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_val_flag, check_folders, data_spec, number, number_list, override
-from sre2l.images import fingerprint, keep_in_memory, read_synthetic
-from sre2l.labels import BatchDataset, Batches, load_batches, read_sheet
+from sre2l.images import fingerprint, read_synthetic
+from sre2l.labels import read_sheet
 from sre2l.manifest import manifest_of, read_hashes
 from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, num_weight_bytes, read_checkpoint
 from sre2l.parallel import RunningStatistics, replicate
-from sre2l.precision import PRECISIONS, memory_format_of
+from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_val
 from sre2l.runtime import RunLog, UserError, atomic, claim, eta, print_plan, run_folder, run_script, versions
+from sre2l.store import keep_decoded
 from sre2l.training import (autocast, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload,
                             weight_decay_groups)
 from validate.checks import check_labels, check_student, describe_labels
@@ -59,17 +61,15 @@ def stored_sheet(root, num_classes, hashes, batch, sizes):
     return read_sheet(root, batch.epoch, batch.index, len(sizes), num_classes, hashes)
 
 
-def mixed_and_targets(args, spec, images, batch, pixels, sheet, share, mean, std):
-    """What a process trains on: its own rows of a batch, mixed over the whole batch, and their targets. mean and std: tensors on the device."""
-    device = mean.device
-    if world_size() > 1:
-        pixels = pixels[share.rows]
+def mixed_and_targets(args, spec, classes, pixels, sheet, share, precision):
+    """What a process trains on: its own rows of a batch, mixed over the whole batch, and their targets. pixels (n, 3, S, S) uint8: those of
+    share.rows; classes (m,): of the whole batch."""
+    device = pixels.device
     mix = share.mix if share.mix.partner is None else replace(share.mix, partner=upload(share.mix.partner, device))
-    mixed = apply_mix(normalise(upload(pixels, device), mean, std), mix)[:len(share.own)]
+    mixed = show_batch(pixels, mix, spec.mean, spec.std, dtype_of(precision))[:len(share.own)]
     if not args.hard_labels:
         return mixed, soft_targets(upload(sheet.logits[share.own], device), args.temperature)
-    classes = torch.from_numpy(images.labels[batch.rows])
-    return mixed, upload(hard_targets(classes, sheet.mix, spec.num_classes, spec.size)[share.own], device)
+    return mixed, upload(hard_targets(torch.from_numpy(classes), sheet.mix, spec.num_classes, spec.size)[share.own], device)
 
 
 def start_micro_batch(statistics, seed, batch, number, gap):
@@ -102,14 +102,15 @@ def train_student(args, spec, images, val, info, seed, log, device, precision):
     replica = replicate(network, device)
     facts = {"format": TEACHER_FORMAT, "arch": args.model, "stem": stem, "num_classes": spec.num_classes, "mean": spec.mean,
              "std": spec.std, "size": spec.size, "dataset": spec.name, "seed": seed}
-    base_lr, micro_size = args.learning_rate if args.sgd else args.adamw_lr, info.batch_size // args.gradient_accumulation_steps
+    base_lr = args.learning_rate if args.sgd else args.adamw_lr
     loss_of = F.cross_entropy if args.hard_labels else partial(distillation_loss, temperature=args.temperature, times_t2=args.kl_t2)
-    mean, std = (torch.tensor(value, device=device) for value in (spec.mean, spec.std))
+    share_in = partial(share_of, micro_size=info.batch_size // args.gradient_accumulation_steps, rank=rank(), world=world_size())
+    rows_of = (lambda batch, sheet: share_in(len(batch.rows), sheet.mix).rows) if world_size() > 1 else None
 
     hashes = read_hashes(args.fkd_path) if manifest_of(args.fkd_path) else None
     sheet_of = partial(stored_sheet, args.fkd_path, spec.num_classes, hashes)
     batches = Batches(info.num_images, info.batch_size, args.fkd_seed, args.epochs, first)
-    stream = load_batches(BatchDataset(images, spec.size, sheet_of), batches, args.workers, device)
+    stream = load_batches(BatchDataset(images, spec.size, sheet_of), batches, args.workers, device, rows_of)
     begin = saved = time.monotonic()
     for epoch in range(first, args.epochs):
         lr = base_lr * lr_factor(epoch, args.epochs, args.warmup_epochs)
@@ -119,8 +120,8 @@ def train_student(args, spec, images, val, info, seed, log, device, precision):
         loss_sum = torch.zeros((), device=device)
         for _ in range(batches.per_epoch):
             batch, pixels, sheet = next(stream)
-            share = share_of(len(batch.rows), sheet.mix, micro_size, rank(), world_size())
-            mixed, targets = mixed_and_targets(args, spec, images, batch, pixels, sheet, share, mean, std)
+            share = share_in(len(batch.rows), sheet.mix)
+            mixed, targets = mixed_and_targets(args, spec, images.labels[batch.rows], pixels, sheet, share, precision)
             optimizer.zero_grad()
             before = partial(start_micro_batch, statistics, seed, batch)
             loss = backward_in_micro_batches(replica, loss_of, mixed, targets, share, scaler.scale, before, partial(autocast, precision, device))
@@ -180,7 +181,7 @@ def main(args):
     if manifest:
         spec = override(spec, args, mean=tuple(manifest["mean"]), std=tuple(manifest["std"]), size=manifest["input_size"])
     val = read_val(spec, args.val_dir, described["classes"], names)
-    images, note = keep_in_memory(images)
+    images, note = keep_decoded(images, device, run, described["images_sha256"])
     folder = Path(args.output_dir)
     settings = make_settings(args, spec, stem, described, val, precision)
     claim(folder / "settings.json", settings)
@@ -237,7 +238,7 @@ def get_args(argv=None):
     add("--eval-every", type=number(int, 1), default=10, help="epochs between evaluations")
     add("--save-every-sec", type=number(float, 0), default=120.0, help="seconds between checkpoints")
     add("--evaluate", type=os.path.abspath, metavar="CHECKPOINT", help="measure the network in this checkpoint and stop")
-    add("-j", "--workers", type=number(int, 0), default=4, help="processes that prepare batches, 0 = none")
+    add("-j", "--workers", type=number(int, 0), default=4, help="threads that prepare batches, 0 = none")
     add_dead_flags(parser, "validate")
     return parser.parse_args(argv)
 

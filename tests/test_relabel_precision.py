@@ -1,0 +1,112 @@
+"""Which precision the teacher ran in: measured, recorded, refused where it is too far from fp32; several processes write what one writes."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from relabel import relabel
+from sre2l.labels import read_sheet
+from sre2l.precision import pick_precision
+from sre2l.runtime import ROOT, UserError, beside
+from tests.helpers import bare_checkpoint, refused, run_main, synthetic_folder
+from tests.worlds import common, teacher
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def flags(tmp_path):
+    """Flags of a relabel run with 20 images in batches of 8, two epochs."""
+    synthetic_folder(tmp_path / "run" / "images")
+    bare_checkpoint(tmp_path / "teacher.pth")
+    return (relabel, *common(tmp_path), *teacher(tmp_path), "--epochs", 2, "-b", 8, "-j", 0)
+
+
+def logits_of(root):
+    return torch.cat([read_sheet(root, epoch, index).logits.float() for epoch in range(2) for index in range(3)])
+
+
+def manifest(root):
+    return json.loads(beside(root, "manifest.json").read_text())["settings"]
+
+
+@pytest.mark.parametrize("precision", ("fp16", "bf16"))
+def test_half_precision_is_measured_against_fp32_before_anything_is_written(flags, tmp_path, precision):
+    """The recorded difference and KL are those of the first batch's label files of two runs, one in each precision."""
+    exact, half = tmp_path / "exact", tmp_path / "half"
+    run_main(*flags, "--label-precision", "fp32", "--fkd-path", exact)
+    run_main(*flags, "--label-precision", "fp32", "--fkd-path", half, "--precision", precision)
+    assert manifest(exact)["precision"] == "fp32" and manifest(exact)["half_against_fp32"] is None
+    found = manifest(half)
+    a, b = (read_sheet(root, 0, 0).logits.double() for root in (half, exact))
+    p, q = (a / 20).softmax(1), (b / 20).softmax(1)
+    kl = (p * (p / q).log()).sum(1).mean().item()
+    assert found["precision"] == precision and 0 < (a - b).abs().max().item() == found["half_against_fp32"]["largest_difference"]
+    assert found["half_against_fp32"]["kl_t20"] == pytest.approx(kl, rel=1e-3, abs=1e-14) and kl < 1e-5
+    assert f"{precision} against fp32 on the first batch" in beside(half, "log.txt").read_text()
+    assert (logits_of(half) - logits_of(exact)).abs().max() < 0.05
+
+
+def test_a_half_precision_that_is_too_far_off_is_refused_with_nothing_written(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(relabel, "HALF_KL", 1e-30)
+    message = refused(*flags, "--precision", "bf16")
+    assert "--precision bf16: on the first batch" in message and "use --precision fp32" in message
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["images"]
+
+
+def test_labels_of_one_precision_are_not_continued_in_another(flags):
+    run_main(*flags)
+    assert "precision: there 'fp32', here 'bf16'" in refused(*flags, "--precision", "bf16")
+
+
+def test_a_precision_that_the_device_lacks_is_refused(flags):
+    assert "tf32 needs an NVIDIA GPU" in refused(*flags, "--precision", "tf32")
+    with pytest.raises(UserError, match="trains on a GPU only"):
+        pick_precision("fp16", CPU, training=True)
+    assert [pick_precision(name, CPU) for name in (None, "fp32", "bf16", "fp16")] == ["fp32", "fp32", "bf16", "fp16"]
+
+
+def test_logits_that_are_not_finite_are_refused_and_not_recorded(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(relabel, "teacher_logits", lambda network, pixels, *rest: torch.full((len(pixels), 10), 1e6))
+    message = refused(*flags)  # beyond fp16's 65504
+    assert "not finite in fp32 and --label-precision fp16" in message and "epoch 0, batch 0" in message
+    assert not list((tmp_path / "run").glob("labels/epoch_*/*")) and not beside(tmp_path / "run" / "labels", "sha256").exists()
+
+
+def launch_two(module, *flags):
+    """Run a stage in two processes, as GPUS=2 does -> CompletedProcess."""
+    command = [sys.executable, "-m", "sre2l.launch", "--standalone", "--nproc_per_node=2", "-m", module, *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+
+
+def test_two_processes_write_what_one_writes(flags, tmp_path):
+    """Every byte of every label file and of the hash file; also when both continue a run whose files are partly gone."""
+    torch.set_num_threads(1)
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_main(*flags, "--fkd-path", one)
+    for _ in range(2):
+        done = launch_two("relabel.relabel", *flags[1:], "--fkd-path", two)
+        assert done.returncode == 0, done.stderr
+        files = {path.relative_to(one): path.read_bytes() for path in one.rglob("*.tar")}
+        assert len(files) == 6 and {path.relative_to(two): path.read_bytes() for path in two.rglob("*.tar")} == files
+        assert beside(two, "sha256").read_bytes() == beside(one, "sha256").read_bytes()
+        (two / "epoch_1" / "batch_0.tar").unlink()
+        (two / "epoch_0" / "batch_2.tar").write_bytes(b"damaged")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ("fp32", "tf32", "fp16"))
+def test_labels_from_the_gpu_are_those_of_the_cpu(flags, tmp_path, precision):
+    """The same crops and mixes, and logits within the precision's own error, written while the GPU goes on."""
+    run_main(*flags, "--label-precision", "fp32", "--fkd-path", tmp_path / "cpu")
+    on_gpu = [flag if flag != "cpu" else "cuda" for flag in flags]
+    run_main(*on_gpu, "-j", 2, "--label-precision", "fp32", "--fkd-path", tmp_path / "gpu", "--precision", precision)
+    for epoch in range(2):
+        for index in range(3):
+            mine, other = (read_sheet(tmp_path / name, epoch, index) for name in ("cpu", "gpu"))
+            assert torch.equal(mine.crops.boxes, other.crops.boxes) and torch.equal(mine.mix.partner, other.mix.partner)
+    error = (logits_of(tmp_path / "cpu") - logits_of(tmp_path / "gpu")).abs().max()
+    assert error < {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2}[precision]

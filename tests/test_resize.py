@@ -1,0 +1,116 @@
+"""Crop and resize: the compiled kernel, the fallback and the GPU's kernel against Pillow, every pixel."""
+import importlib.util
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tests.crops import by_gpu_kernel, by_pillow, check_shown, draw_case, mixed_batches, odd_cases
+
+from sre2l import resize
+from sre2l.runtime import ROOT
+
+SIZES = (32, 33, 64, 100, 224, 299)
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def compiled():
+    """The C kernel, or the test is skipped: a machine without a compiler uses Pillow."""
+    cropper, line = resize.host_cropper()
+    if cropper is resize.crop_with_pillow:
+        pytest.skip(line)
+    return cropper
+
+
+@pytest.fixture(params=("kernel", "fallback"))
+def cropper(request):
+    return compiled() if request.param == "kernel" else resize.crop_with_pillow
+
+
+@pytest.mark.parametrize("padded", (False, True))
+@pytest.mark.parametrize("size", SIZES)
+def test_crops_on_the_cpu_equal_pillows_in_every_pixel(cropper, size, padded):
+    rng = np.random.default_rng(size)
+    for _ in range(2):
+        images, windows, flips = draw_case(rng, size, padded=padded)
+        assert torch.equal(cropper(images, windows, flips, size), by_pillow(images, windows, flips, size))
+
+
+@pytest.mark.parametrize("size", (1, 7, 32, 224))
+def test_odd_windows_on_the_cpu_equal_pillows(cropper, size):
+    images, windows, flips = odd_cases(np.random.default_rng(1))
+    assert torch.equal(cropper(images, windows, flips, size), by_pillow(images, windows, flips, size))
+
+
+def test_the_order_of_the_passes_is_pillows(cropper):
+    """Pillow 13 takes the columns first where that is cheaper, which changes roundings: all small shapes, both sides of its rule."""
+    rng, size = np.random.default_rng(2), 16
+    shapes = [(height, width) for height in range(10, 44, 3) for width in range(10, 44)]
+    images = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in shapes]
+    windows, flips = np.array([(0, 0, *shape) for shape in shapes]), np.zeros(len(shapes), bool)
+    assert torch.equal(cropper(images, windows, flips, size), by_pillow(images, windows, flips, size))
+
+
+def test_a_view_into_a_larger_array_is_cropped_like_a_copy(cropper):
+    whole = np.random.default_rng(3).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    window, flips = np.array([[2, 3, 20, 30]]), np.array([True])
+    assert torch.equal(cropper([whole[10:50, 5:65]], window, flips, 24), cropper([whole[10:50, 5:65].copy()], window, flips, 24))
+
+
+def test_the_gpu_kernel_equals_pillow_in_tritons_interpreter():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    done = subprocess.run([sys.executable, "-m", "tests.crops"], cwd=ROOT, capture_output=True, text=True, check=False,
+                          env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)})
+    assert done.stdout == "every pixel equal\n", done.stderr[-2000:]
+
+
+@on_gpu
+@pytest.mark.parametrize("padded", (False, True))
+@pytest.mark.parametrize("size", SIZES)
+def test_crops_on_the_gpu_equal_pillows_in_every_pixel(size, padded):
+    rng = np.random.default_rng(size)
+    for _ in range(4):
+        images, windows, flips = draw_case(rng, size, 64, padded=padded)
+        assert torch.equal(by_gpu_kernel(images, windows, flips, size, "cuda").cpu(), by_pillow(images, windows, flips, size))
+
+
+@on_gpu
+@pytest.mark.parametrize("size", (1, 7, 32, 224))
+def test_odd_windows_on_the_gpu_equal_pillows(size):
+    images, windows, flips = odd_cases(np.random.default_rng(1))
+    assert torch.equal(by_gpu_kernel(images, windows, flips, size, "cuda").cpu(), by_pillow(images, windows, flips, size))
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16))
+def test_what_a_network_is_shown_on_the_gpu_equals_normalise_and_mix(dtype):
+    for size in (1, 19, 224):
+        for pixels, mix in mixed_batches(np.random.default_rng(4), size):
+            if mix.box is None or max(mix.box) <= size:
+                check_shown(pixels, mix, dtype, "cuda")
+
+
+def test_without_a_compiler_pillow_makes_the_crops_and_says_so(monkeypatch):
+    monkeypatch.setattr(resize.shutil, "which", lambda name: None)
+    cropper, line = resize.host_cropper.__wrapped__()
+    assert cropper is resize.crop_with_pillow and "no C compiler" in line
+
+
+def test_the_kernel_is_compiled_once_into_the_cache_folder(tmp_path, monkeypatch):
+    compiled()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    _, line = resize.host_cropper.__wrapped__()
+    library, = (tmp_path / "sre2l").iterdir()  # nothing else is left there
+    stamp = library.stat().st_mtime_ns
+    assert resize.host_cropper.__wrapped__()[1] == line == "crops on the CPU by the compiled kernel"
+    assert library.stat().st_mtime_ns == stamp
+
+
+def test_a_kernel_that_disagrees_with_pillow_is_not_used(monkeypatch):
+    compiled()
+    monkeypatch.setattr(resize, "vertical_first", lambda windows, size: windows[:, 2] < 0)
+    if int(resize.PIL.__version__.split(".")[0]) >= 13:
+        assert resize.host_cropper.__wrapped__()[0] is resize.crop_with_pillow

@@ -1,0 +1,164 @@
+"""Images decoded once, and batches prepared beside the computation: the same pixels from everywhere, errors in words, no thread left."""
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from relabel.relabel import draw_sheet
+from sre2l import store
+from sre2l.batches import BatchDataset, Batches, in_order, load_batches
+from sre2l.images import hash_images, read_folder
+from sre2l.runtime import UserError
+from tests.test_order import SETTINGS
+
+CPU = torch.device("cpu")
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Nine JPEGs of different sizes in three classes."""
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        (tmp_path / "set" / f"c{label}").mkdir(parents=True)
+        for i in range(3):
+            shape = *rng.integers(17, 60, 2), 3
+            Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / "set" / f"c{label}" / f"{i}.jpg")
+    return read_folder(tmp_path / "set")
+
+
+def keep_in_file(images, folder, monkeypatch, identity="these"):
+    """keep_decoded on a machine whose memory is too small."""
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "MEMORY_SHARE", 0)
+        return store.keep_decoded(images, CPU, folder, identity)
+
+
+def assert_same_pixels(images, others):
+    for index in (*range(len(images)), -1):
+        assert np.array_equal(images.pixels(index), others.pixels(index)) and images.pixels(index).dtype == np.uint8
+    assert np.array_equal(images.shapes(np.arange(9)), others.shapes(np.arange(9)))
+
+
+def test_pixels_are_the_same_wherever_they_are_kept(images, tmp_path, monkeypatch):
+    kept, line = store.keep_decoded(images)
+    assert_same_pixels(images, kept)
+    assert "decoded into memory" in line and f"{sum(image.size for image in map(images.pixels, range(9))) / 1e6:.1f} MB" in line
+    mapped, line = keep_in_file(images, tmp_path / "run", monkeypatch)
+    assert_same_pixels(images, mapped)
+    assert f"a mapped file in {tmp_path / 'run'}" in line
+    left, line = keep_in_file(images, None, monkeypatch)
+    assert left.store is None and "decoded at each use" in line
+
+
+def test_the_mapped_file_is_reused_for_the_same_images_and_removed_for_others(images, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    keep_in_file(images, run, monkeypatch, hash_images(images)[1])
+    first, = run.iterdir()
+    stamp = first.stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "fill", None)  # decodes nothing
+        mapped, _ = keep_in_file(images, run, patch, hash_images(images)[1])
+    assert first.stat().st_mtime_ns == stamp
+    Path(images.items[4]).write_bytes(Path(images.items[0]).read_bytes())
+    others, _ = keep_in_file(images, run, monkeypatch, hash_images(images)[1])
+    second, = run.iterdir()
+    assert second != first and np.array_equal(others.pixels(4), mapped.pixels(0))
+    assert np.array_equal(mapped.pixels(8), images.pixels(8))  # who has the old file keeps it
+
+
+def test_an_interrupted_decoding_leaves_no_file(images, tmp_path, monkeypatch):
+    Path(images.items[5]).write_bytes(Path(images.items[5]).read_bytes()[:-100])  # its header is whole
+    with pytest.raises(UserError, match="c1/2.jpg"):
+        keep_in_file(images, tmp_path / "run", monkeypatch)
+    assert not list((tmp_path / "run").iterdir())
+    with pytest.raises(UserError, match="c1/2.jpg"):
+        store.keep_decoded(images)
+
+
+def test_a_full_disk_means_decoding_at_each_use(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10}))
+    kept, line = keep_in_file(images, tmp_path / "run", monkeypatch)
+    assert kept.store is None and "decoded at each use" in line
+
+
+@pytest.mark.parametrize("workers", (0, 3))
+def test_batches_are_the_same_decoded_once_or_at_each_use(images, workers):
+    kept, _ = store.keep_decoded(images)
+    of = partial(draw_sheet, SETTINGS)
+    streams = [load_batches(BatchDataset(every, 16, of), Batches(9, 4, 42, 3), workers, CPU) for every in (images, kept)]
+    for (batch, pixels, sheet), (batch1, pixels1, sheet1) in zip(*streams, strict=True):
+        assert batch.rows.tolist() == batch1.rows.tolist() and torch.equal(pixels, pixels1)
+        assert torch.equal(sheet.crops.boxes, sheet1.crops.boxes)
+
+
+@pytest.mark.parametrize("kept", (False, True))
+def test_crops_of_chosen_rows_are_those_rows_of_the_whole_batch(images, kept):
+    """rows_of sees the sheet: here each process's own rows with their mix partners; None means all."""
+    images = store.keep_decoded(images)[0] if kept else images
+    dataset, batches = BatchDataset(images, 16, partial(draw_sheet, SETTINGS)), Batches(9, 4, 42, 2)
+
+    def rows_of(batch, sheet):
+        return None if batch.index == 1 else torch.cat((torch.tensor([0]), sheet.mix.partner[:1]))
+    whole = list(load_batches(dataset, batches, 0, CPU))
+    for (batch, pixels, sheet), (_, every, _) in zip(load_batches(dataset, batches, 2, CPU, rows_of), whole, strict=True):
+        chosen = rows_of(batch, sheet)
+        assert torch.equal(pixels, every if chosen is None else every[chosen]) and len(sheet.crops.boxes) == len(batch.rows)
+
+
+@on_gpu
+@pytest.mark.parametrize("workers", (0, 2))
+def test_batches_on_the_gpu_equal_those_of_the_cpu(images, workers):
+    device, of = torch.device("cuda"), partial(draw_sheet, SETTINGS)
+    kept, line = store.keep_decoded(images, device)
+    assert "GPU memory" in line and kept.store.layout is not None
+    assert_same_pixels(images, kept)
+    streams = [load_batches(BatchDataset(every, 16, of), Batches(9, 4, 42, 3), workers, on) for every, on in ((images, CPU), (kept, device), (images, device))]
+    for (_, pixels, _), (_, resident, _), (_, uploaded, _) in zip(*streams, strict=True):
+        assert resident.device.type == uploaded.device.type == "cuda"
+        assert torch.equal(resident.cpu(), pixels) and torch.equal(uploaded.cpu(), pixels)
+
+
+def threads():
+    return {thread for thread in threading.enumerate() if "ThreadPool" in thread.name}
+
+
+@pytest.mark.parametrize("workers", (0, 1, 4))
+def test_results_come_in_order_and_few_are_made_ahead(workers):
+    made = []
+
+    def work(item):
+        time.sleep(0.002 * (item % 3))
+        made.append(item)
+        return item * item
+    for at, result in enumerate(in_order(work, range(30), workers)):
+        assert result == at * at and len(made) <= at + 1 + workers
+    assert at == 29 and sorted(made) == list(range(30)) and not threads()
+
+
+@pytest.mark.parametrize("workers", (0, 3))
+def test_an_error_in_a_thread_is_raised_at_its_place(workers):
+    def work(item):
+        if item == 5:
+            raise UserError("the fifth")
+        return item
+    taken = []
+    with pytest.raises(UserError, match="the fifth"):
+        taken.extend(in_order(work, range(100), workers))
+    stream = in_order(work, range(100), workers)
+    assert [next(stream) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError):
+        next(stream)
+    assert not threads()
+
+
+def test_no_thread_outlives_a_consumer_that_stops():
+    stream = in_order(lambda item: item, range(10 ** 9), 3)
+    assert next(stream) == 0 and threads()
+    stream.close()
+    assert not threads()
