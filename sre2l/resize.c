@@ -62,7 +62,8 @@ static void across_pass(const pixel_t *lines, const Axis *axis, int size, int fl
     for (int i = 0; i < size; i++) {
         pixel_t four[4], *place = rows + (flip ? size - 1 - i : i);
         int32_t sums[16];
-        blend((const uint8_t *)(lines + 4 * (size_t)axis->first[i]), 16, axis->count[i], axis->weights + (size_t)i * axis->taps, 16, sums, (uint8_t *)four);
+        blend((const uint8_t *)(lines + 4 * (size_t)axis->first[i]), 16, axis->count[i], axis->weights + (size_t)i * axis->taps,
+              16, sums, (uint8_t *)four);
         for (int r = 0; r < 4; r++) place[r * size] = four[r];
     }
 }
@@ -84,8 +85,9 @@ static void split_row(const pixel_t *row, int size, uint8_t *out)
 /* Room for one crop: RGB and a spare byte a pixel. */
 typedef struct { pixel_t *lines, *rows; uint8_t *made; int32_t *sums; } Room;
 
-static void wide_first(const uint8_t *image, int64_t stride, int64_t height, int64_t width, const Axis *across, const Axis *down, int flip, int size,
-                       Room *room, uint8_t *out)
+/* Rows first, then columns: image [height][width][3], rows `stride` bytes apart -> out. */
+static void wide_first(const uint8_t *image, int64_t stride, int64_t height, int64_t width, const Axis *across, const Axis *down, int flip,
+                       int size, Room *room, uint8_t *out)
 {
     for (int64_t y = 0; y < height; y += 4) {
         for (int64_t r = 0; r < 4 && y + r < height; r++) spread_row(image + (y + r) * stride, width, room->lines + r);
@@ -98,11 +100,14 @@ static void wide_first(const uint8_t *image, int64_t stride, int64_t height, int
     }
 }
 
-static void tall_first(const uint8_t *image, int64_t stride, int64_t width, const Axis *across, const Axis *down, int flip, int size, Room *room, uint8_t *out)
+/* Columns first, then rows. */
+static void tall_first(const uint8_t *image, int64_t stride, int64_t width, const Axis *across, const Axis *down, int flip,
+                       int size, Room *room, uint8_t *out)
 {
     for (int i = 0; i < size; i += 4) {
         for (int r = 0; r < 4 && i + r < size; r++) {
-            blend(image + down->first[i + r] * stride, stride, down->count[i + r], down->weights + (size_t)(i + r) * down->taps, 3 * width, room->sums, room->made);
+            blend(image + down->first[i + r] * stride, stride, down->count[i + r], down->weights + (size_t)(i + r) * down->taps,
+                  3 * width, room->sums, room->made);
             spread_row(room->made, width, room->lines + r);
         }
         across_pass(room->lines, across, size, flip, room->rows);
@@ -132,7 +137,8 @@ static int crop_one(const uint8_t *image, const int64_t *shape, const int64_t *w
     if (top < 0 || left < 0 || top + height > shape[0] || left + width > shape[1])
         inside = copy = copy_window(image, shape, window), stride = 3 * width;
     Axis across = {0}, down = {0};
-    Room room = {calloc(4 * width, sizeof(pixel_t)), malloc(sizeof(pixel_t) * size * (height + 4)), malloc(4 * longest), malloc(sizeof(int32_t) * 4 * longest)};
+    Room room = {calloc(4 * width, sizeof(pixel_t)), malloc(sizeof(pixel_t) * size * (height + 4)), malloc(4 * longest),
+                 malloc(sizeof(int32_t) * 4 * longest)};
     int good = inside && room.lines && room.rows && room.made && room.sums && find_taps(&across, width, size) && find_taps(&down, height, size);
     if (good && tall)
         tall_first(inside, stride, width, &across, &down, flip, size, &room, out);
@@ -143,10 +149,11 @@ static int crop_one(const uint8_t *image, const int64_t *shape, const int64_t *w
 }
 
 /* n images by address, shapes [n][2], windows [n][4], flips and tall [n] -> out [n][3][size][size]; 0 where memory ran out. */
-int crop_all(int64_t n, const int64_t *addresses, const int64_t *shapes, const int64_t *windows, const uint8_t *flips, const uint8_t *tall, int size, uint8_t *out)
+int crop_all(int64_t n, const int64_t *addresses, const int64_t *shapes, const int64_t *windows, const uint8_t *flips, const uint8_t *tall,
+             int size, uint8_t *out)
 {
-    for (int64_t i = 0; i < n; i++)
-        if (!crop_one((const uint8_t *)addresses[i], shapes + 2 * i, windows + 4 * i, flips[i], tall[i], size, out + (size_t)3 * size * size * i))
+    for (int64_t i = 0; i < n; i++, out += (size_t)3 * size * size)
+        if (!crop_one((const uint8_t *)addresses[i], shapes + 2 * i, windows + 4 * i, flips[i], tall[i], size, out))
             return 0;
     return 1;
 }

@@ -62,7 +62,8 @@ def cpu_name():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    return platform.machine() + platform.processor() + "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    kinds = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return "\n".join((platform.machine(), platform.processor(), *sorted(kinds)))
 
 
 def compile_kernel(source):

@@ -53,7 +53,8 @@ def fill(buffer, images, starts, shapes):
     def decode(index):
         pixels = images.pixels(index)
         if pixels.shape[:2] != tuple(shapes[index]):
-            raise UserError(f"{images.items[index]}: {pixels.shape[0]} by {pixels.shape[1]} pixels, its header says {shapes[index][0]} by {shapes[index][1]}")
+            raise UserError(f"{images.items[index]}: not a readable image (its header says {shapes[index][0]} by {shapes[index][1]} pixels, "
+                            f"it has {pixels.shape[0]} by {pixels.shape[1]})")
         place = buffer[starts[index]:starts[index + 1]]
         if isinstance(buffer, np.ndarray):
             place[:] = pixels.reshape(-1)
