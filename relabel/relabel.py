@@ -207,7 +207,7 @@ def get_args(argv=None):
     add("--max-scale-crops", type=number(float, 0, 1), default=1.0, help="largest area of a resized crop")
     add("--padding", type=number(int, 0), help="largest shift of a padded crop, pixels (default: the data set's)")
     add("--no-flip", action="store_true", help="never flip")
-    add("--precision", choices=PRECISIONS, help="of the teacher (default: tf32 on a GPU, fp32 on CPU); fp16 and bf16 are measured against fp32 first")
+    add("--precision", choices=PRECISIONS, help="of the teacher (default: tf32 on a GPU, else fp32); fp16 and bf16 are measured first")
     add("--label-precision", choices=("fp16", "fp32"), default="fp16", help="type of the stored logits")
     add("--use-fp16", dest="label_precision", action="store_const", const="fp16", help="the same as --label-precision fp16")
     add("--print-sec", type=number(float, 0), default=30.0, help="seconds between log lines")

@@ -142,7 +142,7 @@ def show_batch(pixels, mix, mean, std, dtype=torch.float32):
 def level_table(mean, std, device):
     """What `normalise` makes of each of the 256 levels in each channel: (3, 256) float32 on the device."""
     levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256).expand(1, 3, 1, 256)
-    return normalise(levels, mean, std).view(3, 256).to(device)
+    return normalise(levels, mean, std).view(3, 256).to(device, non_blocking=True)
 
 
 def mixed_share(mix, size):

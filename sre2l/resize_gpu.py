@@ -92,5 +92,7 @@ def crop_resident(pixels, layout, request, size, tallest, widest):
     places, weights = find_taps(request[:, 3:5].t().reshape(-1), size, taps)  # heights, then widths
     out = torch.empty((num_crops, size, size, 3), dtype=torch.uint8, device=pixels.device)
     grid = num_crops, triton.cdiv(size, TILE["ROWS"]), triton.cdiv(size, TILE["COLS"])
-    crop_kernel[grid](pixels, layout, request, places[:num_crops], places[num_crops:], weights[:num_crops], weights[num_crops:], out, size, taps, **TILE)
+    if num_crops:  # a process may have no row of a short batch
+        crop_kernel[grid](pixels, layout, request, places[:num_crops], places[num_crops:], weights[:num_crops], weights[num_crops:],
+                          out, size, taps, **TILE)
     return out.permute(0, 3, 1, 2)

@@ -34,7 +34,9 @@ def show_on_gpu(pixels, mix, table, dtype):
     kind, size = ("none", "mixup", "cutmix").index(mix.kind), pixels.shape[-1]
     partner = mix.partner.to(pixels.device, non_blocking=True) if kind else pixels
     lam, box = mix.lam if kind == 1 else 1.0, mix.box if kind == 2 else (0, 0, 0, 0)
+    grid = len(pixels), triton.cdiv(3 * size * size, BLOCK)
+    if not len(pixels):
+        return out
     with torch.cuda.device_of(pixels):
-        grid = len(pixels), triton.cdiv(3 * size * size, BLOCK)
         show_kernel[grid](pixels, partner, table, out, size, lam, 1 - lam, *box, KIND=kind, BLOCK=BLOCK, enable_fp_fusion=False)
     return out

@@ -38,7 +38,7 @@ class Store:
     def request(self, rows, windows, flips, size):
         """What `crops` needs to know, gathered on the CPU beside the computation -> (tensor (m, 7) int64, height and width of the largest)."""
         table = torch.from_numpy(np.column_stack((rows, windows, flips, vertical_first(windows, size))).astype(np.int64))
-        return table.pin_memory(), *windows[:, 2:].max(0).tolist()
+        return table.pin_memory(), *windows[:, 2:].max(0, initial=1).tolist()
 
     def crops(self, request, size):
         """Crops of images on the GPU (request of `request`) -> (m, 3, size, size) uint8 there, NHWC in memory."""

@@ -43,7 +43,7 @@ def test_a_later_start_gives_the_same_batches(first):
 
 
 def test_workers_change_neither_batches_nor_pixels():
-    """0 and 2 worker processes, and no loader at all: the same batches, crops, mixes and pixels in the same order."""
+    """0 and 2 threads, and no loader at all: the same batches, crops, mixes and pixels in the same order."""
     rng = np.random.default_rng(0)
     items = [rng.integers(0, 256, (20, 24, 3), dtype=np.uint8) for _ in range(11)]
     dataset = BatchDataset(Images(items, np.arange(11), [], "noise"), 16, partial(draw_sheet, SETTINGS))

@@ -53,6 +53,10 @@ def test_the_order_of_the_passes_is_pillows(cropper):
     assert torch.equal(cropper(images, windows, flips, size), by_pillow(images, windows, flips, size))
 
 
+def test_no_images_make_no_crops(cropper):
+    assert cropper([], np.zeros((0, 4), np.int64), np.zeros(0, bool), 24).shape == (0, 3, 24, 24)
+
+
 def test_a_view_into_a_larger_array_is_cropped_like_a_copy(cropper):
     whole = np.random.default_rng(3).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     window, flips = np.array([[2, 3, 20, 30]]), np.array([True])

@@ -124,6 +124,14 @@ def test_batches_on_the_gpu_equal_those_of_the_cpu(images, workers):
         assert torch.equal(resident.cpu(), pixels) and torch.equal(uploaded.cpu(), pixels)
 
 
+@on_gpu
+def test_a_process_without_rows_gets_no_crops(images):
+    kept, _ = store.keep_decoded(images, torch.device("cuda"))
+    dataset = BatchDataset(kept, 16, partial(draw_sheet, SETTINGS))
+    for _, pixels, _ in load_batches(dataset, Batches(9, 4, 42, 1), 0, torch.device("cuda"), lambda *_: torch.arange(0)):
+        assert pixels.shape == (0, 3, 16, 16)
+
+
 def threads():
     return {thread for thread in threading.enumerate() if "ThreadPool" in thread.name}
 
