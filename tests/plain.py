@@ -110,12 +110,6 @@ def open_image(path):
         return Image.open(file).convert("RGB")
 
 
-def uint8_crop(path, size):
-    """From the file to a random uint8 crop (S, S, 3): the part of the data path that both formulations have."""
-    image = open_image(path)
-    return np.asarray(crop_and_flip(image, *draw_window(image), size))
-
-
 class PlainBatches(Dataset):
     """An item is one sre2l.labels.Batch, prepared as the released workers do: ((images (m, 3, S, S) float32 normalised, classes, flips,
     boxes), label file's fields or None). labels: the folder whose crops are repeated, None = draw them."""
@@ -123,21 +117,31 @@ class PlainBatches(Dataset):
     def __init__(self, images, size, mean, std, labels=None):  # images: sre2l.images.Images that holds paths
         self.images, self.size, self.mean, self.std, self.labels = images, size, mean, std, labels
 
-    def sample(self, row, box, flip):
+    def crop(self, row, box=None, flip=None):
+        """From the file to the uint8 crop: -> (PIL image, flip, box), both drawn where they are not given."""
         image = open_image(self.images.items[row])
+        sides = (image.height, image.width) * 2
         if box is None:
             window, flip = draw_window(image)
-            box = torch.tensor(window) / torch.tensor([image.height, image.width] * 2)
+            box = torch.tensor(window) / torch.tensor(sides)
         else:
-            window = [round(v * side) for v, side in zip(box.tolist(), (image.height, image.width) * 2)]
-        pixels = TF.to_tensor(crop_and_flip(image, window, flip, self.size))
-        return TF.normalize(pixels, self.mean, self.std), int(self.images.labels[row]), flip, box
+            window = [round(v * side) for v, side in zip(box.tolist(), sides)]
+        return crop_and_flip(image, window, flip, self.size), flip, box
+
+    def sample(self, row, *crop):
+        image, flip, box = self.crop(row, *crop)
+        return TF.normalize(TF.to_tensor(image), self.mean, self.std), int(self.images.labels[row]), flip, box
+
+    def stored(self, batch):
+        """-> the arguments of crop for each image, the other fields of the label file or None."""
+        if self.labels is None:
+            return [(row,) for row in batch.rows], None
+        boxes, flips, *fields = torch.load(label_path(self.labels, batch.epoch, batch.index))
+        return list(zip(batch.rows, boxes, flips.tolist())), fields
 
     def __getitem__(self, batch):
-        if self.labels is None:
-            return default_collate([self.sample(row, None, None) for row in batch.rows]), None
-        boxes, flips, *fields = torch.load(label_path(self.labels, batch.epoch, batch.index))
-        return default_collate([self.sample(*each) for each in zip(batch.rows, boxes, flips.tolist())]), fields
+        crops, fields = self.stored(batch)
+        return default_collate([self.sample(*crop) for crop in crops]), fields
 
 
 def cutmix(images, partner, box):
