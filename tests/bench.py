@@ -22,15 +22,17 @@ from tests.bench_measure import peak_tb_s, peak_tflops, table
 from tests.bench_world import NUM_FOLDERS, World, write_images, write_labels
 
 SECTIONS = ("recover", "relabel", "validate", "growth")
-COLUMNS = {  # of the tables; JSON has more
+FIGURES = {"ratio": "ratio", "mb": "MB", "mb_groups1": "MB, groups 1", "mb_plain": "MB, plain", "decoded_mb": "of these decoded",
+           "share_of_peak": "share of peak"}
+LABEL_COLUMNS = {"what": "what", "size": "size", "batch": "batch", "precision": "precision", "ours": "ours, images/s", "plain": "plain",
+                 "decode_us": "decode once, us", "equals_pillow": "every pixel Pillow's", **FIGURES}
+COLUMNS = {  # of the tables; the JSON lines have more
     "recover": {"network": "network", "dataset": "stem and size of", "batch": "batch", "groups": "groups", "precision": "precision",
-                "ours": "ours, us per image-iteration", "plain": "plain", "ratio": "ratio", "mb": "MB", "mb_groups1": "MB, groups 1",
-                "mb_plain": "MB plain", "share_of_peak": "share of peak"},
-    "relabel": {"what": "what", "size": "size", "batch": "batch", "precision": "precision", "ours": "ours, images/s", "plain": "plain", "ratio": "ratio",
-                "decode_us": "decode once, us", "equals_pillow": "every pixel Pillow's", "mb": "MB", "mb_plain": "MB plain", "decoded_mb": "of these decoded",
-                "share_of_peak": "share of peak"}}
-COLUMNS["validate"] = COLUMNS["relabel"]
-COLUMNS["growth"] = {"what": "what", "over": "over", "values": "values", "last_over_first": "last / first", "max_over_min": "max / min"}
+                "ours": "ours, us per image-iteration", "plain": "plain", **FIGURES},
+    "relabel": LABEL_COLUMNS, "validate": LABEL_COLUMNS,
+    "growth": {"what": "what", "over": "over", "values": "values", "last_over_first": "last / first", "max_over_min": "max / min"}}
+IMAGES = {"cpu": (500, 100), "cuda": (20_000, 1024)}  # number and batch size for relabel and validate
+QUICK_IMAGES = {"cpu": (60, 30), "cuda": (2_000, 200)}
 
 
 def section(text):
@@ -60,15 +62,23 @@ def pick_precisions(asked, device):
     return ["fp32", "bf16"] if has_bf16() else ["fp32"]
 
 
+def device_name(device, fallback):
+    """The GPU's or the processor's model."""
+    if device.type == "cuda":
+        return fallback
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return fallback
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
 def device_facts(device, pairs):
     """What every row depends on, for its JSON line."""
     known = versions(device)
-    name = known["device"]
-    if device.type == "cpu":
-        model = [line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else []
-        name = f"{model[0] if model else platform.processor()}, {torch.get_num_threads()} threads"
-    return {"device": name, "date": time.strftime("%Y-%m-%d"), "torch": known["torch"], "commit": known["commit"], "pairs": pairs,
-            "plain_precision": "tf32 convolutions" if device.type == "cuda" else "fp32"}
+    return {"device": device_name(device, known["device"]), "date": time.strftime("%Y-%m-%d"), "torch": known["torch"], "commit": known["commit"],
+            "pairs": pairs, "plain_precision": "tf32 in convolutions" if device.type == "cuda" else "fp32"}
 
 
 def recover_rows(args, device, peaks):
@@ -84,7 +94,7 @@ def recover_rows(args, device, peaks):
 
 def make_world(args, root, device, epochs):
     """Write images and labels for relabel, validate and growth -> World."""
-    images, batch = (60, 30) if args.quick else (20_000, 1024) if device.type == "cuda" else (500, 100)
+    images, batch = (QUICK_IMAGES if args.quick else IMAGES)[device.type]
     images = args.images or images
     if images % NUM_FOLDERS:
         raise UserError(f"--images {images}: a multiple of {NUM_FOLDERS}, the number of folders, please")
@@ -95,7 +105,9 @@ def make_world(args, root, device, epochs):
 
 
 def label_rows(section, args, world, peaks):
-    yield from bench_labels.data_path(section, world, args.pairs, args.seconds)
+    yield from bench_labels.one_core(section, world, args.pairs, args.seconds)
+    if world.device.type == "cuda":
+        yield bench_labels.to_gpu(section, world, args.pairs, args.seconds)
     for precision, peak in peaks.items():
         if precision in bench_labels.PRECISIONS:
             yield bench_labels.whole(section, world, precision, args.pairs, args.seconds, peak)
@@ -116,8 +128,8 @@ def growth_rows(args, world, device, precision):
     for section in ("relabel", "validate"):
         times = bench_labels.epoch_seconds(section, world, precision)
         yield growth_row(f"{section}, seconds an epoch", f"{len(times)} epochs", times)
-    counts = [world.num_images // parts // world.batch * world.batch for parts in (4, 2, 1)]
-    memory = bench_labels.memory_beyond_decoded("relabel", world, precision, [c for c in counts if c])
+    counts = sorted({max(world.batch, world.num_images // parts) for parts in (4, 2, 1)})
+    memory = bench_labels.memory_beyond_decoded("relabel", world, precision, counts)
     if None not in memory:
         yield growth_row("relabel, MB beyond the decoded images", f"{counts} images", memory)
 
@@ -125,19 +137,32 @@ def growth_rows(args, world, device, precision):
 def measure(args, device):
     """Yield the rows of all sections asked for."""
     precisions = pick_precisions(args.precision, device)
-    peaks = {precision: peak_tflops(device, precision) for precision in precisions}
-    copy = peak_tb_s(device)
-    yield {"section": "peak", "tflop_s": {key: round(value, 3) for key, value in peaks.items()}, "tb_s": round(copy, 4)}
+    peaks = dict.fromkeys(precisions)  # a share of the peak is for GPUs: what a CPU can do changes with what else runs
+    if device.type == "cuda":
+        peaks = {precision: peak_tflops(device, precision) for precision in precisions}
+        yield {"section": "peak", "tflop_s": {key: round(value, 1) for key, value in peaks.items()}, "tb_s": round(peak_tb_s(device), 3)}
     if "recover" in args.sections:
         yield from recover_rows(args, device, peaks)
-    with tempfile.TemporaryDirectory() as folder:
-        if set(args.sections) - {"recover"}:
+    if set(args.sections) - {"recover"}:
+        with tempfile.TemporaryDirectory() as folder:
             world = make_world(args, Path(folder), device, epochs=6)
-        for section in ("relabel", "validate"):
-            if section in args.sections:
-                yield from label_rows(section, args, world, peaks)
-        if "growth" in args.sections:
-            yield from growth_rows(args, world, device, precisions[0])
+            for section in ("relabel", "validate"):
+                if section in args.sections:
+                    yield from label_rows(section, args, world, peaks)
+            if "growth" in args.sections:
+                yield from growth_rows(args, world, device, precisions[0])
+
+
+def print_tables(rows, facts):
+    for section, columns in COLUMNS.items():
+        if here := [row for row in rows if row["section"] == section]:
+            print(f"\n{section}\n{table(here, columns)}")
+    print(f"\n{facts['device']}, torch {facts['torch']}, {facts['date']}; medians of {facts['pairs']} pairs (min-max); "
+          f"plain in {facts['plain_precision']}; memory at the peak")
+    for row in rows:
+        if row["section"] == "peak":
+            print(f"the peak: matrix products of {row['tflop_s']} TFLOP/s (a copy: {row['tb_s']} TB/s); counted are convolutions and matrix products, "
+                  "forward and input gradient in recover, forward in relabel, three times the forward in validate")
 
 
 def main(args):
@@ -150,12 +175,7 @@ def main(args):
     for row in measure(args, device):
         rows.append(row)
         print(json.dumps({**facts, **row}), flush=True)
-    for section, columns in COLUMNS.items():
-        if here := [row for row in rows if row["section"] == section]:
-            print(f"\n{section}\n{table(here, columns)}")
-    print(f"\n{facts['device']}, torch {facts['torch']}, {facts['date']}; medians of {args.pairs} pairs (min-max); plain in {facts['plain_precision']}; "
-          f"share of a matrix product's TFLOP/s in the same precision ({rows[0]['tflop_s']}; a copy: {rows[0]['tb_s']} TB/s), counting convolutions and "
-          f"matrix products: forward and input gradient in recover, forward in relabel, three forwards in validate")
+    print_tables(rows, facts)
 
 
 def get_args(argv=None):

@@ -48,13 +48,15 @@ def our_stream(world, images, number, sheet_of):
     return load_batches(BatchDataset(images, world.size, sheet_of), world.epoch(number), world.workers, world.device)
 
 
-def our_crops(world, sheet_of):
-    """-> run() that crops one epoch of images decoded before, and nothing more."""
-    images, numbers = keep_in_memory(world.images)[0], epochs_of(world)
+def our_crops(section, world, floats=False):
+    """-> run() that crops one epoch of images decoded before, and normalises the crops on request."""
+    images, numbers, sheet_of = keep_in_memory(world.images)[0], epochs_of(world), our_sheets(section, world)
 
     def run():
         for _, pixels, _ in our_stream(world, images, next(numbers), sheet_of):
-            pixels.to(world.device, non_blocking=True)
+            pixels = pixels.to(world.device, non_blocking=True)
+            if floats:
+                normalise(pixels, SPEC.mean, SPEC.std)
     return run
 
 
@@ -168,42 +170,47 @@ def plain_validate(world):
 
 # The sections.
 
-def images_a_second(world, sides, num_pairs, least_seconds, once=0.0):
-    """A row's figures. once: seconds an image that ours spends a single time, spread over the published number of epochs."""
-    pairs = [(world.num_images / (first + once * world.num_images / EPOCHS), world.num_images / second)
-             for first, second in time_pairs(sides, world.device, num_pairs, least_seconds)]
+def rates(world, times, once=0.0):
+    """A row's figures. times: seconds of (ours, plain) an epoch; once: what ours spends a single time on an image, seconds, which is
+    spread over the published number of epochs."""
+    pairs = [(world.num_images / (first + once * world.num_images / EPOCHS), world.num_images / second) for first, second in times]
     return {"size": world.size, "batch": world.batch, "unit": "images/s", "ours": spread(first for first, _ in pairs),
             "plain": spread(second for _, second in pairs), "ratio": spread((first / second for first, second in pairs), 3)}
 
 
-def data_path(section, world, num_pairs, least_seconds):
-    """Rows of the way from the file to the uint8 crop, in validate with the label file: on one core of the CPU, and to a GPU."""
-    core = replace(world, num_images=min(world.num_images, 500), batch=min(world.batch, 100), device=torch.device("cpu"), workers=0)
-    write_labels(core)
-    threads, images = torch.get_num_threads(), core.images
+def one_core(section, world, num_pairs, least_seconds):
+    """Rows of the way from the file, in validate with the label file, to a batch: on one core of the CPU."""
+    world = replace(world, num_images=min(world.num_images, 500), batch=min(world.batch, 100), device=torch.device("cpu"), workers=0)
+    write_labels(world)
+    threads, images = torch.get_num_threads(), world.images
     torch.set_num_threads(1)
-    once = seconds_a_call(lambda: [images.pixels(index) for index in range(len(images))], 1, core.device) / len(images)
-    sides = Side(partial(our_crops, core, our_sheets(section, core))), Side(partial(plain_crops, section, core))
-    rows = [{"what": "file to uint8 crop, one core", **images_a_second(core, sides, num_pairs, least_seconds, once),
-             "decode_us": round(1e6 * once, 1), "equals_pillow": crops_equal_pillow(core)}]
+    once = seconds_a_call(lambda: [images.pixels(index) for index in range(len(images))], 1, world.device) / len(images)
+    builds = (our_crops, section, world), (our_crops, section, world, True), (plain_crops, section, world), (plain_batches, section, world)
+    times = time_pairs([Side(partial(*build)) for build in builds], world.device, num_pairs, least_seconds)
     torch.set_num_threads(threads)
-    if world.device.type == "cuda":
-        sides = Side(partial(our_crops, world, our_sheets(section, world))), Side(partial(plain_batches, section, world))
-        rows.append({"what": f"data path to the GPU, {world.workers} workers", **images_a_second(world, sides, num_pairs, least_seconds),
-                     "equals_pillow": crops_equal_pillow(world)})
-    return [{"section": section, "precision": "uint8", **row} for row in rows]
+    facts = {"section": section, "precision": "uint8", "decode_us": round(1e6 * once, 1), "equals_pillow": crops_equal_pillow(world)}
+    rows = {"one core, file to uint8 crop": (0, 2), "one core, file to normalised batch": (1, 3), "one core, ours to uint8, plain to normalised": (0, 3)}
+    return [{**facts, "what": what, **rates(world, [[each[side] for side in sides] for each in times], once)} for what, sides in rows.items()]
+
+
+def to_gpu(section, world, num_pairs, least_seconds):
+    """The row of the data path alone to a normalised batch on the GPU, by all workers."""
+    sides = Side(partial(our_crops, section, world, True)), Side(partial(plain_batches, section, world))
+    times = time_pairs(sides, world.device, num_pairs, least_seconds)
+    return {"section": section, "precision": "uint8", "what": f"data path to the GPU, {world.workers} workers", **rates(world, times),
+            "equals_pillow": crops_equal_pillow(world)}
 
 
 def whole(section, world, precision, num_pairs, least_seconds, peak):
-    """The row of a whole stage: data path, network, label files."""
+    """The row of a whole stage: data path, network, label files. peak: TFLOP/s of a matrix product in this precision, or None."""
     ours, plain = our_side(section, world, precision), plain_side(section, world)
     memory = {"mb": peak_memory(ours, world.device), "mb_plain": peak_memory(plain, world.device)}
-    row = images_a_second(world, (ours, plain), num_pairs, least_seconds)
+    row = rates(world, time_pairs((ours, plain), world.device, num_pairs, least_seconds))
     gflop = forward_gflop("resnet18", SPEC, world.size) * (1 if section == "relabel" else 3)
     tflop_s = gflop * row["ours"]["median"] / 1e3
     return {"section": section, "what": "whole", "network": "resnet18", "precision": precision, **row,
             **{key: value and round(value / 1e6, 1) for key, value in memory.items()}, "decoded_mb": round(world.num_images * 3 * world.size ** 2 / 1e6, 1),
-            "gflop": round(gflop, 3), "tflop_s": round(tflop_s, 3), "share_of_peak": round(tflop_s / peak, 3)}
+            "gflop": round(gflop, 3), "tflop_s": round(tflop_s, 3), "share_of_peak": peak and round(tflop_s / peak, 3)}
 
 
 def our_side(section, world, precision):

@@ -128,19 +128,18 @@ def peak_memory(side, device, calls=2):
     return peak
 
 
-def peak_tflops(device, precision, size=None):
+def peak_tflops(device, precision, size=8192):
     """TFLOP/s of a large square matrix product in this precision, the best of five timings."""
-    size = size or (8192 if device.type == "cuda" else 2048)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     with Side(None, tf32=(precision == "tf32",) * 2).backends():
-        best = min(seconds_a_call(lambda: a @ b, 20 if device.type == "cuda" else 1, device) for _ in range(5))
+        best = min(seconds_a_call(lambda: a @ b, 20, device) for _ in range(5))
     return 2 * size ** 3 / best / 1e12
 
 
-def peak_tb_s(device):
+def peak_tb_s(device, num_bytes=1 << 30):
     """TB/s of a large copy on the device, read and written bytes, the best of five timings."""
-    source = torch.empty((1 << 30) if device.type == "cuda" else (1 << 27), dtype=torch.uint8, device=device).fill_(1)
+    source = torch.empty(num_bytes, dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
     best = min(seconds_a_call(lambda: target.copy_(source), 5, device) for _ in range(5))
     return 2 * source.nbytes / best / 1e12

@@ -109,7 +109,7 @@ def our_side(case, precision, groups, device):
 
 
 def measure(case, precision, groups, device, num_pairs, least_seconds, peak):
-    """One row of the table. peak: TFLOP/s of a matrix product in this precision."""
+    """One row of the table. peak: TFLOP/s of a matrix product in this precision, or None."""
     ours, plain = our_side(case, precision, groups, device), Side(partial(build_plain, case, device))
     memory = {"mb": peak_memory(ours, device), "mb_plain": peak_memory(plain, device)}
     if groups > 1:
@@ -122,7 +122,7 @@ def measure(case, precision, groups, device, num_pairs, least_seconds, peak):
             "unit": "us per image-iteration", "ours": ours, "plain": spread(second for _, second in pairs),
             "ratio": spread((second / first for first, second in pairs), 3),
             **{key: value and round(value / 1e6, 1) for key, value in memory.items()},
-            "gflop": round(gflop, 3), "tflop_s": round(tflop_s, 3), "share_of_peak": round(tflop_s / peak, 3)}
+            "gflop": round(gflop, 3), "tflop_s": round(tflop_s, 3), "share_of_peak": peak and round(tflop_s / peak, 3)}
 
 
 def growth(case, precision, groups, device, iterations, num_batches=10):

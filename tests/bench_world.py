@@ -53,7 +53,7 @@ def smooth_noise(size, rng):
     total = np.zeros((size, size, 3), np.float32)
     for scale in (4, 8, 16, 32, 64, 128):
         coarse = torch.from_numpy(rng.standard_normal((1, 3, scale, scale), dtype=np.float32))
-        total += F.interpolate(coarse, (size, size), mode="bilinear")[0].permute(1, 2, 0).numpy() * 60 / scale ** 0.5
+        total += F.interpolate(coarse, (size, size), mode="bilinear")[0].permute(1, 2, 0).numpy() * 50 / scale ** 0.1
     return np.clip(total + 128, 0, 255).astype(np.uint8)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 from tests.bench_labels import our_sheets, our_stream, plain_dataset
-from tests.bench_measure import Side, forward_gflop, peak_memory, resident, spread, table, time_pairs
+from tests.bench_measure import Side, forward_gflop, peak_memory, peak_tb_s, peak_tflops, resident, spread, table, time_pairs
 from tests.bench_world import SPEC, World, write_images, write_labels
 from tests.helpers import SMALL, launch
 from tests.nets import build
@@ -16,6 +16,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from recover.objective import PlainEngine, View, Weights
 from sre2l.augment import apply_mix, normalise
+from sre2l.precision import PRECISIONS
 from validate.losses import backward_in_micro_batches, distillation_loss, soft_targets
 
 SIZE, CPU = 20, torch.device("cpu")
@@ -118,6 +119,13 @@ def test_flops_are_twice_the_published_multiply_adds():
     assert forward_gflop("resnet18", SPEC, 224) == pytest.approx(2 * published, rel=1e-3)
 
 
+def test_peak_is_measured_in_every_precision():
+    """Small: that it runs and puts torch's switches back."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    assert all(peak_tflops(CPU, precision, size=32) > 0 for precision in PRECISIONS) and peak_tb_s(CPU, 1 << 16) > 0
+    assert torch.backends.cuda.matmul.allow_tf32 == before
+
+
 def test_spread_and_table():
     assert spread([3, 1.23456, 2]) == {"median": 2.0, "min": 1.235, "max": 3.0}
     rows = [{"a": "x", "b": spread([1.0, 2.0, 4.0]), "c": None}, {"a": "longer", "b": 3, "c": None}]
@@ -130,8 +138,8 @@ def test_benchmark_prints_a_json_line_for_every_row_and_tables():
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     rows = [json.loads(line) for line in lines if line.startswith("{")]
-    assert [row["section"] for row in rows] == ["peak", "recover"] + ["relabel"] * 2 + ["validate"] * 2 + ["growth"] * 4
-    for row in rows[1:6]:
+    assert [row["section"] for row in rows] == ["recover"] + ["relabel"] * 4 + ["validate"] * 4 + ["growth"] * 4
+    for row in rows[:9]:
         assert row.keys() >= {"device", "torch", "date", "pairs", "precision", "size", "batch", "unit"}
         ratio = row["ours"]["median"] / row["plain"]["median"] if row["unit"] == "images/s" else row["plain"]["median"] / row["ours"]["median"]
         assert row["ratio"]["median"] == pytest.approx(ratio, rel=0.02)  # one pair: up to rounding
