@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sre2l.models import build_network
 
-PRELOAD = ["tests.bench_recover", "tests.bench_labels"]  # modules of the builders that fresh processes run
+PRELOAD = ["tests.bench_recover", "tests.bench_sides"]  # modules of the builders that fresh processes run
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,15 @@ from itertools import count
 
 import torch
 
-from recover.objective import PlainEngine, Weights, draw_view
+from recover.fast import FastEngine
+from recover.objective import Weights
+from recover.step import Stepper
+from recover.views import draw_view
 from sre2l.datasets import DATASETS
 from sre2l.models import build_network
 from sre2l.runtime import unit_rng
 from tests.bench_measure import Side, forward_gflop, peak_memory, spread, sync, time_pairs
 from tests.plain import Look, PlainBatch, PlainObjective
-
-try:
-    from recover.fast import FastEngine
-    from recover.step import make_step
-    PRECISIONS = "fp32", "tf32", "fp16", "bf16"
-except ImportError:
-    FastEngine = make_step = None
-    PRECISIONS = "fp32", "tf32"
 
 NUM_VIEWS = 16  # drawn ahead, used in turn
 ROLLS = {"imagenet1k": (0, 32), "tiny-imagenet": (-4, 4)}  # least and largest, pixels; elsewhere 0..4, and no crop and no flip
@@ -67,33 +62,18 @@ def batches(case, groups, device):
     return torch.randn(shape, device=device), targets.expand(groups, -1).contiguous()
 
 
-def make_engine(case, precision, device):
-    if FastEngine is None:
-        return PlainEngine(make_teacher(case, device), WEIGHTS)
-    return FastEngine(make_teacher(case, device), WEIGHTS, precision)
+def make_stepper(case, precision, device):
+    engine = FastEngine(make_teacher(case, device), WEIGHTS, case.spec.size, precision)
+    return Stepper(engine, *(torch.tensor(edge, device=device).view(3, 1, 1) for edge in case.bounds))
 
 
-def build_ours(case, precision, groups, device, engine=None):
-    """-> run() that is one iteration of `groups` stacked batches."""
-    engine, rng, crop_flip = engine or make_engine(case, precision, device), unit_rng(0), case.spec.size > 32
+def build_ours(case, precision, groups, device, stepper=None):
+    """-> run() that is one iteration of `groups` stacked batches, with a stepper that there is already or a new one."""
+    stepper, rng, crop_flip = stepper or make_stepper(case, precision, device), unit_rng(0), case.spec.size > 32
     views = [[draw_view(case.spec.size, case.rolls[1], case.rolls[0] < 0, crop_flip, rng) for _ in range(groups)] for _ in range(NUM_VIEWS)]
-    low, high = (torch.tensor(edge, device=device).view(3, 1, 1) for edge in case.bounds)
-    images, targets = batches(case, groups, device)
-    rates = [LR] * NUM_VIEWS
-    step, done = (make_step or plain_engine_step)(engine, images, targets, low, high, views, rates), count()
-    return lambda: step(next(done) % NUM_VIEWS)
-
-
-def plain_engine_step(engine, images, targets, low, high, views, rates):
-    """recover.py's loop body with the plain engine."""
-    optimizer = torch.optim.Adam([images], lr=LR, betas=(0.5, 0.9), eps=1e-8)
-
-    def step(iteration):
-        optimizer.param_groups[0]["lr"] = rates[iteration]
-        images.grad = torch.stack([engine.loss_and_gradient(*each)[1] for each in zip(images, targets, views[iteration])])
-        optimizer.step()
-        images.clamp_(low, high)
-    return step
+    stepper.start(*batches(case, groups, device), views, [LR] * NUM_VIEWS)
+    done = count()
+    return lambda: stepper.step(next(done) % NUM_VIEWS)
 
 
 def build_plain(case, device):
@@ -126,13 +106,13 @@ def measure(case, precision, groups, device, num_pairs, least_seconds, peak):
 
 
 def growth(case, precision, groups, device, iterations, num_batches=10):
-    """Microseconds per image-iteration of each of several batches (stacks of them) optimised one after the other with one engine."""
+    """Microseconds per image-iteration of each of several batches (stacks of them) that one stepper optimises one after the other."""
     with our_side(case, precision, groups, device).backends():
-        engine, times = make_engine(case, precision, device), []
+        stepper, times = make_stepper(case, precision, device), []
         for _ in range(1 + num_batches):
             sync(device)
             start = time.perf_counter()
-            run = build_ours(case, precision, groups, device, engine)
+            run = build_ours(case, precision, groups, device, stepper)
             for _ in range(iterations):
                 run()
             sync(device)

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from relabel.relabel import draw_sheet
+from sre2l.batches import Batches
 from sre2l.datasets import DATASETS
 from sre2l.images import image_path, read_synthetic, save_jpeg
-from sre2l.labels import Batches, write_sheet
+from sre2l.labels import write_sheet
 
 SPEC = DATASETS["imagenet1k"]
 NUM_FOLDERS, NUM_DISTINCT, SEED = 10, 200, 42  # classes and different images on disk; seed of their order

@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from tests.bench_labels import our_sheets, our_stream, plain_dataset
 from tests.bench_measure import Side, forward_gflop, peak_memory, peak_tb_s, peak_tflops, resident, spread, table, time_pairs
+from tests.bench_sides import our_sheets, our_stream, plain_dataset
 from tests.bench_world import SPEC, World, write_images, write_labels
 from tests.helpers import SMALL, launch
 from tests.nets import build
 from tests.plain import Look, PlainBatch, PlainObjective, train_batch
 from torchvision.transforms import RandomResizedCrop
 
-from recover.objective import PlainEngine, View, Weights
+from recover.objective import PlainEngine, Weights
+from recover.views import View
 from sre2l.augment import apply_mix, normalise
 from sre2l.precision import PRECISIONS
 from validate.losses import backward_in_micro_batches, distillation_loss, soft_targets
+from validate.shares import share_of
 
 SIZE, CPU = 20, torch.device("cpu")
 
@@ -38,7 +40,7 @@ def test_plain_formulation_equals_the_plain_engine(network, view, weights, monke
     """Loss and gradient in fp64, with the same draws: the two sides of the benchmark differ in how they compute alone."""
     x = torch.randn(4, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     targets = torch.tensor([4, 0, 0, 2])
-    terms, wanted = PlainEngine(build(network)[0], weights).loss_and_gradient(x, targets, view)
+    terms, (wanted,) = PlainEngine(build(network)[0], weights).loss_and_gradient(x[None], targets[None], [view])
     total = terms.ce + weights.r_bn * terms.bn + weights.tv_l2 * terms.tv + weights.l2_scale * terms.l2
     x.requires_grad_()
     loss = PlainObjective(build(network)[0], weights, seen(view, monkeypatch)).loss(x, targets)
@@ -52,7 +54,7 @@ def test_plain_step_is_one_step_of_adam_and_a_clamp(monkeypatch):
     view, weights = View((3, 1, 11, 13), True, (5, -2)), Weights(0.01, 10.0, 0.0, 0.0)
     x, targets = torch.randn(4, 3, SIZE, SIZE, dtype=torch.float64), torch.tensor([4, 0, 0, 2])
     low, high = [-1.0, -1.1, -1.2], [1.0, 1.1, 1.2]
-    gradient = PlainEngine(build("conv")[0], weights).loss_and_gradient(x, targets, view)[1]
+    gradient = PlainEngine(build("conv")[0], weights).loss_and_gradient(x[None], targets[None], [view])[1][0]
     batch = PlainBatch(PlainObjective(build("conv")[0], weights, seen(view, monkeypatch)), x.clone(), targets, low, high)
     batch.step(0.1)
     wanted = x - 0.1 * gradient / (gradient.abs() + 1e-8)
@@ -84,7 +86,8 @@ def test_both_students_see_the_same_batches_and_loss(world):
                 losses.append(train_batch(network, torch.optim.SGD(network.parameters(), 0), samples, fields, CPU, 6, 20.0)[0])
             else:
                 mixed, targets = apply_mix(ours, sheet.mix), soft_targets(sheet.logits, 20.0)
-                losses.append(backward_in_micro_batches(network, loss_of, mixed, targets, 6).item())
+                share = share_of(len(batch.rows), sheet.mix, 6, 0, 1)
+                losses.append(backward_in_micro_batches(network, loss_of, mixed, targets, share).item())
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
