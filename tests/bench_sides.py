@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from relabel.relabel import NUM_WRITERS, draw_sheet, label_batches, store_labels
-from sre2l.augment import normalise, pixel_windows
+from sre2l.augment import Mix, pixel_windows, show_batch
 from sre2l.batches import BatchDataset, in_order, load_batches
 from sre2l.models import build_network
 from sre2l.precision import dtype_of, memory_format_of
@@ -58,7 +58,7 @@ def our_crops(section, world, floats=False):
         for _, pixels, _ in our_stream(world, images, next(numbers), sheet_of):
             pixels = pixels.to(world.device, non_blocking=True)
             if floats:
-                normalise(pixels, SPEC.mean, SPEC.std)
+                show_batch(pixels, Mix(), SPEC.mean, SPEC.std)
     return run
 
 
@@ -80,12 +80,11 @@ def our_validate(world, precision):
     network = make_network(world.device, True).to(memory_format=memory_format_of(world.device))
     optimizer, scaler = train.make_optimizer(network, args, world.device), make_scaler(precision, world.device)
     loss_of, context = partial(distillation_loss, temperature=TEMPERATURE), partial(autocast, precision, world.device)
-    mean, std = (torch.tensor(value, device=world.device) for value in (SPEC.mean, SPEC.std))
 
     def run():
         for batch, pixels, sheet in our_stream(world, images, next(numbers), sheet_of):
             share = share_of(len(batch.rows), sheet.mix, world.batch // STEPS, 0, 1)
-            mixed, targets = train.mixed_and_targets(args, SPEC, images, batch, pixels, sheet, share, mean, std)
+            mixed, targets = train.mixed_and_targets(args, SPEC, images.labels[batch.rows], pixels, sheet, share, precision)
             optimizer.zero_grad()
             backward_in_micro_batches(network, loss_of, mixed, targets, share, scaler.scale, context=context)
             scaler.step(optimizer)
