@@ -1,0 +1,6 @@
+#!/bin/sh
+# How fast every stage is beside the plain formulation.   sh tests/bench.sh [recover|relabel|validate|growth ...] [--quick] [--flag value ...]      (no section: all)
+set -e
+root=$(cd "$(dirname "$0")/.." && pwd)
+. "$root/sre2l/env.sh"
+exec python3 -m tests.bench "$@"
