@@ -1,8 +1,8 @@
-"""The recover objective and its gradient, as the formula reads: the plain engine.
+"""The recover objective and its gradient, as the formula reads: the plain engine, the reference of the fast one in recover/fast.py.
 
     loss = CE(f(y), class) + r_bn * sum_l w_l (|mean_l - running_mean_l|_2 + |var_l - running_var_l|_2) + tv_l2 TV(y) + l2_scale mean_b |y_b|_2
 
-An engine is anything with `loss_and_gradient(images, targets, view)`; recover.py knows nothing else of it.
+An engine is anything with `tabulate(views)` and `loss_and_gradient(images, targets, view)` of G independent batches; step.py knows nothing else of it.
 """
 from dataclasses import dataclass
 
@@ -10,22 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sre2l.augment import draw_resized_window
-
-SCALE = (0.08, 1.0)  # of the crop's area, as RandomResizedCrop's default
-
-
-@dataclass(frozen=True)
-class View:
-    """How one iteration looks at the whole batch. window (top, left, height, width) pixels or None; roll (rows, columns) pixels."""
-    window: tuple | None
-    flip: bool
-    roll: tuple
+from recover.step import adam_step
+from recover.views import apply_view
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of the objective, scalars; bn, tv and l2 before their coefficients (a prior with coefficient 0 is not computed)."""
+    """The terms of the objective, (G,) each; bn, tv and l2 before their coefficients (a prior with coefficient 0 is not computed)."""
     ce: torch.Tensor
     bn: torch.Tensor
     tv: torch.Tensor
@@ -39,26 +30,6 @@ class Weights:
     first_bn_multiplier: float
     tv_l2: float
     l2_scale: float
-
-
-def draw_view(size, jitter, signed, crop_flip, rng):
-    """One crop window, one flip and one roll. jitter: largest roll, pixels; signed: -jitter..jitter instead of 0..jitter."""
-    window, flip = None, False
-    if crop_flip:
-        window, flip = draw_resized_window(size, size, SCALE, rng), bool(rng.random() < 0.5)
-    roll = tuple(rng.integers(-jitter if signed else 0, jitter + 1, size=2).tolist())
-    return View(window, flip, roll)
-
-
-def apply_view(images, view):
-    """roll(flip(crop(x))). NOTE: one window, flip and roll for the whole batch, as in the paper's code. (B, 3, S, S) -> the same."""
-    if view.window is not None:
-        top, left, height, width = view.window
-        cropped = images[:, :, top:top + height, left:left + width]
-        images = F.interpolate(cropped, size=images.shape[2:], mode="bilinear", align_corners=False)
-    if view.flip:
-        images = images.flip(3)
-    return images.roll(view.roll, (2, 3))
 
 
 def total_variation(images):
@@ -83,6 +54,8 @@ def statistics_layers(network):
 class PlainEngine:
     """Loss and gradient by autograd, one hook per BatchNorm layer; the readable reference. A layer that does not run adds nothing."""
 
+    captures, adam_step = False, staticmethod(adam_step)
+
     def __init__(self, network, weights):
         self.network, self.weights = network, weights
         self.distances = []  # of the forward pass under way, filled by the hooks
@@ -92,8 +65,12 @@ class PlainEngine:
     def make_hook(self, multiplier):
         return lambda layer, inputs: self.distances.append(multiplier * statistics_distance(inputs[0], layer))
 
+    def tabulate(self, views):
+        """What loss_and_gradient takes as the view of iteration t, at [t]. views: T lists of G View."""
+        return views
+
     def terms(self, images, targets, view):
-        """images (B, 3, S, S) normalised, targets (B,) int64 -> Terms."""
+        """images (B, 3, S, S) normalised, targets (B,) int64 -> Terms of one batch, scalars."""
         y = apply_view(images, view)
         self.distances.clear()
         ce = F.cross_entropy(self.network(y), targets)
@@ -102,11 +79,16 @@ class PlainEngine:
         l2 = torch.linalg.vector_norm(y.flatten(1), dim=1).mean() if self.weights.l2_scale else zero
         return Terms(ce, sum(self.distances, zero), tv, l2)
 
-    def loss_and_gradient(self, images, targets, view):
-        """-> (Terms without graph, gradient of the loss with respect to images). No host sync."""
+    def batch_loss_and_gradient(self, images, targets, view):
+        """One batch -> (its four terms, detached, the gradient of its loss with respect to images)."""
         images = images.detach().requires_grad_()
         terms = self.terms(images, targets, view)
         w = self.weights
         loss = terms.ce + w.r_bn * terms.bn + w.tv_l2 * terms.tv + w.l2_scale * terms.l2
         gradient, = torch.autograd.grad(loss, images)
-        return Terms(*(t.detach() for t in (terms.ce, terms.bn, terms.tv, terms.l2))), gradient
+        return [t.detach() for t in (terms.ce, terms.bn, terms.tv, terms.l2)], gradient
+
+    def loss_and_gradient(self, images, targets, view):
+        """G batches one after the other: images (G, B, 3, S, S), targets (G, B), G views -> (Terms, gradient like images). No host sync."""
+        terms, gradients = zip(*(self.batch_loss_and_gradient(*batch) for batch in zip(images, targets, view)))
+        return Terms(*(torch.stack(values) for values in zip(*terms))), torch.stack(gradients)

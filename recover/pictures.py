@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from sre2l.images import decode
@@ -10,6 +11,12 @@ from sre2l.runtime import atomic
 
 GAP = 2        # pixels of white between images
 MAX_ROWS, MAX_COLUMNS, MIN_TILE, MAX_TILE = 20, 20, 64, 112  # tiles in pixels
+
+
+def to_pixels(images, mean, std):
+    """Normalised (B, 3, S, S) -> (B, S, S, 3) uint8: de-normalise, clamp to [0, 1], times 255, truncate (not round), as published."""
+    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (mean, std))
+    return (images * std + mean).clamp(0, 1).mul(255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def grid(rows):

@@ -8,95 +8,90 @@ import math
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from recover.objective import PlainEngine, Weights, draw_view, statistics_layers
-from recover.pictures import animate, contact_sheet, save_snapshot
-from recover.units import make_units
+from recover.engines import ENGINES, choose_groups, default_precision, make_engine, recorded
+from recover.objective import Weights, statistics_layers
+from recover.pictures import animate, contact_sheet, save_snapshot, to_pixels
+from recover.step import Stepper
+from recover.units import chunk_name, draw_chunk, make_chunks, make_units, missing_pairs, write_images
+from recover.views import draw_view
+from sre2l.distributed import rank, world_size
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
-from sre2l.images import image_path, save_jpeg
 from sre2l.models import load_teacher
-from sre2l.runtime import (RunLog, UserError, atomic, beside, claim, eta, pick_device, print_plan, refuse_unclaimed, run_folder,
-                           run_script, unit_rng)
+from sre2l.precision import PRECISIONS
+from sre2l.runtime import RunLog, UserError, beside, claim, eta, pick_device, print_plan, refuse_unclaimed, run_folder, run_script
 from sre2l.teacher import check_top1, find_teacher
-
-BETAS, EPS = (0.5, 0.9), 1e-8  # of Adam
-
-
-def to_pixels(images, mean, std):
-    """Normalised (B, 3, S, S) -> (B, S, S, 3) uint8: de-normalise, clamp to [0, 1], times 255, truncate (not round), as published."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (mean, std))
-    return (images * std + mean).clamp(0, 1).mul(255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+from sre2l.training import start_device
 
 
-def optimise(engine, targets, args, spec, rng, watch):
-    """One unit: noise -> T steps of Adam -> the last iterate. targets (B,) -> images (B, 3, S, S), normalised.
+def cosine_rates(lr, iterations):
+    """The learning rate of each iteration: a cosine that starts at lr and ends just above 0."""
+    return [lr * (1 + math.cos(math.pi * t / iterations)) / 2 for t in range(iterations)]
 
-    watch(iteration, images, terms) is called after the loss of each iteration, before its step."""
-    device = targets.device
-    low, high = (torch.tensor([(edge - m) / s for m, s in zip(spec.mean, spec.std)], device=device).view(3, 1, 1) for edge in (0, 1))
-    noise = rng.standard_normal((len(targets), 3, spec.size, spec.size), dtype="float32")
-    images = torch.from_numpy(noise).to(device)
-    optimizer = torch.optim.Adam([images], lr=args.lr, betas=BETAS, eps=EPS)
 
-    for iteration in range(args.iteration):
-        optimizer.param_groups[0]["lr"] = args.lr * (1 + math.cos(math.pi * iteration / args.iteration)) / 2
-        view = draw_view(spec.size, args.jitter, args.signed_jitter, not args.no_crop_flip, rng)
-        terms, images.grad = engine.loss_and_gradient(images, targets, view)
-        watch(iteration, images, terms)
-        optimizer.step()
-        images.clamp_(low, high)
-    return images
+def optimise(stepper, drawn, targets, rates, watch, snapshot=None):
+    """G units at once: noise -> T steps of Adam -> the last iterate. drawn: draw_unit's of each, targets (G, B) -> (G, B, 3, S, S), normalised.
+
+    watch(iteration, images, terms) is called after each step, with the terms before it; snapshot(iteration, images) before each."""
+    noise, views = zip(*drawn)
+    stepper.start(torch.stack(noise).to(targets.device), targets, list(zip(*views)), rates)
+    for iteration in range(len(rates)):
+        if snapshot:
+            snapshot(iteration, stepper.images)
+        terms = stepper.step(iteration)
+        watch(iteration, stepper.images, terms)
+    return stepper.images
 
 
 @torch.inference_mode()
 def verifier_top1(verifier, images, targets):
-    """The share in percent of images that a second network puts into their class."""
-    return round(100 * (verifier.network(images).argmax(1) == targets).float().mean().item(), 2)
+    """The share in percent of images that a second network puts into their class. images (G, B, ...) -> G numbers."""
+    right = [verifier.network(batch).argmax(1) == labels for batch, labels in zip(images, targets)]
+    return [round(100 * hits.float().mean().item(), 2) for hits in right]
 
 
-def make_watch(log, bar, unit, args, targets, verifier, snapshot):
-    """The observer of one unit: progress bar, a log and metrics line every --print-period iterations, snapshots."""
+def check_finite(images, units, iteration, precision):
+    """Raise UserError once a value is not finite: it stays so in Adam's moments, so that a look now and then finds it. Syncs the GPU."""
+    if not torch.isfinite(images).all():
+        advice = ("half precision overflowed; the same command with --precision bf16 or tf32 continues" if precision == "fp16"
+                  else "a smaller --lr or --r-bn may help, or the teacher has weights that are not finite")
+        raise UserError(f"unit {units[0].index}: the images are not finite after iteration {iteration}, nothing of it is written: {advice}")
+
+
+def make_watch(log, bar, units, args, weights, targets, verifier):
+    """The observer of G units: progress bar, and every --print-period iterations a log line and each unit's metrics line."""
     start, period = time.monotonic(), args.print_period or max(1, args.iteration // 40)
 
     def watch(iteration, images, terms):
         bar.update()
-        if snapshot and iteration % args.snapshot_every == 0:
-            snapshot(images, iteration)
         if iteration % period and iteration != args.iteration - 1:
             return
-        values = {key: round(getattr(terms, key).item(), 6) for key in ("ce", "bn", "tv", "l2")}  # syncs the GPU
+        check_finite(images, units, iteration, args.precision)
+        found = {key: getattr(terms, key).tolist() for key in ("ce", "bn", "tv", "l2")}
         if verifier:
-            values["verifier_top1"] = verifier_top1(verifier, images, targets)
-        priors = args.tv_l2 * values["tv"] + args.l2_scale * values["l2"]
-        log.metrics(unit=unit.index, iteration=iteration, **values, r_bn_bn=round(args.r_bn * values["bn"], 6), priors=round(priors, 6))
-        log.line(f"unit {unit.index}  iteration {iteration:5d}/{args.iteration}  ce {values['ce']:8.4f}  r_bn*bn {args.r_bn * values['bn']:9.4f}"
-                 f"  priors {priors:8.4f}" + (f"  verifier {values['verifier_top1']:6.2f}%" if verifier else "")
+            found["verifier_top1"] = verifier_top1(verifier, images, targets)
+        for i, unit in enumerate(units):
+            values = {key: round(numbers[i], 6) for key, numbers in found.items()}
+            priors = weights.tv_l2 * values["tv"] + weights.l2_scale * values["l2"]
+            log.metrics(unit=unit.index, iteration=iteration, **values, r_bn_bn=round(weights.r_bn * values["bn"], 6), priors=round(priors, 6))
+        mean = {key: sum(numbers) / len(numbers) for key, numbers in found.items()}
+        priors = weights.tv_l2 * mean["tv"] + weights.l2_scale * mean["l2"]
+        log.line(f"{chunk_name(units)}  iteration {iteration:5d}/{args.iteration}  ce {mean['ce']:8.4f}  r_bn*bn {weights.r_bn * mean['bn']:9.4f}"
+                 f"  priors {priors:8.4f}" + (f"  verifier {mean['verifier_top1']:6.2f}%" if verifier else "")
                  + f"  {eta(iteration, args.iteration - 1, start)}")
     return watch
-
-
-def missing_pairs(root, unit, wanted, num_classes):
-    """The wanted (ipc, class) pairs of a unit whose images are not there yet."""
-    return {(ipc, label) for ipc, label in unit.pairs if (ipc, label) in wanted and not image_path(root, label, ipc, num_classes).exists()}
-
-
-def write_images(root, unit, pixels, wanted, num_classes):
-    """Write the wanted pairs of a unit, each file whole or not at all."""
-    for (ipc, label), image in zip(unit.pairs, pixels):
-        if (ipc, label) in wanted:
-            with atomic(image_path(root, label, ipc, num_classes), root) as tmp:
-                save_jpeg(image, tmp)
 
 
 def make_settings(args, spec, classes, teacher):
     """What an image depends on. The IPC range, device, logging and verifier are not among it."""
     keys = ("dataset", "batch_size", "iteration", "lr", "jitter", "signed_jitter", "no_crop_flip", "r_bn", "first_bn_multiplier",
-            "tv_l2", "l2_scale", "seed")
+            "tv_l2", "l2_scale", "seed", "precision", "engine", "groups")
     settings = {key: getattr(args, key) for key in keys}
     described = teacher.describe() if teacher else {"arch": args.arch or "resnet18", "file": args.teacher}
     return {**settings, "size": spec.size, "classes": classes, "teacher": described}
@@ -139,7 +134,8 @@ def main(args):
         return print_plan(make_settings(args, spec, classes, None), images=len(wanted), units=len(units),
                           images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root))
 
-    device = pick_device(args.device)
+    precision = args.precision or recorded(root, "precision") or default_precision(args.engine, pick_device(args.device))
+    device, args.precision = start_device(args.device, precision, training=False)
     teacher, spec = find_teacher(args, spec)
     if not statistics_layers(teacher.network):
         raise UserError(f"{teacher.arch} has no BatchNorm layer with running statistics, so there is nothing to match; "
@@ -147,41 +143,60 @@ def main(args):
     teacher.network.to(device)
     verifier = load_verifier(args, spec, device)
     check_top1(teacher, spec, args, device)
-    settings = make_settings(args, spec, classes, teacher)
     refuse_unclaimed(root)
-    claim(beside(root, "manifest.json"), settings)
-    log = RunLog(partial(beside, root), vars(args), device)
+    weights = Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale)
+    engine, note = make_engine(args.engine, teacher.network, weights, spec.size, args.precision)
+    args.groups = args.groups or recorded(root, "groups") or choose_groups(engine, units, spec.size, device)
+    claim(beside(root, "manifest.json"), make_settings(args, spec, classes, teacher), free=("precision",))
+    args.groups = recorded(root, "groups")  # where several processes chose, the first's choice
+    log = RunLog(partial(beside, root), vars(args), device, sliced=True)
     num_left = sum(bool(missing_pairs(root, unit, wanted, spec.num_classes)) for unit in units)
+    log.line(f"{note}, {args.precision}, {args.groups} batches at a time")
     log.line(f"{len(wanted)} images in batches of {args.batch_size}: {len(units)} in all, {num_left} left to do -> {root}")
-    engine = PlainEngine(teacher.network, Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale))
+    draw = partial(draw_view, spec.size, args.jitter, args.signed_jitter, not args.no_crop_flip)
+    draw_units = partial(draw_chunk, seed=args.seed, size=spec.size, iterations=args.iteration, draw=draw)
+    rates = cosine_rates(args.lr, args.iteration)
+    low, high = (torch.tensor([(edge - m) / s for m, s in zip(spec.mean, spec.std)], device=device).view(3, 1, 1) for edge in (0, 1))
+    stepper = Stepper(engine, low, high)
     first = f"unit{units[0].index}." if units[0].index else ""  # another range beside this one has a first batch of its own
     snapshots = beside(root, f"{first}snapshots")
+    chunks = make_chunks(units, args.groups)[rank()::world_size()]
+    chunks = [chunk for chunk in chunks if any(missing_pairs(root, unit, wanted, spec.num_classes) for unit in chunk)]
 
-    for unit in units:
-        missing = missing_pairs(root, unit, wanted, spec.num_classes)
-        if not missing:
-            continue
-        targets = torch.tensor([label for _, label in unit.pairs], device=device)
+    def snapshot(iteration, images):
+        if iteration % args.snapshot_every == 0 or iteration == args.iteration:
+            save_snapshot(to_pixels(images[0], spec.mean, spec.std), snapshots, iteration)
 
-        def snapshot(images, iteration):
-            save_snapshot(to_pixels(images, spec.mean, spec.std), snapshots, iteration)
+    with ThreadPoolExecutor(1) as drawer, ThreadPoolExecutor(1) as writer:  # beside the computation: the next noise, the last files
+        drawn, written = [drawer.submit(draw_units, chunk) for chunk in chunks[:1]], []
+        for number_done, chunk in enumerate(chunks, 1):
+            noise_and_views = drawn.pop().result()
+            drawn = [drawer.submit(draw_units, later) for later in chunks[number_done:number_done + 1]]
+            targets = torch.tensor([[label for _, label in unit.pairs] for unit in chunk], device=device)
+            pictured = args.snapshot_every and chunk[0] is units[0]
+            if pictured:
+                shutil.rmtree(snapshots, ignore_errors=True)
+            with tqdm(total=args.iteration, desc=f"unit {chunk[0].index}", disable=None if rank() == 0 else True, leave=False) as bar:
+                watch = make_watch(log, bar, chunk, args, weights, targets, verifier)
+                images = optimise(stepper, noise_and_views, targets, rates, watch, snapshot if pictured else None)
+            if pictured:
+                snapshot(args.iteration, images)
+                animate(snapshots, beside(root, f"{first}gif"))
+            for future in written:  # a full disk shows here
+                future.result()
+            written = []
+            for unit, batch in zip(chunk, images):
+                missing = missing_pairs(root, unit, wanted, spec.num_classes)
+                written.append(writer.submit(write_images, root, unit, to_pixels(batch, spec.mean, spec.std), missing, spec.num_classes))
+                log.metrics(unit=unit.index, images=len(missing))
+            log.line(f"{chunk_name(chunk)}: computed, {len(chunks) - number_done} more of this process to do")
+        for future in written:
+            future.result()
 
-        take_snapshots = snapshot if args.snapshot_every and unit is units[0] else None
-        if take_snapshots:
-            shutil.rmtree(snapshots, ignore_errors=True)
-        with tqdm(total=args.iteration, desc=f"unit {unit.index}", disable=None, leave=False) as bar:
-            watch = make_watch(log, bar, unit, args, targets, verifier, take_snapshots)
-            images = optimise(engine, targets, args, spec, unit_rng(args.seed, unit.index), watch)
-        if take_snapshots:
-            snapshot(images, args.iteration)
-            animate(snapshots, beside(root, f"{first}gif"))
-        write_images(root, unit, to_pixels(images, spec.mean, spec.std), missing, spec.num_classes)
-        final = {"verifier_top1": verifier_top1(verifier, images, targets)} if verifier else {}
-        log.metrics(unit=unit.index, images=len(missing), **final)
-        log.line(f"unit {unit.index}: {len(missing)} images written" + "".join(f", {k} {v}%" for k, v in final.items()))
-
-    contact_sheet(root, beside(root, "png"))
-    log.line(f"done: {len(wanted)} images in {root}, contact sheet {beside(root, 'png')}")
+    log.wait()
+    if rank() == 0:
+        contact_sheet(root, beside(root, "png"))
+        log.line(f"done: {len(wanted)} images in {root}, contact sheet {beside(root, 'png')}")
 
 
 def get_args(argv=None):
@@ -205,6 +220,9 @@ def get_args(argv=None):
     add("--ipc-end", "--ipc", type=number(int, 1, 1000), default=50, help="images per class (end of the range)")
     add("--syn-data-path", type=os.path.abspath, metavar="DIR", help="where image folders go (default: runs/<name>)")
     add("--exp-name", default="images", help="name of the image folder in it")
+    add("--precision", choices=PRECISIONS, help="of the teacher (default: fp16 on a GPU, fp32 on a CPU); may change when a run continues")
+    add("--groups", type=number(int, 1), help="batches computed at a time, each as if alone (default: what fits and helps)")
+    add("--engine", choices=ENGINES, default="fast", help="plain: the readable reference, for comparison")
     add("--verifier", nargs="?", const="", metavar="ARCH", help="a second network whose top-1 on the images is logged")
     add("--verifier-arch", metavar="ARCH", help="the same, in the released spelling (default: mobilenet_v2)")
     add("--verifier-arch-path", type=os.path.abspath, metavar="FILE", help="checkpoint of the verifier")

@@ -1,5 +1,6 @@
 """What a run stands on: errors in words, exit codes, seeds, device, run folders, logs, atomic files."""
 import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -55,6 +56,7 @@ def run_guarded(main, get_args, alone=True):
         end("terminated", 143)
 
     signal.signal(signal.SIGTERM, stop)
+    keep_freed_memory()
     try:
         main(get_args())
     except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
@@ -65,6 +67,15 @@ def run_guarded(main, get_args, alone=True):
         if alone:
             raise
         distributed.fail(traceback.format_exc().rstrip(), 1)
+
+
+def keep_freed_memory():
+    """Let glibc keep large blocks that are freed, instead of giving them back and faulting every page in again: an elementwise operation
+    on 64 MB takes 4.6 ms so and 35 ms otherwise (two cores). Elsewhere nothing happens."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-4, 0)            # M_MMAP_MAX: large blocks from the heap as well
 
 
 def unit_rng(seed, *unit):

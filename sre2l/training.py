@@ -19,6 +19,7 @@ def start_device(name, precision, training=True):
     device = pick_device(name)
     precision = pick_precision(precision, device, training)
     set_tf32(precision)
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # batches have one shape, but for the last of an epoch
     start(device)
     return device, precision
 

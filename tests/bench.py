@@ -120,7 +120,7 @@ def growth_rows(args, world, device, precision):
     """Cost as it grows, which it should not: flat rows."""
     case = bench_recover.Case(args.network or "resnet18", args.dataset or "cifar100", args.batch or (10 if args.quick else 100))
     iterations = args.iterations or (3 if device.type == "cpu" else 200)
-    times = bench_recover.growth(case, precision, args.groups, device, iterations)
+    times = bench_recover.growth(case, precision, args.groups or 1, device, iterations)
     yield growth_row("recover, us per image-iteration", f"1 to {len(times)} batches in turn", times)
     for section in ("relabel", "validate"):
         times = bench_labels.epoch_seconds(section, world, precision)
@@ -187,7 +187,7 @@ def get_args(argv=None):
     add("--network", help="recover and growth: this network only (default: a table of them)")
     add("--dataset", choices=bench_recover.DATASETS, help="recover and growth: size and stem of this data set only")
     add("--batch", type=number(int, 2), help="images optimised, labelled or trained on together")
-    add("--groups", type=number(int, 1), default=1, help="recover: batches of ours that are stacked")
+    add("--groups", type=number(int, 1), help="recover: batches of ours that are stacked (default: as recover chooses for a large set)")
     add("--iterations", type=number(int, 1), help="growth: of each batch of recover")
     add("--images", type=number(int, NUM_FOLDERS), help="relabel, validate and growth: how many images")
     add("--size", type=number(int, 32), default=224, help="of these images, pixels")

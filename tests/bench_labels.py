@@ -57,7 +57,7 @@ def whole(section, world, precision, num_pairs, least_seconds, peak):
 
 def our_side(section, world, precision):
     build = {"relabel": our_relabel, "validate": our_validate}[section]
-    return Side(partial(build, world, precision), tf32=(precision == "tf32",) * 2, benchmark=None)
+    return Side(partial(build, world, precision), tf32=(precision == "tf32",) * 2, benchmark=True)
 
 
 def plain_side(section, world):

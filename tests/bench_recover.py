@@ -6,6 +6,7 @@ from itertools import count
 
 import torch
 
+from recover.engines import enough_groups
 from recover.fast import FastEngine
 from recover.objective import Weights
 from recover.step import Stepper
@@ -85,11 +86,12 @@ def build_plain(case, device):
 
 
 def our_side(case, precision, groups, device):
-    return Side(partial(build_ours, case, precision, groups, device), tf32=(precision == "tf32",) * 2, benchmark=None)
+    return Side(partial(build_ours, case, precision, groups, device), tf32=(precision == "tf32",) * 2, benchmark=True)
 
 
 def measure(case, precision, groups, device, num_pairs, least_seconds, peak):
-    """One row of the table. peak: TFLOP/s of a matrix product in this precision, or None."""
+    """One row of the table. groups: None = as recover chooses for a large set; peak: TFLOP/s of a matrix product in this precision, or None."""
+    groups = groups or (enough_groups(1000, case.batch, case.spec.size) if device.type == "cuda" else 1)
     ours, plain = our_side(case, precision, groups, device), Side(partial(build_plain, case, device))
     memory = {"mb": peak_memory(ours, device), "mb_plain": peak_memory(plain, device)}
     if groups > 1:

@@ -27,9 +27,10 @@ def like_trained(network, seed):
     """Random running statistics and affine weights in every BatchNorm layer; frozen, fp64, eval mode -> network."""
     g = torch.Generator().manual_seed(seed)
     for layer in network.modules():
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
             layer.running_mean.normal_(0, 0.5, generator=g)
             layer.running_var.uniform_(0.3, 2, generator=g)
+        if isinstance(layer, _BatchNorm) and layer.affine:
             nn.init.uniform_(layer.weight, 0.5, 1.5, generator=g)
             nn.init.normal_(layer.bias, 0, 0.3, generator=g)
     return network.double().eval().requires_grad_(False)
@@ -87,3 +88,26 @@ def build(name):
         formula = Formula(network)
         return (formula.resnet18 if name == "resnet18" else formula.small)(x), formula.norms
     return network, forward
+
+
+def calibrated(network, size, seed, batch=8):
+    """like_trained, with running statistics near those of noise of that size, so that no layer drowns another -> network."""
+    network = like_trained(network, seed)
+    g = torch.Generator().manual_seed(seed)
+    found = {}
+
+    def hook(layer, inputs):
+        if layer.running_mean is None:
+            return
+        x = inputs[0].detach().transpose(0, 1).flatten(1)
+        if layer not in found:
+            found[layer] = 1
+            layer.running_mean.copy_(x.mean(1) + 0.3 * x.std(1) * torch.randn(len(x), dtype=x.dtype, generator=g))
+            layer.running_var.copy_(x.var(1) * (0.5 + torch.rand(len(x), dtype=x.dtype, generator=g)) + 1e-3)
+
+    handles = [layer.register_forward_pre_hook(hook) for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    with torch.no_grad():
+        network(torch.randn(batch, 3, size, size, dtype=torch.float64, generator=g))
+    for handle in handles:
+        handle.remove()
+    return network

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from recover import recover
-from recover.objective import PlainEngine, View, Weights, statistics_layers
+from recover.objective import PlainEngine, Weights, statistics_layers
+from recover.views import View
 from relabel import relabel
 from sre2l.datasets import DATASETS
 from sre2l.models import build_network, hash_weights, load_teacher
@@ -58,17 +59,22 @@ def test_a_teacher_with_an_auxiliary_head_that_never_runs(tmp_path):
     torch.save(full.state_dict(), tmp_path / "g.pth")
     teacher = load_teacher(DATASETS["cifar10"], tmp_path / "g.pth", "googlenet")
     engine = PlainEngine(teacher.network, Weights(0.1, 10, 0, 0))
-    terms, gradient = engine.loss_and_gradient(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), View(None, False, (0, 0)))
+    terms, gradient = engine.loss_and_gradient(torch.randn(1, 2, 3, 32, 32), torch.tensor([[0, 1]]), [View(None, False, (0, 0))])
     assert torch.isfinite(terms.bn) and gradient.abs().sum() > 0
 
 
-def test_a_verifier_is_measured_and_logged(tmp_path):
-    """The verifier's top-1 in the metrics is the share of the written batch that it puts into the class."""
+def test_a_verifier_is_measured_and_logged(tmp_path, monkeypatch):
+    """The verifier's top-1 in the metrics of the last iteration is the share of the written batch that it puts into the class."""
+    lasts, optimise = [], recover.optimise
+    monkeypatch.setattr(recover, "optimise", lambda *args: lasts.append(optimise(*args).clone()) or lasts[-1])
     bare_checkpoint(tmp_path / "t.pth")
     flags = ("--dataset", "cifar10", "--name", tmp_path / "run", "--teacher", tmp_path / "t.pth", "--arch", SMALL, "--iteration", 2, "--ipc-end", 1)
-    run_main(recover, *flags, "--batch-size", 10, "--verifier", SMALL, "--verifier-arch-path", tmp_path / "t.pth", "--device", "cpu", "--print-period", 1)
-    rows = [json.loads(line) for line in open(tmp_path / "run" / "images.metrics.jsonl")]
-    assert [row.get("iteration") for row in rows] == [0, 1, None] and all(0 <= row["verifier_top1"] <= 100 for row in rows)
+    run_main(recover, *flags, "--batch-size", 5, "--verifier", SMALL, "--verifier-arch-path", tmp_path / "t.pth", "--device", "cpu", "--print-period", 1)
+    rows = [row for row in map(json.loads, open(tmp_path / "run" / "images.metrics.jsonl")) if "iteration" in row]
+    assert [row["iteration"] for row in rows] == [0, 1, 0, 1] and all(0 <= row["verifier_top1"] <= 100 for row in rows)
+    verifier = load_teacher(DATASETS["cifar10"], tmp_path / "t.pth", SMALL).network
+    shares = [100 * (verifier(images[0]).argmax(1) == torch.arange(5) + 5 * i).double().mean().item() for i, images in enumerate(lasts)]
+    assert [row["verifier_top1"] for row in rows[1::2]] == shares and sum(shares) > 0
 
 
 def test_evaluate_measures_a_students_checkpoint(tmp_path, capsys):

@@ -6,7 +6,8 @@ import torchvision
 from tests.nets import build
 
 from recover import objective
-from recover.objective import PlainEngine, View, Weights, apply_view, draw_view
+from recover.objective import PlainEngine, Weights
+from recover.views import View, apply_view, draw_view
 
 SIZE = 20
 VIEWS = {"all": View((3, 1, 11, 13), True, (5, -2)), "crop": View((0, 9, 20, 11), False, (0, 0)), "roll": View(None, False, (0, 3))}
@@ -63,6 +64,13 @@ def noise(batch, seed=3):
     return torch.randn(batch, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def plain(engine, x, targets, view):
+    """loss_and_gradient of one batch: x (B, 3, S, S), targets (B,) -> (Terms of one group, gradient like x)."""
+    terms, gradient = engine.loss_and_gradient(x[None], targets[None], [view])
+    assert terms.ce.shape == terms.bn.shape == terms.tv.shape == terms.l2.shape == (1,)
+    return terms, gradient[0]
+
+
 def total(terms, w):
     return (terms.ce + w.r_bn * terms.bn + w.tv_l2 * terms.tv + w.l2_scale * terms.l2).item()
 
@@ -74,7 +82,7 @@ def test_loss_and_gradient_equal_the_formula(network, weights, view):
     """Also with a BatchNorm layer that never runs: it adds nothing."""
     teacher, forward = build(network)
     x, targets, view, w = noise(4), torch.tensor([4, 0, 0, 2]), VIEWS[view], WEIGHTS[weights]
-    terms, gradient = PlainEngine(teacher, w).loss_and_gradient(x, targets, view)
+    terms, gradient = plain(PlainEngine(teacher, w), x, targets, view)
     loss, wanted, parts = reference(forward, x, targets, view, w)
     assert total(terms, w) == pytest.approx(loss, rel=1e-12)
     for key, coefficient in (("ce", 1), ("bn", w.r_bn), ("tv", w.tv_l2), ("l2", w.l2_scale)):
@@ -87,7 +95,7 @@ def test_a_block_of_one_image_equals_the_formula(network):
     """The last block of an IPC index may hold a single image; its variance over one row is 0, not NaN."""
     teacher, forward = build(network)
     w = WEIGHTS["priors"]
-    terms, gradient = PlainEngine(teacher, w).loss_and_gradient(noise(1), torch.tensor([3]), VIEWS["all"])
+    terms, gradient = plain(PlainEngine(teacher, w), noise(1), torch.tensor([3]), VIEWS["all"])
     loss, wanted, _ = reference(forward, noise(1), torch.tensor([3]), VIEWS["all"], w)
     assert total(terms, w) == pytest.approx(loss, rel=1e-12)
     assert (gradient - wanted).norm() / wanted.norm() < 1e-10
@@ -96,9 +104,21 @@ def test_a_block_of_one_image_equals_the_formula(network):
 def test_loss_is_of_this_batch_whatever_ran_before():
     teacher, forward = build("conv")
     w, engine = WEIGHTS["published"], PlainEngine(teacher, WEIGHTS["published"])
-    engine.loss_and_gradient(noise(3, seed=8), torch.tensor([0, 1, 2]), VIEWS["crop"])
-    terms, _ = engine.loss_and_gradient(noise(4), torch.tensor([4, 0, 0, 2]), VIEWS["all"])
+    plain(engine, noise(3, seed=8), torch.tensor([0, 1, 2]), VIEWS["crop"])
+    terms, _ = plain(engine, noise(4), torch.tensor([4, 0, 0, 2]), VIEWS["all"])
     assert total(terms, w) == pytest.approx(reference(forward, noise(4), torch.tensor([4, 0, 0, 2]), VIEWS["all"], w)[0], rel=1e-12)
+
+
+def test_batches_at_a_time_are_computed_as_if_alone():
+    """Three batches, each with a view of its own, against the formula of each."""
+    teacher, forward = build("head")
+    w, views = WEIGHTS["priors"], [VIEWS["crop"], VIEWS["all"], VIEWS["roll"]]
+    x, targets = torch.stack([noise(4, seed) for seed in range(3)]), torch.tensor([[4, 0, 0, 2], [1, 1, 2, 3], [0, 1, 2, 3]])
+    terms, gradient = PlainEngine(teacher, w).loss_and_gradient(x, targets, views)
+    for group in range(3):
+        loss, wanted, parts = reference(forward, x[group], targets[group], views[group], w)
+        assert [getattr(terms, key)[group].item() for key in parts] == pytest.approx([value.item() for value in parts.values()], rel=1e-12)
+        assert (gradient[group] - wanted).norm() / wanted.norm() < 1e-10
 
 
 def test_one_window_flip_and_roll_for_the_whole_batch():
@@ -116,7 +136,7 @@ def test_a_term_with_coefficient_0_is_not_computed(monkeypatch):
     for w, wanted in (((0, 10, 0, 0), 0), ((0, 10, 1, 0), 4), ((0, 10, 0, 1), 1), ((1, 10, 0, 0), 4)):
         engine = PlainEngine(build("conv")[0], Weights(*w))
         calls.clear()
-        engine.loss_and_gradient(noise(2), torch.tensor([0, 1]), VIEWS["all"])
+        plain(engine, noise(2), torch.tensor([0, 1]), VIEWS["all"])
         assert len(calls) == wanted
 
 
@@ -125,7 +145,7 @@ def test_steps_leave_the_teacher_as_it_was():
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     engine, x = PlainEngine(teacher, WEIGHTS["priors"]), noise(4)
     for _ in range(3):
-        _, gradient = engine.loss_and_gradient(x, torch.tensor([4, 0, 0, 2]), VIEWS["all"])
+        _, gradient = plain(engine, x, torch.tensor([4, 0, 0, 2]), VIEWS["all"])
         x = x - 0.1 * gradient
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())

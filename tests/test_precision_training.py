@@ -42,7 +42,7 @@ def labelled(tmp_path_factory):
 
 @pytest.mark.parametrize("device, precision", [("cpu", "bf16"), *(pytest.param("cuda", name, marks=GPU) for name in ("tf32", "bf16", "fp16"))])
 def test_half_precision_trains_like_fp32_with_float32_weights(device, precision, labelled):
-    """The first epoch's cross entropy within 3 %, AdamW; the protocol names the precision; another one does not continue the run."""
+    """The first epoch's cross entropy within 3 % (fp16 10 %: its loss scaler may skip the first steps), AdamW; the protocol names the precision; another one does not continue the run."""
     root, flags = labelled
     losses = []
     for name in ("fp32", precision):
@@ -52,7 +52,7 @@ def test_half_precision_trains_like_fp32_with_float32_weights(device, precision,
         assert {value.dtype for value in checkpoint["model"].values()} == {torch.float32, torch.int64}
         assert json.loads((folder / "results.json").read_text())["protocol"]["precision"] == name
         losses.append(checkpoint["history"][0]["loss"])
-    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert losses[1] == pytest.approx(losses[0], rel=0.1 if precision == "fp16" else 0.03)
     message = refused(train, *flags, "--hard-labels", "--device", device, "--precision", "fp32", "--output-dir", folder)
     assert f"precision: there '{precision}', here 'fp32'" in message
 
@@ -135,8 +135,8 @@ def test_two_processes_on_a_gpu_train_the_student_of_one_in_fp64(steps, labelled
 def test_two_processes_on_a_gpu_train_the_teacher_of_one_in_fp64(labelled):
     """SyncBatchNorm: statistics over the whole batch, also where the last one is short."""
     root, _ = labelled
-    flags = ("--dataset", "cifar10", "--real-data", root / "real", "--arch", "mobilenet_v3_small", "--epochs", 2, "-b", 8, "-j", 0, "--lr", 0.01,
-             "--device", "cuda")
+    flags = ("--dataset", "cifar10", "--real-data", root / "real", "--arch", "resnet18", "--stem", "torchvision", "--epochs", 2, "-b", 8, "-j", 0,
+             "--lr", 0.01, "--device", "cuda")  # a network without dropout, whose masks differ between processes
     models = []
     for processes in (1, 2):
         done = run("tests.fp64", "squeeze.squeeze", *flags, "--name", root / f"sync_{processes}", processes=processes)

@@ -2,7 +2,7 @@
 import dataclasses
 import io
 import math
-from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,20 +11,26 @@ from PIL import Image
 from tests.helpers import bare_checkpoint, run_main
 
 from recover import recover
-from recover.recover import optimise, to_pixels
-from recover.units import make_units
+from recover.pictures import to_pixels
+from recover.recover import cosine_rates, optimise
+from recover.step import Stepper, adam_step
+from recover.units import Unit, draw_unit, make_units
+from recover.views import draw_view
 from sre2l.datasets import DATASETS
 from sre2l.images import save_jpeg
-from sre2l.runtime import unit_rng
 
 SPEC = dataclasses.replace(DATASETS["imagenet1k"], size=8)  # three different means and stds
 
 
 class FakeEngine:
     """Gives the gradients it is told and keeps the iterates and views it is shown."""
+    captures, adam_step = False, staticmethod(adam_step)
 
     def __init__(self, gradient_of):
         self.gradient_of, self.seen, self.views = gradient_of, [], []
+
+    def tabulate(self, views):
+        return views
 
     def loss_and_gradient(self, images, targets, view):
         self.seen.append(images.detach().clone())
@@ -32,11 +38,13 @@ class FakeEngine:
         return None, self.gradient_of(len(self.seen) - 1, images)
 
 
-def run_loop(engine, steps, lr, rng=None, batch=2, spec=SPEC):
-    """optimise with a fake engine -> every iterate, the last one included."""
-    args = SimpleNamespace(iteration=steps, lr=lr, jitter=2, signed_jitter=False, no_crop_flip=False)
-    last = optimise(engine, torch.arange(batch), args, spec, rng or unit_rng(0, 0), lambda *_: None)
-    return engine.seen + [last.detach().clone()]
+def run_loop(engine, steps, lr, seed=0, unit=0, batch=2, spec=SPEC):
+    """optimise with a fake engine, one batch at a time -> every iterate (B, 3, S, S), the last one included."""
+    draw = partial(draw_view, spec.size, 2, False, True)
+    drawn = draw_unit(Unit(unit, tuple((0, label) for label in range(batch))), seed, spec.size, steps, draw)
+    stepper = Stepper(engine, *(edge.float() for edge in bounds(spec)))
+    last = optimise(stepper, [drawn], torch.arange(batch)[None], cosine_rates(lr, steps), lambda *_: None)
+    return [images[0] for images in engine.seen] + [last[0].clone()]
 
 
 def scripted(steps, shape=(2, 3, 8, 8)):
@@ -46,7 +54,7 @@ def scripted(steps, shape=(2, 3, 8, 8)):
 
 
 def bounds(spec):
-    mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (spec.mean, spec.std))
     return -mean / std, (1 - mean) / std
 
 
@@ -96,7 +104,7 @@ def test_noise_is_standard_normal():
 def test_noise_and_views_depend_on_seed_and_unit_alone():
     def run(seed, unit):
         engine = FakeEngine(lambda t, x: x.sin())
-        return run_loop(engine, 6, 0.1, unit_rng(seed, unit)), engine.views
+        return run_loop(engine, 6, 0.1, seed, unit), engine.views
 
     (first, views), others = run(3, 1), [run(3, 0), run(3, 2), run(1, 3), run(4, 1)]
     torch.manual_seed(99)
@@ -179,11 +187,11 @@ def encode(pixels):
 def test_file_holds_the_last_iterate(tmp_path, teacher, monkeypatch):
     """The bytes written are the encoding of what the loop left after its last step, two units, the second one short."""
     lasts = []
-    monkeypatch.setattr(recover, "optimise", lambda *args: lasts.append(optimise(*args)) or lasts[-1])
+    monkeypatch.setattr(recover, "optimise", lambda *args: lasts.append(optimise(*args).clone()) or lasts[-1])
     files = recover_images(tmp_path, teacher, 3, 0, 1)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (DATASETS["cifar10"].mean, DATASETS["cifar10"].std))
-    grey = ((torch.cat(lasts) * std + mean).clamp(0, 1) * 255).floor().byte().permute(0, 2, 3, 1).contiguous().numpy()
-    assert [len(images) for images in lasts] == [3, 2]
+    grey = ((torch.cat([images[0] for images in lasts]) * std + mean).clamp(0, 1) * 255).floor().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    assert [images.shape[:2] for images in lasts] == [(1, 3), (1, 2)]
     assert files == {f"class{label:03d}_id000.jpg": encode(grey[label]) for label in range(5)}
 
 

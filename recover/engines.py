@@ -1,0 +1,87 @@
+"""Which engine a run has, and how many batches it computes at a time."""
+import copy
+
+import numpy as np
+import torch
+
+from recover.fast import FastEngine
+from recover.objective import PlainEngine
+from recover.views import View
+from sre2l.precision import dtype_of
+from sre2l.errors import first_line
+from sre2l.runtime import UserError, beside, read_json
+
+ENGINES = ("fast", "plain")
+ENOUGH_PIXELS, MOST_GROUPS = 20e6, 16  # of all batches together: measured on an H200, more gains less than 3 %
+
+
+def relative(a, b):
+    """The distance of two tensors over the length of the second."""
+    return ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
+
+
+def why_not_fast(network, weights, size):
+    """Compare the network as fuse.py rewrites it with the network itself, in float64 on a CPU, on two batches of two images of noise -> None,
+    or why the rewritten one cannot be used. An operation in place that torch.fx does not understand shows here, and nowhere else."""
+    network = copy.deepcopy(network).cpu().double()
+    targets, view = torch.zeros(2, 2, dtype=torch.int64), [View(None, False, (0, 0))] * 2
+    for trial in (min(size, 64), size):  # small images are enough and quick; few networks do not take them
+        images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 2, 3, trial, trial)))
+        try:
+            wanted, wanted_gradient = PlainEngine(copy.deepcopy(network), weights).loss_and_gradient(images, targets, view)
+            break
+        except RuntimeError:
+            if trial == size:
+                raise
+    try:
+        engine = FastEngine(network, weights, trial)
+        terms, gradient = engine.loss_and_gradient(images, targets, engine.tabulate([view])[0])
+    except Exception as error:  # torch.fx, a shape, an operation that this graph does not have: anything
+        return f"torch.fx cannot trace this network ({first_line(error)})"
+    pairs = (terms.ce, wanted.ce), (terms.bn, wanted.bn), (gradient, wanted_gradient)
+    return None if all(relative(*pair) < 1e-6 for pair in pairs) else "traced by torch.fx, this network computes something else"
+
+
+def make_engine(name, network, weights, size, precision):
+    """-> (engine, a line that says which). A network that cannot be rewritten gets the plain one, which is slower."""
+    why = why_not_fast(network, weights, size) if name == "fast" else None
+    if name == "fast" and why is None:
+        return FastEngine(network, weights, size, precision), "fast engine"
+    note = "plain engine" + (f": {why}" if why else "")
+    if dtype_of(precision) != torch.float32:
+        raise UserError(f"--precision {precision} needs the fast engine{f'; {why}' if why else ''}; use fp32 or tf32")
+    return PlainEngine(copy.deepcopy(network), weights), note
+
+
+def recorded(root, key):
+    """A setting that a run began with in this folder, None for a new one."""
+    manifest = beside(root, "manifest.json")
+    return read_json(manifest).get("settings", {}).get(key) if manifest.exists() else None
+
+
+def default_precision(engine, device):
+    """fp16 for the fast engine on a GPU: its students were as good as fp32's (README.md). None: what the device has, as in other stages."""
+    return "fp16" if engine == "fast" and device.type == "cuda" else None
+
+
+def enough_groups(num_units, batch_size, size):
+    """How many batches at a time keep a GPU busy."""
+    return min(num_units, MOST_GROUPS, max(1, round(ENOUGH_PIXELS / (batch_size * size ** 2))))
+
+
+def choose_groups(engine, units, size, device):
+    """How many batches at a time keep the GPU busy and fit into four fifths of its free memory; 1 on a CPU. Runs one batch of noise."""
+    if not engine.captures:
+        return 1
+    batch = len(units[0].pairs)
+    wanted = enough_groups(len(units), batch, size)
+    if wanted == 1:
+        return 1
+    free = torch.cuda.mem_get_info(device)[0]
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    images, targets = torch.zeros(1, batch, 3, size, size, device=device), torch.zeros(1, batch, dtype=torch.int64, device=device)
+    engine.loss_and_gradient(images, targets, engine.tabulate([[View(None, False, (0, 0))]])[0])
+    one = torch.cuda.max_memory_allocated(device) - before + 3 * images.nbytes
+    torch.cuda.empty_cache()
+    return max(1, min(wanted, int(0.8 * free / one)))

@@ -1,0 +1,73 @@
+"""One iteration of recover: view, loss, gradient, Adam, clamp; on a GPU captured once as a CUDA graph and replayed."""
+import torch
+
+BETAS, EPS = (0.5, 0.9), 1e-8  # of Adam
+
+
+def adam_rates(learning_rates):
+    """What Adam's step needs of the step number, for steps 1, 2, ...: (lr / (1 - beta1^t), sqrt(1 - beta2^t)), (T, 2) float64."""
+    rates = torch.tensor(learning_rates, dtype=torch.float64)
+    step = torch.arange(1, len(rates) + 1, dtype=torch.float64)
+    return torch.stack((rates / (1 - BETAS[0] ** step), (1 - BETAS[1] ** step).sqrt()), 1)
+
+
+def adam_step(images, first, second, gradient, rate, low, high):
+    """Adam's step and the clamp to valid pixels, in place. images, first and second moment, gradient: alike; rate: of adam_rates."""
+    first.lerp_(gradient, 1 - BETAS[0])
+    second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+    images.sub_(rate[0] * first / (second.sqrt() / rate[1] + EPS))
+    torch.clamp(images, low, high, out=images)
+
+
+class Stepper:
+    """Optimises G batches at a time. low, high: the valid pixels of each channel, (3, 1, 1)."""
+
+    def __init__(self, engine, low, high):
+        self.engine, self.low, self.high = engine, low, high
+        self.graph = self.images = None
+
+    def start(self, images, targets, views, learning_rates):
+        """Take up new batches: images (G, B, 3, S, S), targets (G, B); views: T lists of G View; learning_rates: T numbers."""
+        if self.images is None or self.images.shape != images.shape:
+            self.images, self.targets, self.graph = images.clone(), targets.clone(), None
+            self.first, self.second = torch.zeros_like(images), torch.zeros_like(images)
+        self.images.copy_(images)
+        self.targets.copy_(targets)
+        self.first.zero_()
+        self.second.zero_()
+        self.views = self.engine.tabulate(views)
+        self.rates = adam_rates(learning_rates).to(images)
+
+    def iterate(self, view, rate):
+        """One iteration -> its Terms. A CUDA graph can replay it: it reads tensors alone, and the host waits for nothing."""
+        terms, gradient = self.engine.loss_and_gradient(self.images, self.targets, view)
+        self.engine.adam_step(self.images, self.first, self.second, gradient, rate, self.low, self.high)
+        return terms
+
+    def step(self, iteration):
+        """Iteration 0, 1, ... -> its Terms, before the step."""
+        view, rate = self.views[iteration], self.rates[iteration]
+        if not self.engine.captures:
+            return self.iterate(view, rate)
+        if self.graph is None:
+            self.capture(view, rate)
+        self.view.copy_(view)
+        self.rate.copy_(rate)
+        self.graph.replay()
+        return self.terms
+
+    def capture(self, view, rate):
+        """Record one iteration. The two that warm up and the one recorded leave no trace in what is optimised."""
+        self.view, self.rate = view.clone(), rate.clone()
+        kept = [tensor.clone() for tensor in (self.images, self.first, self.second)]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self.iterate(self.view, self.rate)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.terms = self.iterate(self.view, self.rate)
+        for tensor, before in zip((self.images, self.first, self.second), kept):
+            tensor.copy_(before)

@@ -1,0 +1,67 @@
+"""The fast engine against the plain one, for the tests on CPU, in Triton's interpreter and on a GPU."""
+import copy
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+from recover.fast import FastEngine
+from recover.objective import PlainEngine, Weights
+from recover.views import View, draw_view
+from tests.nets import SmallNet, calibrated
+
+KEYS = ("ce", "bn", "tv", "l2")
+ALL = Weights(0.1, 10.0, 0.02, 0.05)
+PARTS = {"published": Weights(0.01, 10.0, 0.0, 0.0), "tv": Weights(0.3, 0.5, 0.1, 0.0), "l2": Weights(0.3, 1.0, 0.0, 0.1),
+         "no statistics": Weights(0.0, 10.0, 0.02, 0.05), "cross-entropy alone": Weights(0.0, 10.0, 0.0, 0.0),
+         "first layer off": Weights(0.1, 0.0, 0.02, 0.05), "statistics above all": Weights(1e3, 1.0, 0.0, 0.0)}
+
+
+def network_of(arch, size):
+    """A torchvision network, or SmallNet with a BatchNorm1d as 'small', with five classes and statistics near those of noise; fp64."""
+    torch.manual_seed(1)
+    options = {"aux_logits": True, "init_weights": True} if arch in ("inception_v3", "googlenet") else {}
+    network = SmallNet(head_norm=True) if arch == "small" else getattr(torchvision.models, arch)(num_classes=5, **options)
+    if arch.startswith("vgg"):
+        network.classifier = nn.Linear(512 * 7 * 7, 5)  # its own has 120 million weights and no BatchNorm
+    return calibrated(network, size, 2)
+
+
+def draw_case(size, groups, batch, seed=0):
+    """-> images (G, B, 3, S, S) fp64, targets (G, B), G views, all different."""
+    rng, g = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    images = torch.randn(groups, batch, 3, size, size, dtype=torch.float64, generator=g)
+    views = [draw_view(size, size // 4, True, True, rng) for _ in range(groups)]
+    if seed % 2:
+        views[-1] = View(None, False, (size // 3, -1))
+    return images, torch.randint(0, 5, (groups, batch), generator=g), views
+
+
+def total(terms, w):
+    return terms.ce + w.r_bn * terms.bn + w.tv_l2 * terms.tv + w.l2_scale * terms.l2
+
+
+def differences(found, wanted, weights):
+    """The largest relative differences of (Terms, gradient), group by group -> (of the loss, of each term, of the gradient)."""
+    (terms, gradient), (plain_terms, plain_gradient) = found, wanted
+    pairs = [(total(terms, weights), total(plain_terms, weights))] + [(getattr(terms, key), getattr(plain_terms, key)) for key in KEYS]
+    assert all(a.shape == b.shape == plain_gradient.shape[:1] for a, b in pairs) and gradient.shape == plain_gradient.shape
+    loss, *each = (((a - b).abs() / b.abs().clamp(min=1e-30)).max().item() for a, b in pairs)
+    return loss, max(each), ((gradient - plain_gradient).flatten(1).norm(dim=1) / plain_gradient.flatten(1).norm(dim=1)).max().item()
+
+
+def check_parity(network, size, groups=1, batch=2, weights=ALL, engine=None, seed=0, times=1):
+    """Each group's terms and gradient are those of the plain engine for its batch alone: 1e-12 and 1e-10, relative -> the fast engine."""
+    device = next(network.parameters()).device
+    images, targets, views = draw_case(size, groups, batch, seed)
+    images, targets = images.to(device), targets.to(device)
+    engine = engine or FastEngine(network, weights, size)
+    plain = PlainEngine(copy.deepcopy(network), weights)
+    one_by_one = [plain.loss_and_gradient(images[i:i + 1], targets[i:i + 1], views[i:i + 1]) for i in range(groups)]
+    terms = type(one_by_one[0][0])(*(torch.cat([getattr(t, key) for t, _ in one_by_one]) for key in KEYS))
+    wanted = terms, torch.cat([gradient for _, gradient in one_by_one])
+    for _ in range(times):  # again, with what the engine keeps between iterations
+        loss, term, gradient = differences(engine.loss_and_gradient(images, targets, engine.tabulate([views])[0]), wanted, weights)
+        assert loss < 1e-12 and term < 1e-11 and gradient < 1e-10, (loss, term, gradient)  # a term of its own may be small beside the loss
+    return engine

@@ -1,0 +1,145 @@
+"""The fast engine's loss and gradient against the plain engine's in fp64: families of networks, priors, groups, odd patterns."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from recover.engines import make_engine
+from recover.fast import FastEngine
+from recover.fuse import fuse
+from recover.objective import PlainEngine, Weights, statistics_layers
+from recover.views import View
+from sre2l.runtime import UserError
+from tests.nets import calibrated
+from tests.oddnets import PATTERNS, SIZE, OddNet
+from tests.parity import ALL, PARTS, check_parity, draw_case, network_of
+
+FAMILIES = {"resnet18": 32, "mobilenet_v2": 32, "shufflenet_v2_x0_5": 33, "efficientnet_b0": 32, "densenet121": 32, "regnet_y_400mf": 32, "vgg11_bn": 32,
+            "inception_v3": 75, "googlenet": 32, "mnasnet0_5": 32, "mobilenet_v3_small": 40, "resnext50_32x4d": 32, "small": 20}
+UNTRACEABLE = ("class of its own", "decides")  # for torch.fx
+UNSAFE = ("changed under another name", "changed without a name", "sum under another name", "ignored", "looked away",
+          "without statistics")  # what a rewritten graph or stacked batches would change
+
+
+def odd_network(pattern):
+    torch.manual_seed(1)
+    return calibrated(OddNet(PATTERNS[pattern]), SIZE, 2)
+
+
+def terms_of(engine, case):
+    images, targets, views = case
+    return engine.loss_and_gradient(images, targets, engine.tabulate([views])[0])
+
+
+@pytest.mark.parametrize("groups", (1, 3))
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_loss_and_gradient_equal_the_plain_engines(arch, groups):
+    engine = check_parity(network_of(arch, FAMILIES[arch]), FAMILIES[arch], groups, times=2)
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in engine.network.modules())  # every one recognised
+
+
+@pytest.mark.parametrize("weights", PARTS)
+@pytest.mark.parametrize("arch", ("resnet18", "shufflenet_v2_x0_5", "small"))
+def test_every_prior_on_and_off(arch, weights):
+    for groups in (1, 3):
+        check_parity(network_of(arch, 32), 32, groups, weights=PARTS[weights], seed=1)
+
+
+@pytest.mark.parametrize("batch", (1, 5))
+def test_a_batch_of_one_image_and_of_an_odd_number(batch):
+    check_parity(network_of("resnet18", 48), 48, 2, batch)
+
+
+@pytest.mark.parametrize("pattern", [name for name in PATTERNS if name not in UNTRACEABLE + UNSAFE])
+def test_what_a_network_does_with_a_norms_result_is_kept(pattern):
+    network = odd_network(pattern)
+    for groups in (1, 3):
+        check_parity(network, SIZE, groups)
+
+
+@pytest.mark.parametrize("pattern", UNTRACEABLE + UNSAFE)
+def test_a_network_that_cannot_be_rewritten_gets_the_plain_engine_and_a_line(pattern):
+    network, case = odd_network(pattern), draw_case(SIZE, 3, 2)
+    engine, note = make_engine("fast", network, ALL, SIZE, "fp32")
+    terms, gradient = terms_of(engine, case)
+    wanted, wanted_gradient = PlainEngine(copy.deepcopy(network), ALL).loss_and_gradient(*case)
+    assert torch.equal(terms.bn, wanted.bn) and torch.equal(gradient, wanted_gradient)
+    assert "plain engine" in note and "\n" not in note
+    with pytest.raises(UserError, match="--precision bf16 needs the fast engine"):
+        make_engine("fast", network, ALL, SIZE, "bf16")
+
+
+def test_the_plain_engine_where_it_is_asked_for():
+    network = network_of("small", 20)
+    engine, note = make_engine("plain", network, ALL, 20, "fp32")
+    assert isinstance(engine, PlainEngine) and note == "plain engine"
+    with pytest.raises(UserError, match="--precision fp16 needs the fast engine"):
+        make_engine("plain", network, ALL, 20, "fp16")
+    engine, note = make_engine("fast", network, ALL, 20, "fp32")
+    assert isinstance(engine, FastEngine) and note == "fast engine"
+
+
+def fused(pattern, on_gpu=False):
+    """-> (operations that are left beside the Norms and those of every pattern, the Norms)."""
+    traced, norms = fuse(odd_network(pattern), ALL, SIZE, on_gpu=on_gpu)
+    targets = [str(getattr(node.target, "__name__", node.target)) for node in traced.graph.nodes]
+    return [target for target in targets if target in ("add", "relu", "relu6", "clamp", "hardtanh", "pool")], norms
+
+
+def test_what_is_recognised_runs_within_the_norm():
+    """The expected layout of each pattern: what is left of sums, clamps and pools, and (low, high, copies) of each Norm."""
+    inf = float("inf")
+    relu, none = (0, inf, 1), (-inf, inf, 1)
+    for pattern, left, norms in (
+            ("relu", [], [relu, relu]), ("relu6", [], [(0, 6, 1), relu]), ("hardtanh", [], [(-1, 2, 1), relu]), ("nothing", [], [none, relu]),
+            ("residual", [], [(0, inf, 2), relu]), ("residual in place", [], [(0, inf, 2), relu]), ("residual without relu", [], [(-inf, inf, 2), none]),
+            ("three ways", ["add"], [relu, relu]), ("two norms", [], [(-inf, inf, 2), relu, none]), ("a number", ["add", "relu"], [none, relu]),
+            ("broadcast over images", ["add", "relu"], [none, relu]), ("itself", ["add", "relu"], [none, relu]),
+            ("times alpha", ["add", "relu"], [(-inf, inf, 2), relu]), ("pool", ["pool"], [relu, relu]), ("layer twice", [], [relu, relu, relu])):
+        remaining, found = fused(pattern)
+        assert remaining == left, pattern
+        assert sorted((norm.low, norm.high, norm.copies) for norm in found) == sorted(norms), pattern
+
+
+def test_on_a_gpu_the_stem_pool_and_the_shortcuts_stride_are_within_the_norm():
+    for pattern, left, pools, thins in (("pool", [], 1, 0), ("pool of relu6", [], 1, 0), ("pool, two ways", [], 1, 0), ("pool and not", ["pool", "add"], 0, 0),
+                                        ("pool without relu", ["pool"], 0, 0), ("pool after a sum", ["pool"], 0, 0), ("shortcut", [], 0, 1),
+                                        ("thin twice", None, 0, 0), ("thin alone", [], 0, 0)):
+        remaining, norms = fused(pattern, on_gpu=True)
+        assert left is None or remaining == left, pattern
+        assert (sum(norm.pool for norm in norms), sum(norm.thins for norm in norms)) == (pools, thins), pattern
+
+
+def test_a_layer_that_is_not_the_first_keeps_weight_one_and_the_first_its_multiplier():
+    """In module order, not in the order of running; of every run of a layer that runs twice."""
+    _, norms = fuse(odd_network("first layer twice"), Weights(0.5, 7.0, 0, 0), SIZE)
+    assert [(norm.weight, norm.coefficient) for norm in norms] == [(7.0, 3.5), (7.0, 3.5)]
+    network = network_of("resnet18", 32)
+    _, norms = fuse(network, Weights(0.5, 7.0, 0, 0), 32)
+    assert [norm.weight for norm in norms] == [7.0] + [1.0] * (len(statistics_layers(network)) - 1)
+
+
+def test_the_teacher_is_left_as_it_was():
+    network = network_of("resnet18", 32)
+    before, strides = copy.deepcopy(network.state_dict()), [m.stride for m in network.modules() if isinstance(m, nn.Conv2d)]
+    for engine in (FastEngine(network, ALL, 32), make_engine("plain", network, ALL, 32, "fp32")[0]):
+        x, targets, views = draw_case(32, 2, 2)
+        for _ in range(2):
+            _, gradient = engine.loss_and_gradient(x, targets, engine.tabulate([views])[0])
+            x = x - 0.1 * gradient
+    assert all(torch.equal(value, before[key]) and value.dtype == before[key].dtype for key, value in network.state_dict().items())
+    assert [m.stride for m in network.modules() if isinstance(m, nn.Conv2d)] == strides
+    assert all(m.inplace for m in network.modules() if isinstance(m, nn.ReLU)) and not any(m._forward_pre_hooks for m in network.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in network.parameters()) and not x.requires_grad
+
+
+def test_the_images_are_left_to_adam():
+    """Neither engine writes into the images or keeps them for the next iteration; a view as drawn is seen, whatever came before."""
+    network, (images, targets, views) = network_of("small", 20), draw_case(20, 2, 3)
+    for engine in (PlainEngine(copy.deepcopy(network), ALL), FastEngine(network, ALL, 20)):
+        before = images.clone()
+        first = terms_of(engine, (images, targets, views))
+        terms_of(engine, (images.roll(2, 4), targets, [View(None, True, (1, 1))] * 2))
+        again = terms_of(engine, (images, targets, views))
+        assert torch.equal(images, before) and torch.equal(first[1], again[1]) and torch.equal(first[0].bn, again[0].bn)

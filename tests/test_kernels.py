@@ -1,0 +1,192 @@
+"""Recover's GPU kernels: in Triton's interpreter against the plain engine, compiled for an H100 without one, and on the GPU where there is one."""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from recover import recover
+from recover.fast import FastEngine
+from recover.step import Stepper
+from recover.views import draw_view
+from sre2l.runtime import ROOT
+from tests.helpers import SMALL, bare_checkpoint, run_main
+from tests.nets import calibrated
+from tests.oddnets import PATTERNS, SIZE, OddNet
+from tests.parity import ALL, PARTS, check_parity, draw_case, network_of
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GPU_PATTERNS = [name for name in PATTERNS if name not in ("used before and after", "changed under another name", "changed without a name", "decides",
+                                                          "sum under another name", "ignored", "looked away", "without statistics", "class of its own")]
+
+
+def run_module(name, **env):
+    pytest.importorskip("triton")
+    return subprocess.run([sys.executable, "-m", name], capture_output=True, text=True, check=False, cwd=ROOT,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **env})
+
+
+def test_the_kernels_equal_the_plain_engine_in_tritons_interpreter():
+    done = run_module("tests.kernel_parity")
+    assert done.stdout == "every kernel equal\n", done.stderr[-2000:]
+
+
+def test_every_kernel_compiles_for_an_h100(tmp_path):
+    """No GPU is needed for it; in fp16 and fp64, nothing from a cache."""
+    done = run_module("tests.kernel_build", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "every kernel compiled", done.stdout + done.stderr[-2000:]
+
+
+@on_gpu
+@pytest.mark.parametrize("groups", (1, 3))
+@pytest.mark.parametrize("arch, size", (("resnet18", 64), ("resnet18", 33), ("resnet50", 32), ("mobilenet_v2", 32), ("shufflenet_v2_x0_5", 33),
+                                        ("efficientnet_b0", 32), ("densenet121", 32), ("regnet_y_400mf", 32), ("inception_v3", 75), ("small", 20)))
+def test_on_the_gpu_loss_and_gradient_equal_the_plain_engines(arch, size, groups):
+    check_parity(network_of(arch, size).cuda(), size, groups, 3, times=2)
+
+
+@on_gpu
+@pytest.mark.parametrize("weights", PARTS)
+def test_on_the_gpu_every_prior_on_and_off(weights):
+    for groups in (1, 3):
+        check_parity(network_of("resnet18", 32).cuda(), 32, groups, weights=PARTS[weights], seed=1)
+
+
+@on_gpu
+@pytest.mark.parametrize("pattern", GPU_PATTERNS)
+def test_on_the_gpu_what_a_network_does_with_a_norms_result_is_kept(pattern):
+    torch.manual_seed(1)
+    network = calibrated(OddNet(PATTERNS[pattern]), SIZE, 2).cuda()
+    for groups in (1, 3):
+        check_parity(network, SIZE, groups)
+
+
+@on_gpu
+def test_on_the_gpu_shapes_in_turn():
+    torch.manual_seed(1)
+    network = calibrated(OddNet(PATTERNS["shortcut"]), SIZE, 2).cuda()
+    engine = FastEngine(network, ALL, SIZE)
+    for groups, batch in ((1, 5), (1, 3), (4, 3), (1, 3), (2, 1)):
+        check_parity(network, SIZE, groups, batch, engine=engine, seed=batch)
+
+
+class Eager:
+    """An engine whose iterations are not captured."""
+    captures = False
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+
+def make_stepper(captures=True, arch="resnet18", size=32, precision="fp32", dtype=torch.float64):
+    engine = FastEngine(network_of(arch, size).to("cuda", dtype), ALL, size, precision)
+    assert engine.captures
+    low, high = (torch.tensor(edge, device="cuda", dtype=dtype).view(3, 1, 1) for edge in ((-1.5, -2.0, -1.0), (2.0, 1.0, 1.5)))
+    return Stepper(engine if captures else Eager(engine), low, high)
+
+
+def start(stepper, seed, groups=2, batch=3, steps=5, size=32):
+    rng = np.random.default_rng(seed)
+    images, targets, _ = draw_case(size, groups, batch, seed)
+    views = [[draw_view(size, 4, True, True, rng) for _ in range(groups)] for _ in range(steps)]
+    stepper.start(images.to(stepper.low), targets.cuda(), views, [0.1 - 0.01 * t for t in range(steps)])
+
+
+def iterates(stepper, seed, steps=5, **case):
+    """-> [(images after the step, BatchNorm term before it)] of every step."""
+    start(stepper, seed, steps=steps, **case)
+    found = []
+    for t in range(steps):
+        terms = stepper.step(t)
+        found.append((stepper.images.clone(), terms.bn.clone()))
+    return found
+
+
+def check_same(found, wanted, tolerance):
+    for (images, bn), (other, other_bn) in zip(found, wanted, strict=True):
+        assert (images - other).abs().max() < tolerance and torch.allclose(bn, other_bn, rtol=tolerance, atol=0)
+
+
+@on_gpu
+def test_a_captured_iteration_is_the_eager_one():
+    check_same(iterates(make_stepper(), 1), iterates(make_stepper(captures=False), 1), 1e-8)
+
+
+@on_gpu
+def test_a_captured_iteration_serves_the_next_batches_too():
+    """The second, one of another shape and the first again through one Stepper are those of fresh ones; nothing moves while capturing."""
+    used = make_stepper()
+    for seed, case in ((1, {}), (2, {}), (3, {"groups": 1}), (4, {"batch": 2}), (1, {})):
+        check_same(iterates(used, seed, **case), iterates(make_stepper(captures=False), seed, **case), 1e-8)
+    assert used.graph is not None
+
+
+@on_gpu
+@pytest.mark.parametrize("precision", ("fp32", "fp16", "bf16"))
+def test_an_iteration_never_waits_for_the_gpu(precision):
+    for captures in (False, True):
+        stepper = make_stepper(captures, precision=precision, dtype=torch.float32)
+        start(stepper, 1)
+        for t in range(3):  # kernels are compiled, tables laid out, the graph is captured
+            stepper.step(t)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            stepper.step(3)
+            stepper.step(4)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.isfinite(stepper.images).all()
+
+
+@on_gpu
+@pytest.mark.parametrize("precision, least", (("fp16", 0.95), ("bf16", 0.85)))
+def test_on_the_gpu_half_precision_points_where_fp32_does(precision, least):
+    network = network_of("resnet18", 32).float().cuda()
+    images, targets, views = draw_case(32, 2, 8)
+    found = {}
+    for name in ("fp32", precision):
+        engine = FastEngine(network, ALL, 32, name)
+        found[name] = engine.loss_and_gradient(images.float().cuda(), targets.cuda(), engine.tabulate([views])[0])
+    (terms, gradient), (exact_terms, exact) = found[precision], found["fp32"]
+    for group in range(2):
+        assert torch.cosine_similarity(gradient[group].flatten(), exact[group].flatten(), 0) > least
+        assert gradient[group].norm().item() == pytest.approx(exact[group].norm().item(), rel=0.05)
+    assert torch.allclose(terms.ce, exact_terms.ce, rtol=1e-2) and torch.allclose(terms.bn, exact_terms.bn, rtol=1e-2)
+
+
+def recovered(root, *flags):
+    """recover.main with one iteration, 10 classes in batches of 4 -> {file name: pixels}."""
+    run_main(recover, "--dataset", "cifar10", "--name", root, "--teacher", root.parent / "teacher.pth", "--arch", SMALL, "--iteration", 1, "--lr", 0.1,
+             "--batch-size", 4, "--ipc-end", 2, "--jitter", 4, "--r-bn", 1e-3, *flags)
+    return {path.name: np.asarray(Image.open(path)).astype(int) for path in (root / "images").rglob("*.jpg")}
+
+
+@on_gpu
+@pytest.mark.parametrize("precision", ("fp32", "tf32", "fp16", "bf16"))
+def test_recover_on_the_gpu_writes_what_the_cpu_writes(precision, tmp_path):
+    """Within the precision's own error after one step; three batches at a time, the short ones apart; then nothing is left to do."""
+    bare_checkpoint(tmp_path / "teacher.pth")
+    exact = recovered(tmp_path / "cpu", "--device", "cpu")
+    found = recovered(tmp_path / "gpu", "--device", "cuda", "--precision", precision, "--groups", 3)
+    assert found.keys() == exact.keys() and len(found) == 20
+    assert np.mean([np.abs(found[key] - exact[key]).mean() for key in exact]) < {"fp32": 0.2, "tf32": 3, "fp16": 3, "bf16": 5}[precision]
+    again = recovered(tmp_path / "gpu", "--device", "cuda")
+    assert all(np.array_equal(again[key], found[key]) for key in found)
+    settings = json.loads((tmp_path / "gpu" / "images.manifest.json").read_text())["settings"]
+    assert settings["groups"] == 3 and settings["precision"] == precision
+
+
+@on_gpu
+def test_recover_on_the_gpu_chooses_how_many_batches_at_a_time(tmp_path, capsys):
+    bare_checkpoint(tmp_path / "teacher.pth")
+    assert len(recovered(tmp_path / "run", "--device", "cuda")) == 20
+    groups = json.loads((tmp_path / "run" / "images.manifest.json").read_text())["settings"]["groups"]
+    assert groups > 1 and f"{groups} batches at a time" in capsys.readouterr().out
