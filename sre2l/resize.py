@@ -1,12 +1,7 @@
 """Crop and resize on the CPU, every pixel as Pillow's bilinear filter makes it: by a C kernel compiled at first use, else by Pillow."""
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +9,10 @@ import PIL
 import torch
 from PIL import Image
 
+from sre2l.compiled import load_kernel
 from sre2l.runtime import first_line
 
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")  # no fused multiply-add: Pillow's doubles are rounded twice
+EXACT = "-ffp-contract=off"  # no fused multiply-add: Pillow's doubles are rounded twice
 
 
 def crop_with_pillow(images, windows, flips, size):
@@ -56,33 +52,6 @@ def crop_with_kernel(kernel, images, windows, flips, size):
     return out
 
 
-def cpu_name():
-    """What -march=native depends on: the CPU's model and its instruction sets."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    kinds = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
-    return "\n".join((platform.machine(), platform.processor(), *sorted(kinds)))
-
-
-def compile_kernel(source):
-    """-> the shared library, from the user's cache folder where it was compiled before; the name holds all that it depends on."""
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None:
-        raise OSError("no C compiler")
-    key = hashlib.sha256("\n".join((source.read_text(), *FLAGS, compiler, cpu_name())).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sre2l"
-    library = folder / f"{source.stem}-{key}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / library.name
-            subprocess.run([compiler, *FLAGS, "-o", made, source, "-lm"], check=True, capture_output=True)
-            os.replace(made, library)  # whole or not at all, whoever else compiles it
-    return library
-
-
 def agrees_with_pillow(kernel):
     """Enlarged, reduced in either order, out of the image, flipped: the kernel must give what this Pillow gives."""
     rng = np.random.default_rng(0)
@@ -96,7 +65,7 @@ def agrees_with_pillow(kernel):
 def host_cropper():
     """-> (the function behind crop_images, the line that says which it is)."""
     try:
-        kernel = ctypes.CDLL(str(compile_kernel(Path(__file__).with_suffix(".c")))).crop_all  # a CDLL call lets other threads run
+        kernel = load_kernel(Path(__file__).with_suffix(".c"), EXACT).crop_all
         kernel.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 5, ctypes.c_int, ctypes.c_void_p]
     except (OSError, subprocess.CalledProcessError) as error:
         return crop_with_pillow, f"crops on the CPU by Pillow ({first_line(error)})"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.crops import by_gpu_kernel, by_pillow, check_shown, draw_case, mixed_batches, odd_cases
 
+from sre2l import compiled as compiled_kernels
 from sre2l import resize
 from sre2l.runtime import ROOT
 
@@ -98,7 +99,7 @@ def test_what_a_network_is_shown_on_the_gpu_equals_normalise_and_mix(dtype):
 
 
 def test_without_a_compiler_pillow_makes_the_crops_and_says_so(monkeypatch):
-    monkeypatch.setattr(resize.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiled_kernels.shutil, "which", lambda name: None)
     cropper, line = resize.host_cropper.__wrapped__()
     assert cropper is resize.crop_with_pillow and "no C compiler" in line
 

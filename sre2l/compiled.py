@@ -1,0 +1,43 @@
+"""C kernels for the CPU, compiled at first use and kept in the user's cache folder."""
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+
+
+def cpu_name():
+    """What -march=native depends on: the CPU's model and its instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    kinds = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return "\n".join((platform.machine(), platform.processor(), *sorted(kinds)))
+
+
+def compile_kernel(source, *more_flags):
+    """-> the shared library, from the user's cache folder where it was compiled before; the name holds all that it depends on."""
+    compiler, flags = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None), (*FLAGS, *more_flags)
+    if compiler is None:
+        raise OSError("no C compiler")
+    key = hashlib.sha256("\n".join((source.read_text(), *flags, compiler, cpu_name())).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sre2l"
+    library = folder / f"{source.stem}-{key}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / library.name
+            subprocess.run([compiler, *flags, "-o", made, source, "-lm"], check=True, capture_output=True)
+            os.replace(made, library)  # whole or not at all, whoever else compiles it
+    return library
+
+
+def load_kernel(source, *more_flags):
+    """The library of a C file, compiled if need be. Raises OSError or subprocess.CalledProcessError where that fails."""
+    return ctypes.CDLL(str(compile_kernel(source, *more_flags)))  # a CDLL call lets other threads run
