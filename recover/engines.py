@@ -4,6 +4,7 @@ import copy
 import numpy as np
 import torch
 
+from recover.compiled import host_passes
 from recover.fast import FastEngine
 from recover.objective import PlainEngine
 from recover.views import View
@@ -46,7 +47,8 @@ def make_engine(name, network, weights, size, precision):
     """-> (engine, a line that says which). A network that cannot be rewritten gets the plain one, which is slower."""
     why = why_not_fast(network, weights, size) if name == "fast" else None
     if name == "fast" and why is None:
-        return FastEngine(network, weights, size, precision), "fast engine"
+        engine = FastEngine(network, weights, size, precision)
+        return engine, "fast engine" if engine.on_gpu else f"fast engine, {host_passes()[1]}"
     note = "plain engine" + (f": {why}" if why else "")
     if dtype_of(precision) != torch.float32:
         raise UserError(f"--precision {precision} needs the fast engine{f'; {why}' if why else ''}; use fp32 or tf32")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from recover import norms as formulas
+from recover.compiled import host_passes
 from recover.fuse import fuse
 from recover.objective import Terms, total_variation
 from recover.step import adam_step
@@ -47,6 +48,9 @@ class FastEngine:
         self.channels, self.adam_step, self.finish = 3, adam_step, formulas.finish
         if self.on_gpu:
             self.use_kernels(network, norms)
+        else:
+            for norm in norms:
+                norm.passes = host_passes()[0]
         self.network = network.to(self.dtype).to(memory_format=torch.channels_last)
         self.norms = [norm for norm in norms if norm.coefficient]
         self.all_norms = norms

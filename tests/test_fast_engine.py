@@ -77,7 +77,7 @@ def test_the_plain_engine_where_it_is_asked_for():
     with pytest.raises(UserError, match="--precision fp16 needs the fast engine"):
         make_engine("plain", network, ALL, 20, "fp16")
     engine, note = make_engine("fast", network, ALL, 20, "fp32")
-    assert isinstance(engine, FastEngine) and note == "fast engine"
+    assert isinstance(engine, FastEngine) and note.startswith("fast engine")
 
 
 def fused(pattern, on_gpu=False):
