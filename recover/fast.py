@@ -17,7 +17,7 @@ from recover.step import adam_step
 from recover.views import apply_view, tabulate
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # of weights and activations; else those of the images
-LOSS_SCALE = {"fp16": 2.0 ** 12}  # keeps small gradients in fp16's range; static, so that an overflow shows as a NaN in the images
+LOSS_SCALE = {"fp16": 2.0 ** 8}  # static, so that an overflow shows as a NaN in the images; why this one: README.md
 
 
 class Unscale(torch.autograd.Function):

@@ -43,7 +43,7 @@ class Norm(nn.Module):
 
     def affine(self, x, scale, shift):
         """scale x + shift per channel in one pass, rounded once."""
-        return F.batch_norm(x, self.zero, self.one, scale, shift, False, 0.0, 0.0)
+        return F.batch_norm(x, self.zero, self.one, scale, shift, False, 0.0, 1e-30)  # torch 2.11 wants an eps above 0; 1 + 1e-30 is 1
 
     def forward(self, x, other=None):
         y = Normalise.apply(x, other, self)

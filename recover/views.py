@@ -67,7 +67,7 @@ def tabulate_axis(first, length, size, roll, flip):
 
 
 def tabulate(views, size):
-    """V views -> (V, 10, S) float32: five lines for the rows, five for the columns, as in tabulate_axis. Whole numbers are exact."""
+    """V views -> (V, 10, S) float64: five lines for the rows, five for the columns, as in tabulate_axis. Whole numbers are exact."""
     windows = np.array([view.window or (0, 0, size, size) for view in views], np.float64)
     rolls = np.array([view.roll for view in views])
     flips = np.array([view.flip for view in views])

@@ -125,3 +125,5 @@ def test_two_processes_write_what_one_writes(root):
         found[-1] |= {name: (folder / name).read_bytes() for name in ("images.manifest.json", "images.png")}
     assert found[0] == found[1] and len(found[0]) == 12
     assert {path.name for path in (root / "2").iterdir()} - {path.name for path in (root / "1").iterdir()} == {"images.metrics.rank1.jsonl"}
+    shares = [[json.loads(line) for line in open(root / "2" / f"images.metrics{name}.jsonl")] for name in ("", ".rank1")]
+    assert [{row["unit"] for row in share if "unit" in row} for share in shares] == [{0, 1, 3}, {2}]  # each batch is computed once
