@@ -1,5 +1,6 @@
 """Which engine a run has, and how many batches it computes at a time."""
 import copy
+import importlib.util
 
 import numpy as np
 import torch
@@ -8,8 +9,9 @@ from recover.compiled import host_passes
 from recover.fast import FastEngine
 from recover.objective import PlainEngine
 from recover.views import View
-from sre2l.precision import dtype_of
+from sre2l.distributed import world_size
 from sre2l.errors import first_line
+from sre2l.precision import dtype_of, pick_precision, set_tf32
 from sre2l.runtime import UserError, beside, read_json
 
 ENGINES = ("fast", "plain")
@@ -44,15 +46,25 @@ def why_not_fast(network, weights, size):
 
 
 def make_engine(name, network, weights, size, precision):
-    """-> (engine, a line that says which). A network that cannot be rewritten gets the plain one, which is slower."""
-    why = why_not_fast(network, weights, size) if name == "fast" else None
-    if name == "fast" and why is None:
+    """-> (engine, a line that says which and why). A network that cannot be rewritten gets the plain one, which is slower, and so does a GPU
+    whose torch has no Triton. precision: None for the engine's default. The engine carries its `name` and `precision`."""
+    device, why = next(network.parameters()).device, None
+    if name == "fast":
+        why = why_not_fast(network, weights, size)
+        if why is None and device.type == "cuda" and importlib.util.find_spec("triton") is None:
+            why = "this torch comes without Triton"
+    fast = name == "fast" and why is None
+    precision = precision or default_precision(fast, device)
+    if fast:
         engine = FastEngine(network, weights, size, precision)
-        return engine, "fast engine" if engine.on_gpu else f"fast engine, {host_passes()[1]}"
-    note = "plain engine" + (f": {why}" if why else "")
-    if dtype_of(precision) != torch.float32:
-        raise UserError(f"--precision {precision} needs the fast engine{f'; {why}' if why else ''}; use fp32 or tf32")
-    return PlainEngine(copy.deepcopy(network), weights), note
+        note = "fast engine" if engine.on_gpu else f"fast engine, {host_passes()[1]}"
+    else:
+        if dtype_of(precision) != torch.float32:
+            raise UserError(f"--precision {precision} needs the fast engine{f'; {why}' if why else ''}; use fp32 or tf32")
+        engine, note = PlainEngine(copy.deepcopy(network), weights), "plain engine" + (f": {why}" if why else "")
+    engine.precision = precision
+    set_tf32(precision)
+    return engine, note
 
 
 def recorded(root, key):
@@ -61,9 +73,9 @@ def recorded(root, key):
     return read_json(manifest).get("settings", {}).get(key) if manifest.exists() else None
 
 
-def default_precision(engine, device):
-    """fp16 for the fast engine on a GPU: its students were as good as fp32's (README.md). None: what the device has, as in other stages."""
-    return "fp16" if engine == "fast" and device.type == "cuda" else None
+def default_precision(fast, device):
+    """fp16 for the fast engine on a GPU: its students were as good as fp32's (README.md); else as in other stages."""
+    return "fp16" if fast and device.type == "cuda" else pick_precision(None, device)
 
 
 def enough_groups(num_units, batch_size, size):
@@ -72,11 +84,11 @@ def enough_groups(num_units, batch_size, size):
 
 
 def choose_groups(engine, units, size, device):
-    """How many batches at a time keep the GPU busy and fit into four fifths of its free memory; 1 on a CPU. Runs one batch of noise."""
+    """How many batches at a time keep the GPU busy and fit into four fifths of its free memory; 1 on a CPU. Runs one batch of zeros."""
     if not engine.captures:
         return 1
     batch = len(units[0].pairs)
-    wanted = enough_groups(len(units), batch, size)
+    wanted = enough_groups(-(-len(units) // world_size()), batch, size)  # so that every process has some
     if wanted == 1:
         return 1
     free = torch.cuda.mem_get_info(device)[0]

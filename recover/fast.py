@@ -38,6 +38,8 @@ class FastEngine:
 
     size: of the images, pixels. Raises what torch.fx raises for a network it cannot trace."""
 
+    name = "fast"
+
     def __init__(self, network, weights, size, precision="fp32"):
         some = next(network.parameters())
         self.device, self.captures = some.device, some.is_cuda

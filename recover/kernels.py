@@ -1,7 +1,7 @@
 """The two passes of norms.py over an activation, as Triton kernels for the GPU: each value is read once and written once.
 
 Activations are rows of C channels (NHWC). The forward kernel leaves partial sums of x - m and its square; when the network has run, two small
-kernels turn those of all layers at once into alpha, beta and distances (statistics.py). Accumulation is float32, float64 for float64 activations.
+kernels turn those of all layers at once into alpha, beta and distances (moments.py). Accumulation is float32, float64 for float64 activations.
 """
 import torch
 import triton

@@ -3,6 +3,7 @@ import torch
 import triton
 import triton.language as tl
 
+from recover.kernels import accumulator
 from recover.step import BETAS, EPS
 
 
@@ -85,10 +86,6 @@ class Look(torch.autograd.Function):
         look_backward[(len(gradient), size)](gradient, *ctx.saved_tensors, out, ctx.shape[1], size, ctx.factor, channels,
                                              triton.next_power_of_2(channels), triton.next_power_of_2(size), accumulator(out))
         return out, None, None, None, None
-
-
-def accumulator(x):
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 @triton.jit

@@ -20,7 +20,7 @@ class Norm(nn.Module):
     coefficient: c of the layer's term in what is differentiated, 0 = its statistics are not taken. copies: 2 where y goes two ways, so that
     the two gradients meet in the backward pass and not in a pass of their own; thins: the second copy is every second row and column, for
     a 1x1 stride-2 convolution. pool: the 3x3 stride-2 max pool after it is part of it. (thins and pool: on a GPU alone.)
-    After the network has run, `moments` are (mean, var) of x, (G, C) each; Statistics.finish turns them into alpha and beta."""
+    After the network has run, `moments` are (mean, var) of x, (G, C) each; `finish` turns them into alpha and beta."""
 
     def __init__(self, layer, coefficient, weight):
         super().__init__()

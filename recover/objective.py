@@ -54,7 +54,7 @@ def statistics_layers(network):
 class PlainEngine:
     """Loss and gradient by autograd, one hook per BatchNorm layer; the readable reference. A layer that does not run adds nothing."""
 
-    captures, adam_step = False, staticmethod(adam_step)
+    name, captures, adam_step = "plain", False, staticmethod(adam_step)
 
     def __init__(self, network, weights):
         self.network, self.weights = network, weights

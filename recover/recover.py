@@ -15,17 +15,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from recover.engines import ENGINES, choose_groups, default_precision, make_engine, recorded
+from recover.engines import ENGINES, choose_groups, make_engine, recorded
 from recover.objective import Weights, statistics_layers
 from recover.pictures import animate, contact_sheet, save_snapshot, to_pixels
 from recover.step import Stepper
 from recover.units import chunk_name, draw_chunk, make_chunks, make_units, missing_pairs, write_images
 from recover.views import draw_view
-from sre2l.distributed import rank, world_size
+from sre2l.distributed import barrier, rank, world_size
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
 from sre2l.models import load_teacher
 from sre2l.precision import PRECISIONS
-from sre2l.runtime import RunLog, UserError, beside, claim, eta, pick_device, print_plan, refuse_unclaimed, run_folder, run_script
+from sre2l.runtime import RunLog, UserError, beside, claim, eta, print_plan, refuse_unclaimed, run_folder, run_script
 from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
 
@@ -61,7 +61,7 @@ def check_finite(images, units, iteration, precision):
     if not torch.isfinite(images).all():
         advice = ("half precision overflowed; the same command with --precision bf16 or tf32 continues" if precision == "fp16"
                   else "a smaller --lr or --r-bn may help, or the teacher has weights that are not finite")
-        raise UserError(f"unit {units[0].index}: the images are not finite after iteration {iteration}, nothing of it is written: {advice}")
+        raise UserError(f"{chunk_name(units)}: the images are not finite after iteration {iteration}, nothing of it is written: {advice}")
 
 
 def make_watch(log, bar, units, args, weights, targets, verifier):
@@ -134,8 +134,7 @@ def main(args):
         return print_plan(make_settings(args, spec, classes, None), images=len(wanted), units=len(units),
                           images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root))
 
-    precision = args.precision or recorded(root, "precision") or default_precision(args.engine, pick_device(args.device))
-    device, args.precision = start_device(args.device, precision, training=False)
+    device, _ = start_device(args.device, args.precision, training=False)
     teacher, spec = find_teacher(args, spec)
     if not statistics_layers(teacher.network):
         raise UserError(f"{teacher.arch} has no BatchNorm layer with running statistics, so there is nothing to match; "
@@ -145,12 +144,14 @@ def main(args):
     check_top1(teacher, spec, args, device)
     refuse_unclaimed(root)
     weights = Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale)
-    engine, note = make_engine(args.engine, teacher.network, weights, spec.size, args.precision)
+    num_left = sum(bool(missing_pairs(root, unit, wanted, spec.num_classes)) for unit in units)
+    before = recorded(root, "precision")
+    engine, note = make_engine(args.engine, teacher.network, weights, spec.size, args.precision if num_left and args.precision else before)
+    args.engine, args.precision = engine.name, engine.precision
     args.groups = args.groups or recorded(root, "groups") or choose_groups(engine, units, spec.size, device)
     claim(beside(root, "manifest.json"), make_settings(args, spec, classes, teacher), free=("precision",))
     args.groups = recorded(root, "groups")  # where several processes chose, the first's choice
     log = RunLog(partial(beside, root), vars(args), device, sliced=True)
-    num_left = sum(bool(missing_pairs(root, unit, wanted, spec.num_classes)) for unit in units)
     log.line(f"{note}, {args.precision}, {args.groups} batches at a time")
     log.line(f"{len(wanted)} images in batches of {args.batch_size}: {len(units)} in all, {num_left} left to do -> {root}")
     draw = partial(draw_view, spec.size, args.jitter, args.signed_jitter, not args.no_crop_flip)
@@ -160,8 +161,9 @@ def main(args):
     stepper = Stepper(engine, low, high)
     first = f"unit{units[0].index}." if units[0].index else ""  # another range beside this one has a first batch of its own
     snapshots = beside(root, f"{first}snapshots")
-    chunks = make_chunks(units, args.groups)[rank()::world_size()]
-    chunks = [chunk for chunk in chunks if any(missing_pairs(root, unit, wanted, spec.num_classes) for unit in chunk)]
+    chunks = [chunk for chunk in make_chunks(units, args.groups) if any(missing_pairs(root, unit, wanted, spec.num_classes) for unit in chunk)]
+    barrier()  # all have seen the same files; now each takes its part of what is missing
+    chunks = chunks[rank()::world_size()]
 
     def snapshot(iteration, images):
         if iteration % args.snapshot_every == 0 or iteration == args.iteration:
@@ -188,7 +190,7 @@ def main(args):
             for unit, batch in zip(chunk, images):
                 missing = missing_pairs(root, unit, wanted, spec.num_classes)
                 written.append(writer.submit(write_images, root, unit, to_pixels(batch, spec.mean, spec.std), missing, spec.num_classes))
-                log.metrics(unit=unit.index, images=len(missing))
+                log.metrics(unit=unit.index, images=len(missing), precision=args.precision)
             log.line(f"{chunk_name(chunk)}: computed, {len(chunks) - number_done} more of this process to do")
         for future in written:
             future.result()

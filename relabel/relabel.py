@@ -14,17 +14,18 @@ from tqdm import tqdm
 
 from sre2l.augment import draw_crops, draw_mix, show_batch
 from sre2l.batches import BatchDataset, Batches, in_order, load_batches
-from sre2l.distributed import rank, start, world_size
+from sre2l.distributed import barrier, rank, world_size
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
 from sre2l.images import read_synthetic
 from sre2l.labels import Sheet, agreement, label_name, label_path, write_sheet
 from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, describe_images, earlier_epochs, hash_file, keep_hashes,
                             manifest_of, read_hashes, record_hash)
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of, pick_precision, set_tf32
-from sre2l.runtime import (RunLog, UserError, beside, claim, eta, pick_device, print_plan, run_folder, run_script, unit_rng,
+from sre2l.runtime import (RunLog, UserError, beside, claim, eta, print_plan, run_folder, run_script, unit_rng,
                            versions)
 from sre2l.store import keep_decoded
 from sre2l.teacher import check_top1, find_teacher
+from sre2l.training import start_device
 
 HALF_KL = 1e-5   # a half-precision teacher may differ from fp32 by this much at T = 20, mean KL over a batch
 NUM_WRITERS = 2  # threads that write label files; one keeps up with a GPU, two hide a slow disk
@@ -137,10 +138,7 @@ def main(args):
                 "bytes": count and num_label_bytes(count, args.batch_size, args.epochs, spec.num_classes, args.label_precision)}
         return print_plan(make_settings(args, spec), images=count, **plan)
 
-    device = pick_device(args.device)
-    precision = pick_precision(args.precision, device)
-    set_tf32(precision)
-    start(device)
+    device, precision = start_device(args.device, args.precision, training=False)
     teacher, spec = find_teacher(args, spec)
     teacher.network.to(device, memory_format=memory_format_of(device))
     measured = check_top1(teacher, spec, args, device)  # each process a part
@@ -154,13 +152,15 @@ def main(args):
     if precision in ("fp16", "bf16"):
         first = BatchDataset(images, spec.size, partial(draw_sheet, settings))[next(iter(batches))]
         settings["half_against_fp32"] = measure_half(teacher.network, first, spec, precision, device)
-    images, note = keep_decoded(images, device, run_folder(args), described["images_sha256"])
     claim(beside(root, "manifest.json"), settings, FREE)
+    images, note = keep_decoded(images, device, run_folder(args), described["images_sha256"])
     log = RunLog(partial(beside, root), vars(args), device, sliced=True)
     log.line(note)
     if half := settings["half_against_fp32"]:
         log.line(f"{precision} against fp32 on the first batch: logits differ by up to {half['largest_difference']:.2g}, KL {half['kl_t20']:.1e} at T = 20")
-    todo = missing_batches(root, list(batches)[rank()::world_size()], args.workers)
+    todo = missing_batches(root, list(batches), args.workers)
+    barrier()  # all have seen the same files; now each takes its part of what is missing
+    todo = todo[rank()::world_size()]
     num_bytes = num_label_bytes(len(images), args.batch_size, args.epochs, spec.num_classes, args.label_precision)
     log.line(f"{len(todo)} label files to write in {precision}, about {num_bytes / 1e6:.1f} MB in all -> {root}")
 

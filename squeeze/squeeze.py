@@ -102,8 +102,8 @@ def main(args):
     network, stem = build_network(args.arch, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
     check_input_size(network, args.arch, spec.size)
     train, val = read_real(spec, args.real_data, "train"), read_val(spec, args.real_data)
-    train, note = keep_decoded(train, device)
     claim(folder / "settings.json", make_settings(args, spec, stem, train, val, precision))
+    train, note = keep_decoded(train, device)
     log = RunLog(folder.joinpath, vars(args), device)
     log.line(note)
     if world_size() > 1 and device.type == "cuda":

@@ -90,7 +90,6 @@ class BatchDataset:
         else:
             work = apply_crops([self.images.pixels(row) for row in rows], crops, self.size)
         if pin:  # page-locked memory, which a GPU reads beside its computation
-            sheet = sheet._replace(logits=sheet.logits if sheet.logits is None else sheet.logits.pin_memory())
             work = work if self.on_gpu else work.pin_memory()
         return batch, work, sheet
 
@@ -105,8 +104,9 @@ class BatchDataset:
 
 
 def load_batches(dataset, batches, workers, device, rows_of=None):
-    """Yield (Batch, crops (m, 3, S, S) uint8 on the device, Sheet) in order, prepared by `workers` threads (0 = this one). Logits for a GPU
-    stand in page-locked memory. rows_of: (Batch, Sheet) -> positions; the crops are then of those rows alone, in that order; None for all."""
+    """Yield (Batch, crops (m, 3, S, S) uint8 on the device, Sheet) in order, prepared by `workers` threads (0 = this one).
+
+    rows_of: (Batch, Sheet) -> positions; the crops are then of those rows alone, in that order; None for all."""
     pin = device.type == "cuda"
     for prepared in in_order(lambda batch: dataset.prepare(batch, rows_of, pin), batches, workers, device):
         batch, pixels, sheet = dataset.finish(prepared)

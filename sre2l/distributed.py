@@ -43,10 +43,10 @@ def start(device):
     """Meet the other processes, where there are any: once, before claim, barrier or any sum. gloo between CPUs, NCCL between GPUs.
 
     Raises UserError where they do not come."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # also of one process: kernels, events and graphs take the current GPU
     if world_size() == 1 or dist.is_initialized():
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:

@@ -40,8 +40,8 @@ def first_cause(failures):
 def main(argv):
     logging.disable(logging.ERROR)  # torchrun's own account of a failure
     args = parse_args(argv)
-    share_cores(int(args.nproc_per_node))
     try:
+        share_cores(int(args.nproc_per_node))
         run(args)
     except ChildFailedError as error:
         words, code = first_cause(error.failures)

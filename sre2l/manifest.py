@@ -1,8 +1,10 @@
 """What a label folder's files do not say, in two files beside its root: a manifest (JSON) and a hash of every label file (sha256sum -c)."""
+import glob
 import hashlib
 import re
 from pathlib import Path
 
+from sre2l.distributed import rank
 from sre2l.images import hash_images
 from sre2l.runtime import UserError, as_json, atomic, beside, read_json, refuse_unclaimed
 
@@ -48,11 +50,17 @@ def hash_file(path):
 
 
 def read_hashes(root):
-    """The recorded hash of each label file, {'epoch_0/batch_0.tar': sha256}; the last line of a file counts."""
-    path = beside(root, "sha256")
-    if not path.exists():
-        return {}
-    return {name: digest for digest, _, name in (line.rstrip("\n").partition("  ") for line in open(path)) if name}
+    """The recorded hash of each label file, {'epoch_0/batch_0.tar': sha256}; the last line of a file counts, and a further process's file
+    over the first's."""
+    paths = [path for path in (beside(root, "sha256"), *rank_hashes(root)) if path.exists()]
+    lines = (line.rstrip("\n").partition("  ") for path in paths for line in open(path))
+    return {name: digest for digest, _, name in lines if name}
+
+
+def rank_hashes(root):
+    """The hash files of further processes: one file each, since two machines cannot append to one in a shared folder."""
+    first = beside(root, "sha256")
+    return sorted(first.parent.glob(f"{glob.escape(first.name)}.rank*"))
 
 
 def earlier_epochs(root):
@@ -68,10 +76,12 @@ def keep_hashes(root, hashes):
         return [int(number) for number in re.findall(r"\d+", name)]
     with atomic(beside(root, "sha256")) as tmp:
         tmp.write_text("".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=place)))
+    for path in rank_hashes(root):
+        path.unlink()
 
 
 def record_hash(root, name, digest):
-    """Append the hash of a finished label file, in the format of sha256sum (run it inside the root); one write, since several processes
-    and threads append."""
-    with open(beside(root, "sha256"), "a") as file:
+    """Append the hash of a finished label file, in the format of sha256sum (run it inside the root); one write, since several threads
+    append."""
+    with open(beside(root, f"sha256.rank{rank()}" if rank() else "sha256"), "a") as file:
         file.write(f"{digest}  {name}\n")

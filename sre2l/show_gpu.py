@@ -6,7 +6,7 @@ import triton.language as tl
 BLOCK = 1024  # values that one program writes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row1", "col1", "row2", "col2"])  # else a kernel for each kind of box
 def show_kernel(pixels, partner, table, out, size, lam, rest, row1, col1, row2, col2, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """KIND 0: as they are, 1: lam of the image and rest of its partner, 2: the partner's pixels in the box. pixels, out [m][size][size][3];
     table [3][256]: the normalised value of each level."""
@@ -27,12 +27,17 @@ def show_kernel(pixels, partner, table, out, size, lam, rest, row1, col1, row2, 
     tl.store(out + image * length + place, shown.to(out.dtype.element_ty), good)
 
 
+def as_resident(partner, device):
+    """The partners on the GPU, without making the host wait for what it has still to do."""
+    return partner if partner.is_cuda or device.type != "cuda" else partner.pin_memory().to(device, non_blocking=True)
+
+
 def show_on_gpu(pixels, mix, table, dtype):
     """pixels (m, 3, S, S) uint8, table (3, 256) float32 -> (m, 3, S, S) in dtype, NHWC in memory; mixed as apply_mix does, in float32."""
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(pixels, dtype=dtype)
     kind, size = ("none", "mixup", "cutmix").index(mix.kind), pixels.shape[-1]
-    partner = mix.partner.to(pixels.device, non_blocking=True) if kind else pixels
+    partner = as_resident(mix.partner, pixels.device) if kind else pixels
     lam, box = mix.lam if kind == 1 else 1.0, mix.box if kind == 2 else (0, 0, 0, 0)
     grid = len(pixels), triton.cdiv(3 * size * size, BLOCK)
     if not len(pixels):

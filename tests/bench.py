@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from sre2l.distributed import start
 from sre2l.flags import Parser, number
 from sre2l.precision import PRECISIONS
 from sre2l.runtime import UserError, pick_device, run_script, versions
@@ -164,6 +165,7 @@ def print_tables(rows, facts):
 
 def main(args):
     device = pick_device(args.device)
+    start(device)
     gpu = device.type == "cuda"
     args.pairs = args.pairs or (3 if args.quick else 7)
     args.seconds = args.seconds if args.seconds is not None else 2.0 if not args.quick else 0.5 if gpu else 0.0

@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sre2l.models import build_network
+from sre2l.runtime import keep_freed_memory
 
 PRELOAD = ["tests.bench_recover", "tests.bench_sides"]  # modules of the builders that fresh processes run
 
@@ -100,6 +101,7 @@ def resident(key):
 def resident_growth(build, calls, num_threads):
     """Build and run: how far the high-water mark of the resident set rises above what there was before, bytes or None."""
     torch.set_num_threads(num_threads)
+    keep_freed_memory()  # as every stage does
     before, run = resident("VmRSS:"), build()
     for _ in range(calls):
         run()

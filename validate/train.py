@@ -98,6 +98,7 @@ def train_student(args, spec, images, val, info, seed, log, device, precision):
     optimizer, scaler, statistics = make_optimizer(network, args, device), make_scaler(precision, device), RunningStatistics(network)
     checkpoint = Path(args.output_dir) / f"seed{seed}" / "checkpoint.pth"
     first, history = restore(checkpoint, network, optimizer, scaler)
+    scaler.scale(torch.zeros((), device=device))  # a process without a row in the first batch has to know the scale as well
     check_agreement(first, f"{checkpoint}: not all processes see the same checkpoint; the run folder must be one that all machines share")
     replica = replicate(network, device)
     facts = {"format": TEACHER_FORMAT, "arch": args.model, "stem": stem, "num_classes": spec.num_classes, "mean": spec.mean,
@@ -181,10 +182,10 @@ def main(args):
     if manifest:
         spec = override(spec, args, mean=tuple(manifest["mean"]), std=tuple(manifest["std"]), size=manifest["input_size"])
     val = read_val(spec, args.val_dir, described["classes"], names)
-    images, note = keep_decoded(images, device, run, described["images_sha256"])
     folder = Path(args.output_dir)
     settings = make_settings(args, spec, stem, described, val, precision)
     claim(folder / "settings.json", settings)
+    images, note = keep_decoded(images, device, run, described["images_sha256"])
     log = RunLog(folder.joinpath, vars(args), device)
     for line in (*notes, note):
         log.line(line)
