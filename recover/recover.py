@@ -1,7 +1,7 @@
 """Recover: optimise noise until the teacher's BatchNorm statistics and class predictions match, and write the images.
 
 Run: python -m recover.recover --dataset digits      (or sh recover.sh digits)
-Time: digits, 100 images, about 80 s on two CPU cores; ImageNet-1K, IPC 50, was published at 29 h on one RTX 4090.
+Time: digits, 100 images, about 60 s on two CPU cores; ResNet-18 at 224 takes 30 us per image-iteration on one H200.
 Result: runs/<name>/images/new000/class000_id000.jpg ..., and beside the folder its manifest, log, metrics and contact sheet.
 """
 import math

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from recover import engines
 from recover.engines import make_engine
 from recover.fast import FastEngine
 from recover.fuse import fuse
@@ -68,6 +69,15 @@ def test_a_network_that_cannot_be_rewritten_gets_the_plain_engine_and_a_line(pat
     assert "plain engine" in note and "\n" not in note
     with pytest.raises(UserError, match="--precision bf16 needs the fast engine"):
         make_engine("fast", network, ALL, SIZE, "bf16")
+
+
+def test_without_a_precision_a_network_that_cannot_be_rewritten_gets_one_that_the_plain_engine_has(monkeypatch):
+    """Also where the fast engine would take half precision."""
+    monkeypatch.setattr(engines, "default_precision", lambda fast, device: "fp16" if fast else "fp32")
+    engine, _ = make_engine("fast", odd_network("decides"), ALL, SIZE, None)
+    assert (engine.name, engine.precision) == ("plain", "fp32")
+    engine, _ = make_engine("fast", network_of("small", 20), ALL, 20, None)
+    assert (engine.name, engine.precision) == ("fast", "fp16")
 
 
 def test_the_plain_engine_where_it_is_asked_for():

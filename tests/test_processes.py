@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from relabel import relabel
+from sre2l import distributed
 from sre2l.augment import apply_mix, draw_mix
 from sre2l.parallel import RunningStatistics
 from sre2l.runtime import ROOT, unit_rng
@@ -155,3 +156,11 @@ def test_micro_batches_must_be_a_multiple_of_the_processes(labelled):
 def test_gpus_is_a_positive_number(gpus):
     done = launch("recover/recover.sh", "digits", "--dry-run", GPUS=gpus)
     assert done.returncode == 2 and done.stderr == f"error: GPUS={gpus}: how many processes? A whole number, 1 or more\n"
+
+
+def test_one_process_takes_its_gpu_as_the_current_one(monkeypatch):
+    """Kernels, events and graphs go to the current GPU, whatever --device says."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    distributed.start(torch.device("cuda:1"))
+    assert chosen == [torch.device("cuda:1")]
