@@ -43,7 +43,7 @@ def start(device):
     """Meet the other processes, where there are any: once, before claim, barrier or any sum. gloo between CPUs, NCCL between GPUs.
 
     Raises UserError where they do not come."""
-    if device.type == "cuda":
+    if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # also of one process: kernels, events and graphs take the current GPU
     if world_size() == 1 or dist.is_initialized():
         return

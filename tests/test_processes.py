@@ -159,8 +159,9 @@ def test_gpus_is_a_positive_number(gpus):
 
 
 def test_one_process_takes_its_gpu_as_the_current_one(monkeypatch):
-    """Kernels, events and graphs go to the current GPU, whatever --device says."""
+    """Kernels, events and graphs go to the current GPU, whatever --device says. A plain 'cuda' is the current one; torch refuses to set it."""
     chosen = []
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(torch.device("cuda", torch.cuda._utils._get_device_index(device))))
+    distributed.start(torch.device("cuda"))
     distributed.start(torch.device("cuda:1"))
     assert chosen == [torch.device("cuda:1")]
