@@ -7,7 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from recover.pool import clamped, pool_backward, pool_forward
+from recover.pool import pool_backward, pool_forward
+from recover.tiles import add_statistics_gradient, clamped, per_channel, store_sums
 from sre2l.runtime import UserError
 
 PROGRAMS = 1056  # that a forward pass is cut into where it is long enough: 8 for each multiprocessor of an H100 or H200
@@ -29,8 +30,7 @@ def norm_forward(x, other, y, thin, partial, mean, scale, shift, rows, C, H, W, 
     real = cols < C
     begin = group.to(tl.int64) * rows * C  # offsets within a group fit into 32 bits
     x, other, y, thin = x + begin, other + begin, y + begin, thin + begin // (H * W) * ((H + 1) // 2 * ((W + 1) // 2))
-    m, a, b = (tl.load(mean + cols, real, 0).to(ACC)[None, :], tl.load(scale + cols, real, 0).to(ACC)[None, :],
-               tl.load(shift + cols, real, 0).to(ACC)[None, :])
+    m, a, b = per_channel(mean, cols, real, ACC), per_channel(scale, cols, real, ACC), per_channel(shift, cols, real, ACC)
     total, square = tl.zeros([M, N], ACC), tl.zeros([M, N], ACC)
     for tile in range(tiles):
         row = (part * tiles + tile) * M + tl.arange(0, M)
@@ -50,9 +50,7 @@ def norm_forward(x, other, y, thin, partial, mean, scale, shift, rows, C, H, W, 
             kept, there = thinned(row, H, W)
             tl.store(thin + there[:, None] * C + cols[None, :], v, mask & kept[:, None])
     if STATS:
-        at = (group * tl.num_programs(0) + part) * 2 * C + cols
-        tl.store(partial + at, tl.sum(total, 0), real)
-        tl.store(partial + at + C, tl.sum(square, 0), real)
+        store_sums(partial, total, square, part, group, cols, real, C)
 
 
 @triton.jit
@@ -67,7 +65,7 @@ def norm_backward(g1, g2, x, y, gx, gother, coefficients, scale, shift, rows, C,
     begin = group.to(tl.int64) * rows * C
     g1, x, y, gx, gother = g1 + begin, x + begin, y + begin, gx + begin, gother + begin
     at = row[:, None] * C + cols[None, :]
-    a = tl.load(scale + cols, real, 0).to(ACC)[None, :]
+    a = per_channel(scale, cols, real, ACC)
     g = tl.load(g1 + at, mask, 0).to(ACC)
     if THIN:
         kept, there = thinned(row, H, W)
@@ -81,14 +79,13 @@ def norm_backward(g1, g2, x, y, gx, gother, coefficients, scale, shift, rows, C,
         if HAS_OTHER:
             out = tl.load(y + at, mask, 0).to(ACC)
         else:
-            out = v * a + tl.load(shift + cols, real, 0).to(ACC)[None, :]
+            out = v * a + per_channel(shift, cols, real, ACC)
         g = tl.where((out > low) & (out < high), g, 0)
     if WRITE_OTHER:
         tl.store(gother + at, g, mask)
     g *= a
     if STATS:
-        g += tl.load(coefficients + group * 2 * C + cols, real, 0).to(ACC)[None, :]
-        g += tl.load(coefficients + group * 2 * C + C + cols, real, 0).to(ACC)[None, :] * v
+        g = add_statistics_gradient(g, v, coefficients, group, cols, real, C, ACC)
     tl.store(gx + at, g, mask)
 
 

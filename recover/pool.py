@@ -5,10 +5,7 @@ In torch the pool of ResNet-18 at 224 alone takes 3.3 us forward and 7.6 us back
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def clamped(v, low, high):
-    return tl.where(v < low, low, tl.where(v > high, high, v))  # a NaN stays one
+from recover.tiles import add_statistics_gradient, clamped, per_channel, store_sums
 
 
 @triton.jit
@@ -20,8 +17,7 @@ def pool_forward(x, y, winner, partial, mean, scale, shift, rows, C, OH, OW, til
     real = cols < C
     begin = group.to(tl.int64) * rows * C
     x, y, winner = x + 4 * begin, y + begin, winner + begin
-    m, a, b = (tl.load(mean + cols, real, 0).to(ACC)[None, :], tl.load(scale + cols, real, 0).to(ACC)[None, :],
-               tl.load(shift + cols, real, 0).to(ACC)[None, :])
+    m, a, b = per_channel(mean, cols, real, ACC), per_channel(scale, cols, real, ACC), per_channel(shift, cols, real, ACC)
     total, square = tl.zeros([M, N], ACC), tl.zeros([M, N], ACC)
     for tile in range(tiles):
         row = (part * tiles + tile) * M + tl.arange(0, M)
@@ -44,9 +40,7 @@ def pool_forward(x, y, winner, partial, mean, scale, shift, rows, C, OH, OW, til
         tl.store(y + at, clamped(best, low, high), mask)
         tl.store(winner + at, which, mask)
     if STATS:
-        at = (group * tl.num_programs(0) + part) * 2 * C + cols
-        tl.store(partial + at, tl.sum(total, 0), real)
-        tl.store(partial + at + C, tl.sum(square, 0), real)
+        store_sums(partial, total, square, part, group, cols, real, C)
 
 
 @triton.jit
@@ -61,7 +55,7 @@ def pool_backward(g1, g2, x, winner, gx, coefficients, scale, shift, rows, C, OH
     begin = group.to(tl.int64) * rows * C
     g1, g2, x, winner, gx = g1 + begin, g2 + begin, x + 4 * begin, winner + begin, gx + 4 * begin
     ow, oh, n = row % OW, (row // OW) % OH, row // (OW * OH)
-    a, b = tl.load(scale + cols, real, 0).to(ACC)[None, :], tl.load(shift + cols, real, 0).to(ACC)[None, :]
+    a, b = per_channel(scale, cols, real, ACC), per_channel(shift, cols, real, ACC)
     for pixel in tl.static_range(4):
         down, right = pixel // 2, pixel % 2
         at = ((n * 2 * OH + 2 * oh + down) * 2 * OW + 2 * ow + right)[:, None] * C + cols[None, :]
@@ -80,6 +74,5 @@ def pool_backward(g1, g2, x, winner, gx, coefficients, scale, shift, rows, C, OH
         out = v * a + b
         g = tl.where((out > low) & (out < high), g, 0) * a
         if STATS:
-            g += tl.load(coefficients + group * 2 * C + cols, real, 0).to(ACC)[None, :]
-            g += tl.load(coefficients + group * 2 * C + C + cols, real, 0).to(ACC)[None, :] * v
+            g = add_statistics_gradient(g, v, coefficients, group, cols, real, C, ACC)
         tl.store(gx + at, g, mask)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from relabel import relabel
 from sre2l.augment import draw_crops, draw_mix
 from sre2l.batches import Batch
 from sre2l.images import Images
@@ -16,10 +15,10 @@ from sre2l.parallel import RunningStatistics
 from sre2l.runtime import unit_rng
 from sre2l.training import autocast, evaluate, keep_on_device, make_scaler
 from squeeze import squeeze
-from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
+from tests.helpers import SMALL, refused, run_main
 from tests.nets import SmallNet
 from tests.test_processes import run
-from tests.worlds import NAMES
+from tests.worlds import labelled_images
 from validate import train
 from validate.losses import backward_in_micro_batches, distillation_loss
 from validate.shares import share_of
@@ -30,14 +29,9 @@ DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """40 images in batches of 16, 16 and 8, mixed by mixup, labels for two epochs -> (root, flags of validate for them)."""
+    """-> (root, flags of validate for a set in it)."""
     root = tmp_path_factory.mktemp("precision")
-    synthetic_folder(root / "run" / "images", ipc=4)
-    noise_folder(root / "real" / "train", NAMES, 3)
-    noise_folder(root / "real" / "val", NAMES, 2, seed=1)
-    common = ("--dataset", "cifar10", "--name", root / "run", "-j", 0)
-    run_main(relabel, *common, "--device", "cpu", "--teacher", bare_checkpoint(root / "t.pth"), "--arch", SMALL, "--epochs", 2, "-b", 16, "--mix-type", "mixup")
-    return root, (*common, "--val-dir", root / "real", "--epochs", 2, "--eval-every", 1, "--model", SMALL, "--stem", "torchvision", "-T", 1)
+    return root, (*labelled_images(root, "mixup"), "--model", SMALL, "--stem", "torchvision", "-T", 1)
 
 
 @pytest.mark.parametrize("device, precision", [("cpu", "bf16"), *(pytest.param("cuda", name, marks=GPU) for name in ("tf32", "bf16", "fp16"))])

@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from relabel import relabel
 from sre2l import distributed
 from sre2l.augment import apply_mix, draw_mix
 from sre2l.parallel import RunningStatistics
 from sre2l.runtime import ROOT, unit_rng
-from tests.helpers import SMALL, bare_checkpoint, launch, noise_folder, run_main, synthetic_folder
-from tests.worlds import NAMES
+from tests.helpers import SMALL, launch
+from tests.worlds import labelled_images
 from validate import shares
 
 
@@ -82,14 +81,9 @@ def test_running_statistics_are_those_of_one_process(lengths, monkeypatch):
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """40 images in batches of 16, 16 and 8, mixed by cutmix, labels for two epochs -> (root, flags of validate for them)."""
+    """-> (root, flags of validate for a set in it)."""
     root = tmp_path_factory.mktemp("processes")
-    synthetic_folder(root / "run" / "images", ipc=4)
-    noise_folder(root / "real" / "train", NAMES, 3)
-    noise_folder(root / "real" / "val", NAMES, 2, seed=1)
-    common = ("--dataset", "cifar10", "--name", root / "run", "--device", "cpu", "-j", 0)
-    run_main(relabel, *common, "--teacher", bare_checkpoint(root / "t.pth"), "--arch", SMALL, "--epochs", 2, "-b", 16, "--mix-type", "cutmix")
-    return root, (*common, "--val-dir", root / "real", "--epochs", 2, "--eval-every", 1)
+    return root, labelled_images(root, "cutmix", "--device", "cpu")
 
 
 def student(folder):

@@ -31,3 +31,13 @@ def recover_flags(root, *flags, name="new"):
 
 def train_flags(root, *flags):
     return train, *common(root), "--val-dir", root / "real", "--model", SMALL, "--epochs", 1, "-j", 0, *flags
+
+
+def labelled_images(root, mix, *flags):
+    """40 images in batches of 16, 16 and 8, with labels of the CPU for two epochs -> flags of validate for them."""
+    synthetic_folder(root / "run" / "images", ipc=4)
+    noise_folder(root / "real" / "train", NAMES, 3)
+    noise_folder(root / "real" / "val", NAMES, 2, seed=1)
+    flags = ("--dataset", "cifar10", "--name", root / "run", "-j", 0, *flags)
+    run_main(relabel, *flags, "--device", "cpu", "--teacher", bare_checkpoint(root / "t.pth"), "--arch", SMALL, "--epochs", 2, "-b", 16, "--mix-type", mix)
+    return (*flags, "--val-dir", root / "real", "--epochs", 2, "--eval-every", 1)
