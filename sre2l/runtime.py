@@ -228,7 +228,7 @@ def stage_seconds(metrics_path):
     """The time a stage has taken over all its starts, in seconds, by the first process's clock; None where it left no metrics."""
     if not Path(metrics_path).exists():
         return None
-    return round(sum(json.loads(line)["seconds"] for line in open(metrics_path)), 1)
+    return round(sum(json.loads(line)["seconds"] for line in open(metrics_path)), 3)
 
 
 def eta(done, total, start):
