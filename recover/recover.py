@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from recover.engines import ENGINES, choose_groups, make_engine, recorded
+from recover.health import advice, describe_fault, find_all_warnings
 from recover.objective import Weights, statistics_layers
 from recover.pictures import animate, contact_sheet, save_snapshot, to_pixels
 from recover.step import Stepper
@@ -56,23 +57,28 @@ def verifier_top1(verifier, images, targets):
     return [round(100 * hits.float().mean().item(), 2) for hits in right]
 
 
-def check_finite(images, units, iteration, precision):
-    """Raise UserError once a value is not finite: it stays so in Adam's moments, so that a look now and then finds it. Syncs the GPU."""
-    if not torch.isfinite(images).all():
-        advice = ("half precision overflowed; the same command with --precision bf16 or tf32 continues" if precision == "fp16"
-                  else "a smaller --lr or --r-bn may help, or the teacher has weights that are not finite")
-        raise UserError(f"{chunk_name(units)}: the images are not finite after iteration {iteration}, nothing of it is written: {advice}")
+def check_finite(stepper, units, iteration, weights, precision):
+    """Raise UserError where a term of a unit or its images have not been finite; what is not stays so in Adam's moments, so that a look now
+    and then finds it. Before anything is written. Syncs the GPU."""
+    names, others = [f"unit {unit.index}" for unit in units], (("bn", weights.r_bn), ("tv", weights.tv_l2), ("l2", weights.l2_scale))
+    fault = describe_fault(stepper.faults(), names, ["ce", *(term for term, weight in others if weight)], precision)
+    if fault:
+        raise UserError(fault)
+    if not torch.isfinite(stepper.images).all():
+        raise UserError(f"{chunk_name(units)}: the images are not finite after iteration {iteration}; nothing of it is written: {advice(precision, iteration + 1)}")
 
 
-def make_watch(log, bar, units, args, weights, targets, verifier):
+def make_watch(log, bar, units, args, weights, targets, verifier, stepper, num_classes):
     """The observer of G units: progress bar, and every --print-period iterations a log line and each unit's metrics line."""
-    start, period = time.monotonic(), args.print_period or max(1, args.iteration // 40)
+    start, period, lines = time.monotonic(), args.print_period or max(1, args.iteration // 40), []
 
     def watch(iteration, images, terms):
         bar.update()
-        if iteration % period and iteration != args.iteration - 1:
+        quiet = iteration % period and iteration != args.iteration - 1
+        if not quiet or images.device.type == "cpu":  # where nothing waits for it
+            check_finite(stepper, units, iteration, weights, args.precision)
+        if quiet:
             return
-        check_finite(images, units, iteration, args.precision)
         found = {key: getattr(terms, key).tolist() for key in ("ce", "bn", "tv", "l2")}
         if verifier:
             found["verifier_top1"] = verifier_top1(verifier, images, targets)
@@ -85,6 +91,9 @@ def make_watch(log, bar, units, args, weights, targets, verifier):
         log.line(f"{chunk_name(units)}  iteration {iteration:5d}/{args.iteration}  ce {mean['ce']:8.4f}  r_bn*bn {weights.r_bn * mean['bn']:9.4f}"
                  f"  priors {priors:8.4f}" + (f"  verifier {mean['verifier_top1']:6.2f}%" if verifier else "")
                  + f"  {eta(iteration, args.iteration - 1, start)}")
+        lines.append((iteration, found["ce"], found["bn"]))
+        for warning in find_all_warnings(lines, [f"unit {unit.index}" for unit in units], args.iteration, weights.r_bn, num_classes):
+            log.line(warning)
     return watch
 
 
@@ -179,7 +188,7 @@ def main(args):
             if pictured:
                 shutil.rmtree(snapshots, ignore_errors=True)
             with tqdm(total=args.iteration, desc=f"unit {chunk[0].index}", disable=None if rank() == 0 else True, leave=False) as bar:
-                watch = make_watch(log, bar, chunk, args, weights, targets, verifier)
+                watch = make_watch(log, bar, chunk, args, weights, targets, verifier, stepper, spec.num_classes)
                 images = optimise(stepper, noise_and_views, targets, rates, watch, snapshot if pictured else None)
             if pictured:
                 snapshot(args.iteration, images)
