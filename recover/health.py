@@ -18,9 +18,14 @@ def last_quarter(values):
     return mean(values[-max(1, len(values) // 4):])
 
 
-def comparable_r_bn(bn, num_classes):
-    """The r_bn at which r_bn * BN is the CE of a guess, as people write it; bn above 0."""
-    return f"{math.log(num_classes) / bn:.1g}"
+def cause_in_bn(bn, num_classes, from_noise):
+    """The likely cause of a BN term that outweighs CE. bn: its values at the log lines so far. Where it falls it can be matched, and only its
+    weight is wrong; where it does not, no image within the clamp has such statistics. from_noise: as never_falls has it."""
+    comparable = f"{math.log(num_classes) / bn[-1]:.1g}"
+    if bn[-1] < bn[0] / 2 or not from_noise:
+        return f"--r-bn is too large for this architecture, {comparable} would make the two comparable"
+    return (f"BN hardly falls, {bn[0]:.4g} to {bn[-1]:.4g}, so that the normalisation (--mean, --std) is probably not the teacher's; "
+            f"if it is, --r-bn {comparable} would make the two comparable")
 
 
 def describe_fault(faults, names, computed, precision):
@@ -53,26 +58,14 @@ def never_falls(ce, num_classes, from_noise=True):
     return len(ce) >= FEW_LINES and last_quarter(ce) >= max(FALLEN * (ce[0] if from_noise else guess), SMALL * guess)
 
 
-def explain_ce(ce, bn, r_bn, num_classes):
-    """The warning about a CE that never falls, with what the BN term makes likely. ce, bn: of all log lines of a unit."""
+def explain_ce(lines, r_bn, num_classes):
+    """The warning about a CE that never falls; lines as in find_warnings."""
+    iterations, ce, bn = zip(*lines)
     now, weighted = last_quarter(ce), r_bn * last_quarter(bn)
-    text = f"CE never fell: {ce[0]:.2f} at first, {now:.2f} in the last quarter of the log, {math.log(num_classes):.2f} is a guess"
+    text = f"CE never fell: {ce[0]:.2f} in iteration {iterations[0]}, {now:.2f} in the last quarter, {math.log(num_classes):.2f} is a guess"
     if weighted > 10 * now:
-        return (f"{text}; r_bn * BN is {weighted / now:.0f} times as much, so --r-bn is probably too large for this architecture "
-                f"(comparable at {comparable_r_bn(last_quarter(bn), num_classes)})")
+        return f"{text}; r_bn * BN is {weighted / now:.0f} times as much: {cause_in_bn(bn, num_classes, iterations[0] == 0)}"
     return f"{text}; the likely cause is the normalisation (--mean, --std), or a teacher that was trained for other classes or not at all"
-
-
-def dwarfed_by(bn, r_bn, num_classes):
-    """How many times ln(classes), the CE of a guess, r_bn * BN is where that is more than DWARFS, else None."""
-    ratio = r_bn * bn / math.log(num_classes)
-    return ratio if ratio > DWARFS else None
-
-
-def explain_bn(iteration, bn, ratio, num_classes):
-    """The warning about a BN term that dwarfs CE."""
-    return (f"in iteration {iteration} r_bn * BN is {ratio:.0f} times ln(classes), the CE of a guess, so that CE hardly counts; BN has another size in "
-            f"every architecture: at --r-bn {comparable_r_bn(bn, num_classes)} the two are comparable")
 
 
 def find_warnings(lines, total, r_bn, num_classes):
@@ -82,13 +75,13 @@ def find_warnings(lines, total, r_bn, num_classes):
     iterations, ce, bn = zip(*lines)
     if total < FEW_ITERATIONS:
         return {}
-    found, last = {}, iterations[-1]
+    found, last, from_noise = {}, iterations[-1], iterations[0] == 0
     middle = last >= total / 2 and (len(lines) == 1 or iterations[-2] < total / 2)
-    ratio = dwarfed_by(bn[-1], r_bn, num_classes) if middle else None
-    if ratio:
-        found["bn"] = explain_bn(last, bn[-1], ratio, num_classes)
-    if last == total - 1 and never_falls(ce, num_classes, from_noise=iterations[0] == 0):
-        found["ce"] = explain_ce(ce, bn, r_bn, num_classes)
+    ratio = r_bn * bn[-1] / math.log(num_classes)
+    if middle and ratio > DWARFS:
+        found["bn"] = f"r_bn * BN dwarfs CE, {ratio:.0f} times ln(classes) in iteration {last}: {cause_in_bn(bn, num_classes, from_noise)}"
+    if last == total - 1 and never_falls(ce, num_classes, from_noise):
+        found["ce"] = explain_ce(lines, r_bn, num_classes)
     return found
 
 

@@ -65,7 +65,8 @@ def check_finite(stepper, units, iteration, weights, precision):
     if fault:
         raise UserError(fault)
     if not torch.isfinite(stepper.images).all():
-        raise UserError(f"{chunk_name(units)}: the images are not finite after iteration {iteration}; nothing of it is written: {advice(precision, iteration + 1)}")
+        raise UserError(f"{chunk_name(units)}: the images are not finite after iteration {iteration}; nothing of it is written: "
+                        f"{advice(precision, iteration + 1)}")
 
 
 def make_watch(log, bar, units, args, weights, targets, verifier, stepper, num_classes):
@@ -143,7 +144,7 @@ def main(args):
         return print_plan(make_settings(args, spec, classes, None), images=len(wanted), units=len(units),
                           images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root))
 
-    device, _ = start_device(args.device, args.precision, training=False)
+    device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)
     if not statistics_layers(teacher.network):
         raise UserError(f"{teacher.arch} has no BatchNorm layer with running statistics, so there is nothing to match; "

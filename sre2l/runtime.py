@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sre2l import distributed
 from sre2l.distributed import barrier, local_rank, local_world_size, rank, world_size
-from sre2l.errors import UserError, first_line  # noqa: F401
+from sre2l.errors import UserError, first_line, not_deterministic  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,7 +63,9 @@ def run_guarded(main, get_args, alone=True):
         distributed.fail(f"error: {error}", 2)
     except KeyboardInterrupt:
         end("interrupted", 130)
-    except Exception:
+    except Exception as error:
+        if words := not_deterministic(error):
+            distributed.fail(f"error: {words}", 2)
         if alone:
             raise
         distributed.fail(traceback.format_exc().rstrip(), 1)
@@ -113,7 +115,8 @@ def versions(device):
                                 capture_output=True, text=True, check=True).stdout.strip()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "numpy": np.__version__, "device": name, "processes": world_size(), "commit": commit}
+            "numpy": np.__version__, "device": name, "threads": torch.get_num_threads(), "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "processes": world_size(), "commit": commit}
 
 
 def run_folder(args):

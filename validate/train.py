@@ -27,7 +27,7 @@ from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_val
 from sre2l.runtime import RunLog, UserError, atomic, claim, eta, print_plan, run_folder, run_script, versions
 from sre2l.store import keep_decoded
-from sre2l.training import (autocast, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload,
+from sre2l.training import (autocast, check_finite, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload,
                             weight_decay_groups)
 from validate.checks import check_labels, check_student, describe_labels
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
@@ -132,7 +132,9 @@ def train_student(args, spec, images, val, info, seed, log, device, precision):
             scaler.update()
 
         statistics.combine()
-        values = {"epoch": epoch + 1, "loss": round(sum_over_processes(loss_sum).item() / info.num_images, 6), "lr": lr}
+        mean_loss = sum_over_processes(loss_sum).item() / info.num_images
+        check_finite(mean_loss, network, epoch + 1, "-lr" if args.sgd else "--adamw-lr", precision)
+        values = {"epoch": epoch + 1, "loss": round(mean_loss, 6), "lr": lr}
         last = epoch + 1 == args.epochs
         if last or (epoch + 1) % args.eval_every == 0:
             values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
@@ -160,7 +162,7 @@ def evaluate_checkpoint(args, spec, device, precision):
 def main(args):
     spec, run = data_spec(args), run_folder(args)
     if args.evaluate and not args.dry_run:
-        return evaluate_checkpoint(args, spec, *start_device(args.device, args.precision, training=False))
+        return evaluate_checkpoint(args, spec, *start_device(args.device, args.precision, args.deterministic, training=False))
     check_folders(args.train_dir, args.fkd_path, args.val_dir)
     args.model = args.model or "resnet18"
     args.train_dir, args.fkd_path = args.train_dir or str(run / "images"), args.fkd_path or str(run / "labels")
@@ -170,7 +172,7 @@ def main(args):
         return print_plan(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds, output=args.output_dir,
                           bytes=num_weight_bytes(network) * len(args.seeds))
 
-    device, precision = start_device(args.device, args.precision)
+    device, precision = start_device(args.device, args.precision, args.deterministic)
     for path, stage, flag in ((args.train_dir, "recover", "--train-dir"), (args.fkd_path, "relabel", "--fkd-path")):
         if not Path(path).exists():
             raise UserError(f"{path}: nothing there yet; run {stage}.sh first, or give a folder with {flag}")
