@@ -43,6 +43,11 @@ class Stepper:
         self.views = self.engine.tabulate(views)
         self.rates = adam_rates(learning_rates).to(images)
 
+    @property
+    def tensors(self):
+        """All that an iteration changes: images, first and second moment."""
+        return self.images, self.first, self.second
+
     def iterate(self, view, rate):
         """One iteration -> its Terms. A CUDA graph can replay it: it reads tensors alone, and the host waits for nothing."""
         terms, gradient = self.engine.loss_and_gradient(self.images, self.targets, view)
@@ -78,7 +83,7 @@ class Stepper:
     def capture(self, view, rate):
         """Record one iteration. The two that warm up and the one recorded leave no trace in what is optimised."""
         self.view, self.rate = view.clone(), rate.clone()
-        changed = self.images, self.first, self.second, self.broken
+        changed = *self.tensors, self.broken
         kept = [tensor.clone() for tensor in changed]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
