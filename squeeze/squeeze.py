@@ -31,7 +31,8 @@ from sre2l.realdata import read_real, read_val
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng
 from sre2l.settings import finish, keep_settings, start_afresh
 from sre2l.store import keep_decoded
-from sre2l.training import at_least_float32, autocast, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload
+from sre2l.training import (at_least_float32, autocast, check_finite, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr,
+                            start_device, upload)
 
 SCALE = (0.08, 1.0)  # of RandomResizedCrop
 
@@ -46,7 +47,7 @@ def make_settings(args, spec, stem=None, train=None, val=None, precision=None):
 
 def check_torchvision(args, spec):
     """imagenet1k: the published teachers are torchvision's; see that they load, and measure them where images are given."""
-    device, precision = start_device(args.device, args.precision, training=False)
+    device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher = load_teacher(spec, None, args.arch, args.stem)
     print(f"imagenet1k: the teacher is torchvision's {args.arch} with IMAGENET1K_V1 weights; they load (sha256 {teacher.sha256[:12]})")
     if args.real_data:
@@ -99,7 +100,7 @@ def main(args):
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)
 
-    device, precision = start_device(args.device, args.precision)
+    device, precision = start_device(args.device, args.precision, args.deterministic)
     if args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs} is not below --epochs {args.epochs}")
     torch.manual_seed(args.seed)
@@ -136,7 +137,7 @@ def main(args):
         """Let process 0 write what a run continues from."""
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "epoch": epoch, "batches": batches_done, "loss_sum": loss_sum}
         if rank() == 0:
-            save_torch(folder / "checkpoint.pth", {"model": network.state_dict(), **state, "values": values})
+            save_torch(folder / "checkpoint.pth", {"model": network.state_dict(), **state, "seed": args.seed, "values": values})
         timer.saved()
 
     network.train()
@@ -160,15 +161,17 @@ def main(args):
             if not (wish or ended):
                 continue
             statistics.combine(divisor=world_size())
+            total = sum_over_processes(loss_sum.clone())
+            check_finite(total.item(), network, batch.epoch + 1, "--lr", precision)
             if not ended:
-                save(batch.epoch, batch.index + 1, sum_over_processes(loss_sum.clone()))
+                save(batch.epoch, batch.index + 1, total)
                 if wish > 1:
                     log.line(f"stopped and saved after batch {batch.index + 1} of {batches.per_epoch} of epoch {batch.epoch + 1}")
                     leave()
                 continue
 
             epoch, last = batch.epoch + 1, batch.epoch + 1 == args.epochs
-            values = {"epoch": epoch, "loss": round(sum_over_processes(loss_sum).item() / len(train), 5)}
+            values = {"epoch": epoch, "loss": round(total.item() / len(train), 5)}
             loss_sum.zero_()
             if last or epoch % args.eval_every == 0:
                 values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
@@ -184,7 +187,7 @@ def main(args):
     if first < args.epochs or not (folder / "teacher.pth").exists():
         facts = {key: getattr(spec, key) for key in ("mean", "std", "size", "num_classes")}
         teacher = {"format": TEACHER_FORMAT, "arch": args.arch, "stem": stem, "class_names": train.class_names, "dataset": spec.name,
-                   **facts, **values, "model": network.state_dict()}
+                   "seed": args.seed, **facts, **values, "model": network.state_dict()}
         save_torch(folder / "teacher.pth", teacher)
     finish(folder / "settings.json")
     log.line(f"done: {folder / 'teacher.pth'}, top-1 {read_checkpoint(folder / 'teacher.pth')['top1']:.2f}% on {len(val)} images")
