@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from sre2l.datasets import STEMS
-from sre2l.runtime import UserError, first_line
+from sre2l.errors import UserError, first_line
 from sre2l.safe_load import is_whole, safe_load
 
 TEACHER_FORMAT = "sre2l-teacher-1"

@@ -1,5 +1,7 @@
 """Properties that hold whatever the numbers and names: hypothesis looks for those for which they do not."""
+import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -15,11 +17,14 @@ from recover.views import apply_view, draw_view
 from sre2l import resize
 from sre2l.augment import apply_crops, apply_mix, draw_crops, draw_mix, draw_resized_windows, mixed_share, pixel_windows
 from sre2l.batches import Batches
+from sre2l.errors import UserError
+from sre2l.files import beside, hash_file, read_json, write_json
 from sre2l.images import check_layout, image_path
-from sre2l.labels import Sheet, label_name, read_sheet, write_sheet
-from sre2l.manifest import keep_hashes, read_hashes, record_hash
-from sre2l.runtime import UserError, beside, claim, read_json
+from sre2l.labels import Sheet, label_name, read_sheet
+from sre2l.manifest import merge_hashes, read_hashes, write_recorded
+from sre2l.settings import keep_settings, recorded
 from tests.crops import by_pillow
+from tests.helpers import write_sheet
 from validate.losses import hard_targets
 from validate.shares import share_of
 
@@ -188,44 +193,51 @@ values = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dict
 names = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=30).filter(lambda name: name not in (".", ".."))
 
 
-@often
+@now_and_then
 @given(kept=st.dictionaries(st.text(max_size=8), values, min_size=1, max_size=5), other=plain, name=names)
 @example(kept={"lr": 0.1, "a\n'b\"": [1, None, "ü\u2028"]}, other=0, name="a b'[*]?$(x)\n.json")
 def test_settings_are_read_back_as_they_were_written(kept, other, name):
-    """Any values under any names: the same settings go on, others are refused with the key named."""
+    """Any values under any names: the same settings go on, others are refused with the key named, a changed file too."""
     with tempfile.TemporaryDirectory() as folder:
         path = beside(Path(folder) / name, "manifest.json")
-        claim(path, kept)
-        claim(path, kept)
-        assert read_json(path)["settings"] == kept
-        assert os.listdir(folder) == [path.name]
+        keep_settings(path, kept)
+        keep_settings(path, kept)
+        assert recorded(path) == kept and os.listdir(folder) == [path.name]
         key = sorted(kept)[0]
         assume(kept[key] != other)
         with pytest.raises(UserError) as caught:
-            claim(path, {**kept, key: other})
-        assert f"{key}: there {read_json(path)['settings'][key]!r}, here {other!r}" in str(caught.value)
-        claim(path, {**kept, key: other}, free=(key,))
-        assert read_json(path)["settings"][key] == (kept[key] if other is None else other)
+            keep_settings(path, {**kept, key: other})
+        assert f"{key}: there {recorded(path, key)!r}, here {other!r}" in str(caught.value)
+        keep_settings(path, {**kept, key: other}, free=(key,))
+        assert recorded(path, key) == (kept[key] if other is None else other)
+        write_json(path, {**read_json(path), "settings": {**kept, key: [other]}})
+        with pytest.raises(UserError, match="not as a run wrote it"):
+            recorded(path)
 
 
-batch_names = st.builds(label_name, st.integers(0, 10 ** 6), st.integers(0, 10 ** 6))
-digests = st.integers(0, 2 ** 256 - 1).map("{:064x}".format)
+batches_and_images = (st.builds(label_name, st.integers(0, 10 ** 6), st.integers(0, 10 ** 6))
+                      | st.builds(lambda *which: str(image_path("", *which)), st.integers(0, 10 ** 4), st.integers(0, 999), st.sampled_from((1000, 10 ** 4))))
 
 
-@often
-@given(lines=st.lists(st.tuples(batch_names, digests), max_size=12), name=names)
-@example(lines=[("epoch_0/batch_0.tar", "0" * 64), ("epoch_0/batch_0.tar", "1" * 64)], name="[a]*?.sha256")
-def test_hashes_are_read_back_as_they_were_written(lines, name):
-    """The last of several for a file counts, also when the file is written anew, in order; whatever the folder's name."""
+@now_and_then
+@given(rounds=st.lists(st.dictionaries(batches_and_images, st.binary(max_size=20), max_size=4), max_size=4), name=names)
+@example(rounds=[{"epoch_0/batch_0.tar": b"0"}, {"epoch_0/batch_0.tar": b"1"}], name="[a]*?.sha256.")
+def test_hashes_are_read_back_as_they_were_written(rounds, name):
+    """Files written in several rounds, some anew: the last hash counts, before and after the part of this process joins the main file, in
+    which the numbers are in order; whatever the folder's name."""
     with tempfile.TemporaryDirectory() as folder:
-        root, wanted = Path(folder) / name, dict(lines)
-        for line in lines:
-            record_hash(root, *line)
-        assert read_hashes(root) == wanted
-        keep_hashes(root, wanted)
-        assert read_hashes(root) == wanted
-        assert sorted(wanted, key=place_of) == list(read_hashes(root))
+        root, wanted = Path(folder) / name, {}
+        for files in rounds:
+            write_recorded(root, files)
+            wanted |= {key: hashlib.sha256(data).hexdigest() for key, data in files.items()}
+            assert read_hashes(root) == wanted
+        merge_hashes(root)
+        assert read_hashes(root) == wanted and set(os.listdir(folder)) <= {name, f"{name}.sha256"}
+        assert all(hash_file(root / key) == digest for key, digest in wanted.items())
+        assert [numbers_in(key) for key in read_hashes(root)] == sorted(map(numbers_in, wanted))
+        merge_hashes(root, drop=list(wanted)[:1])
+        assert read_hashes(root) == {key: wanted[key] for key in list(wanted)[1:]}
 
 
-def place_of(name):
-    return [int(part.strip("epochbatr_.")) for part in name.split("/")]
+def numbers_in(name):
+    return [int(number) for number in re.findall("[0-9]+", name)]
