@@ -74,6 +74,7 @@ def test_torchvisions_cached_weights_run_nothing_even_with_the_right_hash(tmp_pa
     file = put_weights(tmp_path, monkeypatch, saved({"fc.weight": Trap(mark)}))
     with pytest.raises(UserError, match="could not download or read torchvision's weights of shufflenet_v2_x0_5"):
         pretrained(SMALL)
+    assert not mark.exists()
     with monkeypatch.context() as patch:  # what stands between the two
         patch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
         torch.load(file, weights_only=False)
@@ -170,9 +171,11 @@ def test_a_member_marked_as_a_folder_and_a_compressed_one():
             safe_load("x", "label file", zip_of(data, **changed))
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_tensors_whose_values_are_not_in_the_file(tmp_path):
-    """A million rows of one stored value, a meta tensor, a sparse one: no label file's logits, no checkpoint's weights."""
-    odd = (torch.zeros(1, 1).half().expand(10 ** 6, 10 ** 6), torch.zeros(5, 7, device="meta").half(), torch.zeros(5, 7).half().to_sparse())
+    """A million rows of one stored value, a meta tensor, a sparse one, a nested one: no label file's logits, no checkpoint's weights."""
+    odd = (torch.zeros(1, 1).half().expand(10 ** 6, 10 ** 6), torch.zeros(5, 7, device="meta").half(), torch.zeros(5, 7).half().to_sparse(),
+           torch.nested.nested_tensor([torch.zeros(7).half()] * 5))
     for value in odd:
         write_file(tmp_path, released_fields(logits=value))
         with pytest.raises(UserError, match="batch_0.tar"):
