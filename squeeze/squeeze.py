@@ -18,11 +18,11 @@ from sre2l.augment import Mix, draw_crops, show_batch
 from sre2l.batches import BatchDataset, Batches, load_batches
 from sre2l.claims import claim
 from sre2l.datasets import STEMS
-from sre2l.distributed import any_process, check_agreement, rank, sum_over_processes, world_size
+from sre2l.distributed import check_agreement, largest, rank, sum_over_processes, world_size
 from sre2l.files import clear_leftovers, hash_json, save_torch
 from sre2l.flags import Parser, add_run_flags, add_stage_flags, check_folders, data_spec, number
 from sre2l.images import fingerprint
-from sre2l.interrupts import finishing_steps, leave, stop_requested
+from sre2l.interrupts import SaveTimer, finishing_steps, leave, stop_requested
 from sre2l.labels import Sheet
 from sre2l.models import TEACHER_FORMAT, build_network, check_input_size, load_teacher, num_weight_bytes, read_checkpoint
 from sre2l.parallel import RunningStatistics, replicate
@@ -130,13 +130,14 @@ def main(args):
     loader = load_batches(BatchDataset(train, spec.size, partial(draw_sheet, spec, args.seed)), batches, args.workers, device, own_rows)
     bar = tqdm(total=len(batches), desc="squeeze", unit="batch", disable=None, leave=False)
     loss_sum = (loss_sum if rank() == 0 else torch.zeros(())).to(device)
-    val, begin = keep_on_device(val, device), time.monotonic()
+    val, begin, timer = keep_on_device(val, device), time.monotonic(), SaveTimer(args.save_every_sec)
 
     def save(epoch, batches_done, loss_sum):
         """Let process 0 write what a run continues from."""
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "epoch": epoch, "batches": batches_done, "loss_sum": loss_sum}
         if rank() == 0:
             save_torch(folder / "checkpoint.pth", {"model": network.state_dict(), **state, "values": values})
+        timer.saved()
 
     network.train()
     with finishing_steps():
@@ -155,25 +156,26 @@ def main(args):
                 scaler.step(optimizer)
                 scaler.update()
                 loss_sum += loss.detach() * len(batch.rows)
-            stop, ended = any_process(stop_requested()), batch.index == batches.per_epoch - 1
-            if not (stop or ended):
+            wish, ended = largest(2 * stop_requested() + timer.is_due()), batch.index == batches.per_epoch - 1
+            if not (wish or ended):
                 continue
             statistics.combine(divisor=world_size())
-            sum_over_processes(loss_sum)
             if not ended:
-                save(batch.epoch, batch.index + 1, loss_sum)
-                log.line(f"stopped and saved after batch {batch.index + 1} of {batches.per_epoch} of epoch {batch.epoch + 1}")
-                leave()
+                save(batch.epoch, batch.index + 1, sum_over_processes(loss_sum.clone()))
+                if wish > 1:
+                    log.line(f"stopped and saved after batch {batch.index + 1} of {batches.per_epoch} of epoch {batch.epoch + 1}")
+                    leave()
+                continue
 
             epoch, last = batch.epoch + 1, batch.epoch + 1 == args.epochs
-            values = {"epoch": epoch, "loss": round(loss_sum.item() / len(train), 5)}
+            values = {"epoch": epoch, "loss": round(sum_over_processes(loss_sum).item() / len(train), 5)}
             loss_sum.zero_()
             if last or epoch % args.eval_every == 0:
                 values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
             log.metrics(**values)
             log.line("  ".join(f"{key} {value}" for key, value in values.items()) + f"  {eta(epoch - first, args.epochs - first, begin)}")
             save(epoch, 0, loss_sum)
-            if stop and not last:
+            if wish > 1 and not last:
                 leave()
     bar.close()
 
@@ -205,6 +207,7 @@ def get_args(argv=None):
     add("--warmup-epochs", type=number(int, 0), default=0, help="epochs of linear warm-up from 0.01 of the rate")
     add("--precision", choices=PRECISIONS, help="of the network's layers (default: tf32 on a GPU that has it, else fp32)")
     add("--eval-every", type=number(int, 1), default=10, help="epochs between evaluations")
+    add("--save-every-sec", type=number(float, 0), default=120.0, help="seconds between checkpoints within an epoch; each epoch ends with one")
     add("-j", "--workers", type=number(int, 0), default=4, help="threads that prepare batches, 0 = none")
     return parser.parse_args(argv)
 

@@ -17,7 +17,7 @@ from sre2l.augment import show_batch
 from sre2l.batches import BatchDataset, Batches, load_batches
 from sre2l.claims import claim
 from sre2l.datasets import STEMS
-from sre2l.distributed import any_process, check_agreement, rank, sum_over_processes, world_size
+from sre2l.distributed import check_agreement, largest, rank, sum_over_processes, world_size
 from sre2l.files import clear_leftovers, hash_json, save_torch
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_val_flag, check_folders, data_spec, number, number_list, override
 from sre2l.images import fingerprint, read_synthetic
@@ -143,11 +143,13 @@ def train_student(args, spec, images, val, info, seed, log, device, precision):
                 statistics.skip(share.gaps[-1])
                 scaler.step(optimizer)
                 scaler.update()
-                if any_process(stop_requested()):
+                if wish := largest(2 * stop_requested() + timer.is_due()):
                     statistics.combine()
-                    save({"epoch": epoch, "batches": index + 1, "loss_sum": sum_over_processes(loss_sum)}, ended=False)
-                    log.line(f"seed {seed}: stopped and saved after batch {index + 1} of {batches.per_epoch} of epoch {epoch + 1}")
-                    leave()
+                    save({"epoch": epoch, "batches": index + 1, "loss_sum": sum_over_processes(loss_sum.clone())}, ended=False)
+                    statistics.split()
+                    if wish > 1:
+                        log.line(f"seed {seed}: stopped and saved after batch {index + 1} of {batches.per_epoch} of epoch {epoch + 1}")
+                        leave()
 
             statistics.combine()
             values = {"epoch": epoch + 1, "loss": round(sum_over_processes(loss_sum).item() / info.num_images, 6), "lr": lr}
