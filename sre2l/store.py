@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from sre2l.resize import host_cropper, vertical_first
-from sre2l.runtime import UserError, atomic
+from sre2l.files import atomic
+from sre2l.runtime import UserError
 
 MEMORY_SHARE = 0.5    # of the machine's memory, shared by its processes
 GPU_SHARE = 0.5       # of the GPU memory that is free at the start: the rest is the network's
