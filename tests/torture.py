@@ -25,7 +25,7 @@ from tests.torture_runs import Stage, Trap, drive
 STAGES = ("squeeze", "recover", "relabel", "validate")
 NAMES = [f"c{i}" for i in range(10)]
 KINDS = {"instant": 0.5, "line": 0.3, "bytes": 0.2}  # how a run dies, and how often: see Trap
-CALM = 0.15                                          # of the starts nobody kills
+DEADLY = 0.85                                        # of the starts, of two processes of either
 GRACE_SEC = (0.0, 0.1, 0.5, 5.0)                     # between SIGTERM and SIGKILL for the rank whose peer was killed
 
 
@@ -54,7 +54,7 @@ def make_stages(base):
     common = ("--dataset", "cifar10", "--name", base / "run", "--device", "cpu")
     teacher, student = (*common, "--teacher", base / "teacher.pth", "--arch", SMALL), ("--epochs", 3, "-j", 0, "--eval-every", 1)
     images, labels = ("--data", base / "images", "-b", 8, "-j", 1), ("--train-dir", base / "images", "--fkd-path", base / "labels")
-    recover = (*teacher, "--iteration", 3, "--batch-size", 10, "--no-crop-flip", "--groups", 1)  # TODO_SAVE
+    recover = (*teacher, "--iteration", 3, "--batch-size", 5, "--no-crop-flip", "--groups", 1)  # TODO_SAVE
     noise_folder(base / "real" / "train", NAMES, 3)
     noise_folder(base / "real" / "val", NAMES, 2, seed=1)
     synthetic_folder(base / "images")
@@ -65,8 +65,8 @@ def make_stages(base):
     return [
         Stage("squeeze", "squeeze.squeeze", [(*common, *student, "--real-data", base / "real", "--arch", SMALL, "-b", 10)]),
         # the contact sheet shows what is there when a range is done: the last to draw it may have looked before the other was
-        Stage("recover", "recover.recover", [(*recover, "--ipc-start", i, "--ipc-end", i + 2) for i in (0, 2)], may_differ=("images.png",)),
-        Stage("recover", "recover.recover", [(*recover, "--ipc-end", 4)] * 2, together=True),
+        Stage("recover", "recover.recover", [(*recover, "--ipc-start", i, "--ipc-end", i + 1) for i in (0, 1)], may_differ=("images.png",)),
+        Stage("recover", "recover.recover", [(*recover, "--ipc-end", 2)] * 2, together=True),
         Stage("relabel", "relabel.relabel", [(*teacher, *images, "--epochs", 4)] * 2, together=True),
         Stage("validate", "validate.train", [(*common, *student, *labels, "--val-dir", base / "real", "--model", SMALL, "--save-every-sec", 0)])]
 
@@ -95,9 +95,9 @@ def make_reference(stage, base, folder):
     return Reference(folder, course.seconds, lines, [path.stat().st_size for path in folder.rglob("*") if path.is_file()])
 
 
-def choose_trap(reference, rng):
-    """How a run is to die: at an instant, before a line of what writes, or when a file has grown to some size."""
-    kind = rng.choice(["none", *KINDS], p=[CALM, *((1 - CALM) * share for share in KINDS.values())])
+def choose_trap(reference, deadly, rng):
+    """How a run is to die: at an instant, before a line of what writes, or when a file has grown to some size; else in peace."""
+    kind = rng.choice(["none", *KINDS], p=[1 - deadly, *(deadly * share for share in KINDS.values())])
     if kind == "instant":
         return Trap("instant", reference.seconds * rng.uniform())
     if kind == "bytes":
@@ -111,7 +111,7 @@ def choose_trap(reference, rng):
 def torture_once(stage, base, reference, rng, tally):
     """One output from nothing to completion under kills -> sentences on what is wrong with it."""
     shutil.rmtree(base / "run", ignore_errors=True)
-    course = drive(stage, base, partial(choose_trap, reference, rng), lambda: rng.choice(GRACE_SEC, p=(0.4, 0.3, 0.25, 0.05)))
+    course = drive(stage, base, partial(choose_trap, reference, 1 - (1 - DEADLY) ** (1 / len(stage.commands)), rng), lambda: rng.choice(GRACE_SEC, p=(0.4, 0.3, 0.25, 0.05)))
     read_lines(base, reference.lines)
     tally.kills.update(kind for kind, _ in course.deaths)
     tally.progress += [min(1.0, seconds / reference.seconds) for _, seconds in course.deaths]
