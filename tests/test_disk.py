@@ -6,16 +6,17 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
-from pathlib import Path
 
 import pytest
 
 from recover import recover
 from relabel import relabel
+from sre2l import store
+from sre2l.images import read_synthetic
 from sre2l.runtime import run_script
 from squeeze import squeeze
 from tests.compare import differences, names_of
-from tests.helpers import SMALL
+from tests.helpers import SMALL, synthetic_folder
 from tests.worlds import common, teacher
 from validate import train
 
@@ -183,3 +184,13 @@ def test_relabel_asks_for_the_room_it_needs(run_stage, monkeypatch, tmp_path):
     code, said = run_stage("relabel", tmp_path)
     one_sentence(said, code, str(tmp_path / "run" / "labels"))
     assert not list((tmp_path / "run").rglob("*.tar"))
+
+
+def test_decoded_pixels_that_do_not_fit_are_decoded_at_each_use(disk, tmp_path, monkeypatch):
+    """The disk was free when asked and is full when written: no mapped file, none left over, no SIGBUS."""
+    images = read_synthetic(synthetic_folder(tmp_path / "images"), 10)
+    monkeypatch.setattr(store, "fits_memory", lambda _: False)
+    fill(disk, 8 * PAGE)  # of the 60 KB of pixels
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: ROOM)
+    kept, note = store.keep_decoded(images, folder=disk / "run", identity="x")
+    assert kept is images and "decoded at each use" in note and not list((disk / "run").iterdir())
