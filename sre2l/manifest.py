@@ -1,12 +1,12 @@
-"""What a label folder's files do not say, in two files beside its root: a manifest (JSON) and a hash of every label file (sha256sum -c)."""
-import glob
+"""What the files of an image or label folder do not say, in two files beside its root: a manifest (JSON) and a hash of every file (sha256sum -c)."""
 import hashlib
 import re
 from pathlib import Path
 
-from sre2l.distributed import rank
+from sre2l.errors import UserError
+from sre2l.files import TOKEN, alone_in, append_line, as_json, beside, is_alive, token, write_bytes
 from sre2l.images import hash_images
-from sre2l.runtime import UserError, as_json, atomic, beside, read_json, refuse_unclaimed
+from sre2l.settings import recorded, refuse_unclaimed
 
 LABEL_FORMAT = "sre2l-labels-1"
 ORDER_RULE = "torch RandomSampler, own generator, two permutations an epoch, the second dropped"
@@ -25,9 +25,9 @@ def describe_images(images):
 def manifest_of(root):
     """The settings in a label folder's manifest, or None for a folder without one, such as the published ones."""
     path = beside(root, "manifest.json")
-    if not path.exists():
+    settings = recorded(path)
+    if settings is None:
         return None
-    settings = read_json(path).get("settings", {})
     if settings.get("format") != LABEL_FORMAT or not settings.keys() >= REQUIRED:
         raise UserError(f"{path}: no manifest of the format {LABEL_FORMAT!r}, or some of its keys are missing; relabel the images")
     return settings
@@ -45,22 +45,22 @@ def check_images(root, manifest, described, folder):
         raise UserError(f"{root}: these labels belong to {what[wrong[0]]}; relabel {folder}, or give the images they were made for")
 
 
-def hash_file(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def hash_files(root):
+    """The hash files of a folder: the main one and, while processes write, one of each, since two machines cannot append to one file."""
+    main = beside(root, "sha256")
+    parts = [path for path in main.parent.glob("*.sha256.*") if re.fullmatch(rf"{re.escape(main.name)}\.{TOKEN}", path.name)]
+    return [path for path in (main, *sorted(parts, key=lambda path: path.stat().st_mtime_ns)) if path.exists()]
+
+
+def read_hash_file(path):
+    """{'epoch_0/batch_0.tar': sha256}; the last line of a name counts, and what a kill left of a line does not."""
+    matches = (re.fullmatch(r"([0-9a-f]{64})  (.+)\n", line) for line in open(path, errors="replace"))
+    return {match[2]: match[1] for match in matches if match}
 
 
 def read_hashes(root):
-    """The recorded hash of each label file, {'epoch_0/batch_0.tar': sha256}; the last line of a file counts, and a further process's file
-    over the first's."""
-    paths = [path for path in (beside(root, "sha256"), *rank_hashes(root)) if path.exists()]
-    lines = (line.rstrip("\n").partition("  ") for path in paths for line in open(path))
-    return {name: digest for digest, _, name in lines if name}
-
-
-def rank_hashes(root):
-    """The hash files of further processes: one file each, since two machines cannot append to one in a shared folder."""
-    first = beside(root, "sha256")
-    return sorted(first.parent.glob(f"{glob.escape(first.name)}.rank*"))
+    """The recorded hash of each file of an image or label folder, by its path in it."""
+    return {name: digest for path in hash_files(root) for name, digest in read_hash_file(path).items()}
 
 
 def earlier_epochs(root):
@@ -70,18 +70,33 @@ def earlier_epochs(root):
     return manifest["epochs"] if manifest else 0
 
 
-def keep_hashes(root, hashes):
-    """Write the hash file anew with these lines, in the order of epochs and batches; replaced hashes are gone then."""
+def is_writing(root, owner):
+    """Does another process, by its token, write to this folder? It has a claim then, and touches it now and then."""
+    claim = beside(root, f"{owner}.claim")
+    return owner != token() and claim.exists() and is_alive(owner, claim)
+
+
+def merge_hashes(root, drop=()):
+    """Write the main hash file anew, in the order of its numbers, with what this process and dead ones have recorded, without the names
+    in `drop`. What living processes record stays theirs until they end."""
     def place(name):
         return [int(number) for number in re.findall(r"\d+", name)]
-    with atomic(beside(root, "sha256")) as tmp:
-        tmp.write_text("".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=place)))
-    for path in rank_hashes(root):
-        path.unlink()
+    main = beside(root, "sha256")
+    with alone_in(main.parent):
+        parts = [path for path in hash_files(root) if path != main]
+        ended = [path for path in parts if not is_writing(root, path.name.removeprefix(f"{main.name}."))]
+        before = read_hash_file(main) if main.exists() else {}
+        hashes = {name: digest for path in ended for name, digest in read_hash_file(path).items()}
+        hashes = {name: digest for name, digest in (before | hashes).items() if name not in drop}
+        if hashes != before:
+            write_bytes(main, "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=place)).encode())
+        for path in ended:
+            path.unlink()
 
 
-def record_hash(root, name, digest):
-    """Append the hash of a finished label file, in the format of sha256sum (run it inside the root); one write, since several threads
-    append."""
-    with open(beside(root, f"sha256.rank{rank()}" if rank() else "sha256"), "a") as file:
-        file.write(f"{digest}  {name}\n")
+def write_recorded(root, files):
+    """Write files {path in the folder: bytes}, and record their hashes before: one that a kill leaves is then a known one."""
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    append_line(beside(root, f"sha256.{token()}"), "".join(f"{digest}  {name}\n" for name, digest in hashes.items()))
+    for name, data in files.items():
+        write_bytes(Path(root) / name, data, root)

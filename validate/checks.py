@@ -5,8 +5,9 @@ from pathlib import Path
 
 from sre2l.batches import Batches
 from sre2l.distributed import world_size
+from sre2l.files import hash_file
 from sre2l.labels import agreement, inspect_labels, label_path
-from sre2l.manifest import check_images, describe_images, hash_file, manifest_of
+from sre2l.manifest import check_images, describe_images, manifest_of
 from sre2l.models import build_network, check_input_size
 from sre2l.runtime import UserError, as_json
 
