@@ -20,7 +20,8 @@ from pathlib import Path
 
 from sre2l.runtime import ROOT, run_script
 
-WRITING = {"files", "claims", "state", "manifest", "runtime", "labels", "units", "images", "squeeze", "recover", "relabel", "train", "results"}
+WRITING = {"files", "claims", "state", "settings", "interrupts", "manifest", "runtime", "units", "images", "labels",
+           "squeeze", "recover", "relabel", "train", "results"}
 HANG_SEC = 120
 
 
