@@ -26,6 +26,7 @@ STAGES = ("squeeze", "recover", "relabel", "validate")
 NAMES = [f"c{i}" for i in range(10)]
 KINDS = {"instant": 0.5, "line": 0.3, "bytes": 0.2}  # how a run dies, and how often: see Trap
 DEADLY = 0.85                                        # of the starts, of two processes of either
+LEAST_BYTES = 64                                     # Python's own semaphores are files of 32 bytes
 GRACE_SEC = (0.0, 0.1, 0.5, 5.0)                     # between SIGTERM and SIGKILL for the rank whose peer was killed
 
 
@@ -96,7 +97,7 @@ def choose_trap(reference, deadly, rng):
     if kind == "instant":
         return Trap("instant", reference.seconds * rng.uniform())
     if kind == "bytes":
-        return Trap("bytes", int(rng.integers(rng.choice(reference.sizes), endpoint=True)))
+        return Trap("bytes", LEAST_BYTES + int(rng.integers(rng.choice(reference.sizes))))
     if kind == "line":
         place = str(rng.choice(sorted(reference.lines)))
         return Trap("line", (place, int(rng.integers(reference.lines[place])) + 1))
