@@ -4,6 +4,7 @@ Run: python -m tests.torture [stage ...] [--kills N] [--seed S]      (or sh test
 Result: a table; exit code 1 where a result is wrong, a file is left over, or a run ends by itself. A wrong world is kept, and named.
 """
 import argparse
+import importlib
 import json
 import shutil
 import sys
@@ -23,6 +24,7 @@ from tests.helpers import SMALL, bare_checkpoint, noise_folder, synthetic_folder
 from tests.torture_runs import Stage, Trap, drive
 
 STAGES = ("squeeze", "recover", "relabel", "validate")
+MODULES = ("squeeze.squeeze", "recover.recover", "relabel.relabel", "validate.train")
 NAMES = [f"c{i}" for i in range(10)]
 KINDS = {"instant": 0.5, "line": 0.3, "bytes": 0.2}  # how a run dies, and how often: see Trap
 DEADLY = 0.85                                        # of the starts, of two processes of either
@@ -60,6 +62,8 @@ def make_stages(base):
     noise_folder(base / "real" / "val", NAMES, 2, seed=1)
     synthetic_folder(base / "images")
     bare_checkpoint(base / "teacher.pth")
+    for module in MODULES:  # here and not in every child
+        importlib.import_module(module)
     course = drive(Stage("labels", "relabel.relabel", [(*teacher, *images, "--epochs", 3, "--fkd-path", base / "labels")]), base, Trap)
     if course.problem:
         sys.exit(course.problem)
