@@ -31,6 +31,7 @@ KINDS = {"instant": 0.5, "line": 0.3, "bytes": 0.2}  # how a run dies, and how o
 DEADLY = 0.85                                        # of the starts, of two processes of either
 LEAST_BYTES = 64                                     # Python's own semaphores are files of 32 bytes
 GRACE_SEC = (0.0, 0.1, 0.5, 5.0)                     # between SIGTERM and SIGKILL for the rank whose peer was killed
+GRACE_SHARES = (0.4, 0.3, 0.25, 0.05)
 
 
 @dataclass
@@ -112,7 +113,8 @@ def choose_trap(reference, deadly, rng):
 def torture_once(stage, base, reference, rng, tally):
     """One output from nothing to completion under kills -> sentences on what is wrong with it."""
     shutil.rmtree(base / "run", ignore_errors=True)
-    course = drive(stage, base, partial(choose_trap, reference, 1 - (1 - DEADLY) ** (1 / len(stage.commands)), rng), lambda: rng.choice(GRACE_SEC, p=(0.4, 0.3, 0.25, 0.05)))
+    deadly = 1 - (1 - DEADLY) ** (1 / len(stage.commands))
+    course = drive(stage, base, partial(choose_trap, reference, deadly, rng), lambda: rng.choice(GRACE_SEC, p=GRACE_SHARES))
     read_lines(base, reference.lines)
     if course.starts == 1 and not course.problem:
         reference.seconds = min(reference.seconds, course.seconds)
