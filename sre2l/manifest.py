@@ -5,27 +5,35 @@ import re
 from pathlib import Path
 
 from sre2l.distributed import rank
-from sre2l.images import hash_images
-from sre2l.runtime import UserError, as_json, atomic, beside, read_json, refuse_unclaimed
+from sre2l.images import hash_images, hash_paths
+from sre2l.runtime import UserError, as_json, atomic, beside, first_line, read_json, refuse_unclaimed
 
 LABEL_FORMAT = "sre2l-labels-1"
 ORDER_RULE = "torch RandomSampler, own generator, two permutations an epoch, the second dropped"
 REQUIRED = {"num_images", "classes", "paths_sha256", "images_sha256", "image_bytes", "epochs", "batch_size", "order_seed", "seed", "mix",
             "mix_alpha", "crop", "input_size", "mean", "std", "logits", "teacher", "teacher_classes", "measured_top1"}
+HASH_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 FREE = ("epochs", "measured_top1", "versions", "half_against_fp32")  # may differ between the runs that fill one folder
+
+
+def describe_names(images):
+    """What their names alone tell: number, classes, and a hash of the paths."""
+    return {"num_images": len(images), "classes": sorted(set(images.labels.tolist())), "class_folders": images.class_names,
+            "paths_sha256": hash_paths(images)}
 
 
 def describe_images(images):
     """The part of a manifest that ties labels to images: their number, classes, and hashes of paths and bytes."""
-    paths_sha256, images_sha256, num_bytes = hash_images(images)
-    return {"num_images": len(images), "classes": sorted(set(images.labels.tolist())), "class_folders": images.class_names,
-            "paths_sha256": paths_sha256, "images_sha256": images_sha256, "image_bytes": num_bytes}
+    images_sha256, num_bytes = hash_images(images)
+    return {**describe_names(images), "images_sha256": images_sha256, "image_bytes": num_bytes}
 
 
 def manifest_of(root):
     """The settings in a label folder's manifest, or None for a folder without one, such as the published ones."""
-    path = beside(root, "manifest.json")
+    path, hashes = beside(root, "manifest.json"), beside(root, "sha256")
     if not path.exists():
+        if hashes.exists():
+            raise UserError(f"{path}: this manifest is missing, though {hashes.name} stands beside it: bring it back; labels of other origin have neither")
         return None
     settings = read_json(path).get("settings", {})
     if settings.get("format") != LABEL_FORMAT or not settings.keys() >= REQUIRED:
@@ -36,9 +44,9 @@ def manifest_of(root):
 def check_images(root, manifest, described, folder):
     """Raise UserError unless the labels were made for exactly these images, by number, paths and bytes.
 
-    described: describe_images of them, which reads every byte; folder: where they lie, for the message."""
+    described: describe_images of them, which reads every byte, or describe_names, which reads none; folder: where they lie, for the message."""
     here = as_json(described)
-    wrong = [key for key in ("num_images", "classes", "paths_sha256", "images_sha256") if here[key] != manifest.get(key)]
+    wrong = [key for key in ("num_images", "classes", "paths_sha256", "images_sha256") if key in here and here[key] != manifest.get(key)]
     if wrong:
         what = {"num_images": f"{manifest.get('num_images')} images, {folder} has {here['num_images']}",
                 "classes": "other classes", "paths_sha256": "images of other names", "images_sha256": "images with other contents"}
@@ -49,12 +57,39 @@ def hash_file(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def read_hashes(root):
-    """The recorded hash of each label file, {'epoch_0/batch_0.tar': sha256}; the last line of a file counts, and a further process's file
-    over the first's."""
+def is_inside(name):
+    """Whether a name in a hash file is that of a file inside the root: relative, no '..', nothing that is not printed."""
+    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
+def parse_hashes(path, strict=False):
+    """{name: sha256} of one hash file, a later line over an earlier; raises UserError for a line that is not one.
+
+    A last line without its end is what a killed run leaves: it is passed over, so that its file counts as not recorded. strict: that is a
+    fault as well, and so is a name that stands there twice."""
+    try:
+        lines = Path(path).read_bytes().decode().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as a file of hashes ({first_line(error)})") from None
+    if strict and lines[-1]:
+        raise UserError(f"{path}: line {len(lines)}, its last, is torn: {lines[-1][:80]!r}; the same command as before mends it")
+    found = {}
+    for number, line in enumerate(lines[:-1], 1):
+        match = HASH_LINE.fullmatch(line)
+        if not match or not is_inside(match[2]):
+            raise UserError(f"{path}: line {number} is no hash of a file inside {Path(path).name.partition('.')[0]}: {line[:80]!r}; "
+                            f"restore the file, or delete it and give the same command as before, which then does everything anew")
+        if strict and match[2] in found:
+            raise UserError(f"{path}: line {number} names {match[2]} for the second time; the same command as before mends it")
+        found[match[2]] = match[1]
+    return found
+
+
+def read_hashes(root, strict=False):
+    """The recorded hash of each file of a folder, {'epoch_0/batch_0.tar': sha256}; a further process's file counts over the first's.
+    strict: as in parse_hashes, for a folder that nothing writes to."""
     paths = [path for path in (beside(root, "sha256"), *rank_hashes(root)) if path.exists()]
-    lines = (line.rstrip("\n").partition("  ") for path in paths for line in open(path))
-    return {name: digest for digest, _, name in lines if name}
+    return {name: digest for path in paths for name, digest in parse_hashes(path, strict).items()}
 
 
 def rank_hashes(root):

@@ -18,7 +18,7 @@ from sre2l.batches import BatchDataset, Batches, load_batches
 from sre2l.datasets import STEMS
 from sre2l.distributed import check_agreement, rank, sum_over_processes, world_size
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_val_flag, check_folders, data_spec, number, number_list, override
-from sre2l.images import fingerprint, read_synthetic
+from sre2l.images import fingerprint
 from sre2l.labels import read_sheet
 from sre2l.manifest import manifest_of, read_hashes
 from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, num_weight_bytes, read_checkpoint
@@ -29,7 +29,7 @@ from sre2l.runtime import RunLog, UserError, atomic, claim, eta, print_plan, run
 from sre2l.store import keep_decoded
 from sre2l.training import (autocast, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload,
                             weight_decay_groups)
-from validate.checks import check_labels, check_student, describe_labels
+from validate.checks import check_labels, check_student, describe_labels, read_checked
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
 from validate.results import summarise, write_results
 from validate.shares import share_of
@@ -175,7 +175,7 @@ def main(args):
         if not Path(path).exists():
             raise UserError(f"{path}: nothing there yet; run {stage}.sh first, or give a folder with {flag}")
     stem = check_student(args, spec)
-    images = read_synthetic(args.train_dir, spec.num_classes, args.classes)
+    images = read_checked(args.train_dir, args.fkd_path, spec.num_classes, args.classes, args.epochs)
     info, manifest, notes = check_labels(args, spec, images)
     described = describe_labels(args, info, manifest, images)
     names = manifest["teacher_classes"] if manifest else None
