@@ -16,7 +16,6 @@ from sre2l.augment import draw_crops, draw_mix, show_batch
 from sre2l.batches import BatchDataset, Batches, in_order, load_batches
 from sre2l.distributed import barrier, rank, world_size
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
-from sre2l.images import read_synthetic
 from sre2l.labels import Sheet, agreement, label_name, label_path, write_sheet
 from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, describe_images, earlier_epochs, hash_file, keep_hashes,
                             manifest_of, read_hashes, record_hash)
@@ -26,6 +25,7 @@ from sre2l.runtime import (RunLog, UserError, beside, claim, eta, print_plan, ru
 from sre2l.store import keep_decoded
 from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
+from sre2l.verify import read_checked, verify_images
 
 HALF_KL = 1e-5   # a half-precision teacher may differ from fp32 by this much at T = 20, mean KL over a batch
 NUM_WRITERS = 2  # threads that write label files; one keeps up with a GPU, two hide a slow disk
@@ -131,7 +131,7 @@ def main(args):
     there = Path(args.data).exists()
     if not there and not args.dry_run:
         raise UserError(f"{args.data}: no images there yet; run recover.sh first, or give some with --data DIR")
-    images = read_synthetic(args.data, spec.num_classes, args.classes) if there else None
+    images = read_checked(verify_images(args.data, spec.num_classes, args.classes)) if there else None
     if args.dry_run:
         count = len(images) if images else None
         plan = {"batches": count and len(Batches(count, args.batch_size, 0, args.epochs)), "output": str(root),

@@ -47,6 +47,10 @@ def check_images(root, manifest, described, folder):
     described: describe_images of them, which reads every byte, or describe_names, which reads none; folder: where they lie, for the message."""
     here = as_json(described)
     wrong = [key for key in ("num_images", "classes", "paths_sha256", "images_sha256") if key in here and here[key] != manifest.get(key)]
+    if wrong == ["images_sha256"]:
+        for name, digest in read_hashes(folder).items():
+            if hash_file(Path(folder) / name) != digest:
+                raise UserError(f"{folder}/{name}: its sha256 is not the one in {beside(folder, 'sha256')}; the same recover command writes it again")
     if wrong:
         what = {"num_images": f"{manifest.get('num_images')} images, {folder} has {here['num_images']}",
                 "classes": "other classes", "paths_sha256": "images of other names", "images_sha256": "images with other contents"}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from sre2l.images import image_path, read_synthetic
+from sre2l.images import check_classes, image_path, read_synthetic
 from sre2l.labels import inspect_labels, label_name, read_sheet
 from sre2l.manifest import check_images, describe_images, describe_names, manifest_of, read_hashes
 from sre2l.runtime import UserError, beside, read_json
@@ -63,11 +63,18 @@ def place(name):
     return [int(number) for number in re.findall(r"\d+", name)]
 
 
-def compare(finding, root, kind, there, wanted, stray=()):
-    """Add a fault for each stray entry, each file that is there and not wanted, each that is wanted and not there, and each empty one."""
+def compare(finding, root, kind, there, wanted, stray, hashes):
+    """Add a fault for each stray entry, each file that is there and not wanted, each that is wanted and not there, each empty one, and each
+    that is not in the file of hashes, if there is one."""
+    unrecorded = sorted(there.keys() - hashes.keys(), key=place) if hashes is not None else []
+    listing = beside(root, "sha256")
     finding.faults += [f"{root}/{name}: does not belong into a folder of {kind}" for name in stray]
-    finding.faults += [f"{root}/{name}: is one {kind[:-1]} file too many" for name in sorted(there.keys() - wanted, key=place)]
-    finding.faults += [f"{root}/{name}: is missing; {AGAIN[kind]}" for name in sorted(wanted - there.keys(), key=place)]
+    finding.faults += [f"{root}/{name}: no hash is recorded for it in {listing}; {AGAIN[kind]}" for name in unrecorded]
+    finding.faults += [f"{root}/{name}: is one {kind[:-1]} file too many" for name in sorted(there.keys() - wanted - set(unrecorded), key=place)]
+    for name in sorted(wanted - there.keys(), key=place):
+        namesake = next((other for other in there if hashes is None and other.partition("/")[2] == name.partition("/")[2]), None)
+        why = f", though {listing} names it" if name in (hashes or ()) else f", or {root}/{namesake} is one too many" if namesake else ""
+        finding.faults.append(f"{root}/{name}: is missing{why}; {AGAIN[kind]}")
     finding.faults += [f"{root}/{name}: is empty; delete it, and {AGAIN[kind]}" for name, size in there.items() if not size]
 
 
@@ -87,7 +94,7 @@ def recorded(finding, root, kind):
     if listing.exists():
         hashes = attempt(finding, read_hashes, root, True)
     elif settings and "source" not in settings:  # real images that were drawn for a control have no hashes
-        finding.faults.append(f"{listing}: this file of hashes is missing; {AGAIN[kind]}")
+        finding.faults.append(f"{listing}: this file of hashes is missing; bring it back, or start afresh with --overwrite")
     if not finding.faults:
         finding.text = ", ".join(text for text, value in ((path.name, settings), (f"{listing.name} for {len(hashes or ())} files", hashes)) if value)
     return settings, hashes
@@ -111,9 +118,12 @@ def verify_images(root, num_classes, classes=None):
     classes, there = classes or (settings or {}).get("classes"), {}
     if any(re.fullmatch(LAYOUT["images"][0], entry.name) for entry in os.scandir(root)):
         there, folders, stray = scan(root, "images")
-        found = classes or sorted(place(name)[0] for name in folders)
-        compare(names, root, "images", there, wanted_images(there, hashes, found, num_classes), stray)
-        names.faults += [f"{root}/{name}: no hash is recorded for it; {AGAIN['images']}" for name in sorted(there) if hashes is not None and name not in hashes]
+        classes = classes or range(num_classes)
+        wanted = wanted_images(there, hashes, classes, num_classes)
+        if hashes is None:  # another data set's, perhaps: the number of folders says more than the first file that is missing
+            attempt(names, check_classes, root, folders, sorted({name.partition("/")[0] for name in wanted}), "the set")
+        stray += sorted(set(folders) - {name.partition("/")[0] for name in wanted})
+        compare(names, root, "images", there, wanted, stray, hashes)
     images = None if record.faults or names.faults else attempt(names, read_synthetic, root, num_classes, classes)
     names.text = f"{len(images)} images in {len(images.class_names)} class folders" if images else f"{len(there)} images"
     yield names
@@ -146,6 +156,16 @@ def check_sizes(finding, root, there, facts):
             finding.faults.append(f"{root}/{name}: has {size} bytes, {rows} rows of {facts.num_classes} classes have {least} and some; {AGAIN['labels']}")
 
 
+def wanted_labels(there, folders, settings):
+    """The names that the manifest plans; without one, those of the files that half of the epochs have, for all epochs that there are."""
+    if settings:
+        epochs, per_epoch = settings["epochs"], -(-settings["num_images"] // settings["batch_size"])
+        return {label_name(epoch, index) for epoch in range(epochs) for index in range(per_epoch)}
+    counts = Counter(place(name)[1] for name in there)
+    epochs = max((place(name)[0] for name in folders), default=0) + 1
+    return {label_name(epoch, index) for epoch in range(epochs) for index, count in counts.items() if 2 * count >= epochs}
+
+
 def verify_labels(root, epochs=None):
     """The cheap part for labels. epochs: how many must be complete, None for all. Yield Findings -> (LabelFolder or None, settings, hashes)."""
     record, names = Finding(f"{root}, records"), Finding(f"{root}, names and sizes")
@@ -155,18 +175,10 @@ def verify_labels(root, epochs=None):
     if record.faults:
         return None, settings, hashes
     there, folders, stray = scan(root, "labels")
-    if settings:
-        planned, per_epoch = settings["epochs"], -(-settings["num_images"] // settings["batch_size"])
-    else:
-        planned = max((place(name)[0] for name in folders), default=0) + 1
-        per_epoch = Counter(name.partition("/")[0] for name in there).most_common(1)[0][1] if there else 1
-    planned_names = {label_name(epoch, index) for epoch in range(planned) for index in range(per_epoch)}
-    first = {name for name in planned_names if epochs is None or place(name)[0] < epochs} | (planned_names & there.keys())
-    compare(names, root, "labels", there, first, stray)
-    if hashes is not None:
-        names.faults += [f"{root}/{name}: no hash is recorded for it; {AGAIN['labels']}" for name in sorted(there.keys() - hashes.keys(), key=place)]
-        names.faults += [f"{root}/{name}: is missing, though a hash is recorded for it; {AGAIN['labels']}"
-                         for name in sorted(hashes.keys() - there.keys() - first, key=place)]
+    wanted = wanted_labels(there, folders, settings)
+    wanted = {name for name in wanted if name in there or epochs is None or place(name)[0] < epochs} | set(hashes or ())
+    stray += [folder for folder in folders if not any(name.startswith(f"{folder}/") for name in wanted | there.keys())]
+    compare(names, root, "labels", there, wanted, stray, hashes)
     info = None if names.faults else attempt(names, inspect_labels, root)
     if info:
         check_sizes(names, root, there, facts := facts_of(root, settings, info))
@@ -174,6 +186,16 @@ def verify_labels(root, epochs=None):
     yield names
     return info if not names.faults else None, settings, hashes
 
+
+
+def read_checked(findings):
+    """The first of what a generator of Findings returns, once they are all without fault; raises UserError with the first fault."""
+    try:
+        while True:
+            if (finding := next(findings)).faults:
+                raise UserError(finding.faults[0])
+    except StopIteration as end:
+        return end.value[0]
 
 
 def verify_pair(images, root, info, settings, deep):

@@ -20,11 +20,11 @@ from sre2l.errors import UserError
 from sre2l.images import decode
 from sre2l.labels import read_fields
 from sre2l.models import read_checkpoint
-from tests.damage_world import BATCH, CLASSES, EPOCHS, RELEASED, copy_run, copy_stage, make_released, make_world, stages
+from tests.damage_world import CLASSES, RELEASED, copy_run, copy_stages, make_released, make_world, stages
 from tests.helpers import run_main
 
 PLACES = 16  # at which each file is cut off
-COLUMNS = ("tried", "check refuses", "stage repairs", "stage refuses", "validate refuses", "no effect", "cannot be caught", "missed")
+COLUMNS = ("tried", "check refuses", "stage repairs", "stage refuses", "left to check", "validate refuses", "no effect", "cannot be caught", "missed")
 
 
 class Table:
@@ -73,7 +73,7 @@ def start(world, run, *names):
     return None
 
 
-def files_in(run, *skipped):
+def files_in(run):
     """{name: bytes} of images, labels, their manifests and hash files."""
     kept = ("images.manifest.json", "labels.manifest.json", "images.sha256", "labels.sha256")
     paths = [path for folder in ("images", "labels") for path in (run / folder).rglob("*") if path.is_file()] + [run / name for name in kept]
@@ -237,3 +237,136 @@ def structure_cases(records):
     for name in ("images/new001", "labels/epoch_1", "images", "labels"):
         records.case("deleted", {"images": "all images", "labels": "all labels"}.get(name, "class folder" if "new" in name else "epoch"),
                      lambda run, name=name: shutil.rmtree(run / name), name)
+
+
+STUDENT = "student_shufflenet_v2_x0_5"
+STAGE_FILES = {"squeeze": ("teacher/teacher.pth", "teacher/checkpoint.pth", "teacher/settings.json"),
+               "validate": (f"{STUDENT}/seed0/checkpoint.pth", f"{STUDENT}/settings.json")}
+
+
+def stage_result(run, name):
+    """What a stage is run for: the teacher, or the student and its curve."""
+    return read_checkpoint(run / "teacher" / "teacher.pth") if name == "squeeze" else student(run)
+
+
+def stage_case(world, folder, table, damage, stage, name, harm):
+    """Damage a file that squeeze or validate continues from, and give the command again."""
+    run = copy_stages(world, folder / "stages")
+    harm(run / name)
+    message = start(world, run, stage)
+    if message is not None:
+        outcome = "stage refuses" if is_named(message, [name]) else "missed"
+    else:
+        outcome = "stage repairs" if equal(stage_result(run, stage), stage_result(world / "run", stage)) else "missed"
+    table.add(damage, name, {outcome}, f"{message}")
+    shutil.rmtree(run)
+
+
+def stage_flips(world, folder, table, name, rng, count):
+    """Single bits of a checkpoint or of settings: refused when read, or the same values are read."""
+    path = folder / Path(name).name
+    data = (world / "run" / name).read_bytes()
+    read = read_checkpoint if name.endswith(".pth") else read_record
+    path.write_bytes(data)
+    whole = read(path)
+    for _ in tqdm(range(count), name, unit="bit", disable=None, leave=False):
+        path.write_bytes(flipped(data, rng))
+        try:
+            outcome, note = "no effect" if equal(read(path), whole) else "missed", "other values are read"
+        except UserError as error:
+            outcome, note = "stage refuses" if str(path) in str(error) else "missed", str(error)
+        table.add("a flipped bit", name, {outcome}, note)
+
+
+def stage_cases(world, folder, table, rng, places, flips):
+    """The files of squeeze and validate: cut off, gone, another run's, single bits."""
+    for stage, names in STAGE_FILES.items():
+        for name in names:
+            for place in places:
+                stage_case(world, folder, table, "cut off", stage, name, lambda path, place=place: cut(path, place))
+            stage_case(world, folder, table, "deleted", stage, name, Path.unlink)
+            if not name.endswith("teacher.pth"):  # recover's and relabel's settings know the teacher's hash
+                foreign = world / "other" / name.replace("seed0", "seed1")
+                stage_case(world, folder, table, "another run's", stage, name, lambda path, foreign=foreign: shutil.copy(foreign, path))
+            stage_flips(world, folder, table, name, rng, flips)
+
+
+def released_flips(root, table, rng, count):
+    """Single bits of files without records: a label file is refused, or reads as before; an image has no checksum."""
+    for kind, pattern, read in (("image, released", "images/*/*.jpg", decode), ("label file, released", "labels/*/*.tar", read_fields)):
+        paths = sorted(root.glob(pattern))
+        for _ in tqdm(range(count), kind, unit="bit", disable=None, leave=False):
+            path = paths[rng.integers(len(paths))]
+            data = path.read_bytes()
+            whole = read(path)
+            path.write_bytes(flipped(data, rng))
+            try:
+                same = np.array_equal(read(path), whole) if read is decode else equal(read(path), whole)
+                outcome, note = "no effect" if same else "cannot be caught" if read is decode else "missed", f"{path}: other values are read"
+            except UserError as error:
+                outcome, note = "check refuses" if str(path) in str(error) else "missed", str(error)
+            path.write_bytes(data)
+            table.add("a flipped bit", kind, {outcome}, note)
+
+
+def released_cases(world, folder, table, places):
+    """What is done to whole files and folders that have no records; a place where nothing can tell is counted apart."""
+    image, image2, other, label = ("images/new001/class001_id003.jpg", "images/new001/class001_id004.jpg", "images/new002/class002_id000.jpg",
+                                   "labels/epoch_1/batch_0.tar")
+
+    def case(damage, kind, harm, *named, can_be_caught=True):
+        run = shutil.copytree(world, folder / "released")
+        harm(run)
+        message = first_fault(run, RELEASED["num_classes"])
+        outcome = "check refuses" if is_named(message, named) else "cannot be caught" if message is None and not can_be_caught else "missed"
+        table.add(damage, f"{kind}, released", {outcome}, f"{named}: {message}")
+        shutil.rmtree(run)
+
+    for kind, name in (("image", image), ("label file", label)):
+        for place in places:
+            case("cut off", kind, lambda run, place=place: cut(run / name, place), name)
+        case("deleted", kind, lambda run: (run / name).unlink(), name)
+        for stray in (f"{name}.1", f"{name.rpartition('/')[0]}/more", f"{kind[:5]}s/notes.txt"):
+            case("stray file", kind, lambda run, stray=stray: (run / stray).write_text("x"), stray)
+    for a, b in ((image, image2), (image, "images/new001/class001_id020.jpg"), (image, "images/new001/copy.jpg"), (label, "labels/epoch_0/batch_0.tar"),
+                 (label, "labels/epoch_1/batch_2.tar")):
+        case("duplicated", "image" if "image" in a else "label file", lambda run, a=a, b=b: shutil.copy(run / a, run / b), b, a)
+        case("renamed", "image" if "image" in a else "label file", lambda run, a=a, b=b: (run / a).replace(run / b), a, b)
+    case("two exchanged", "label file", lambda run: exchange(run / label, run / "labels/epoch_0/batch_0.tar"), label, "labels/epoch_0/batch_0.tar")
+    case("two exchanged", "image", lambda run: exchange(run / image, run / other), image, other, can_be_caught=False)
+    case("emptied", "epoch", lambda run: [path.unlink() for path in (run / "labels/epoch_1").iterdir()], "labels/epoch_1")
+    case("deleted", "class folder", lambda run: shutil.rmtree(run / "images/new004"), "new004")
+    case("deleted", "last class folder", lambda run: shutil.rmtree(run / "images/new009"), "images")
+    case("deleted", "first epoch", lambda run: shutil.rmtree(run / "labels/epoch_0"), "labels/epoch_0")
+    case("deleted", "last epoch", lambda run: shutil.rmtree(run / "labels/epoch_1"), can_be_caught=False)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--flips", type=int, default=10_000, help="single bits in files with a manifest; a tenth of that in each other kind of file")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    table, rng = Table(), np.random.default_rng(args.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with quiet():
+            world, released = make_world(folder / "world"), make_released(folder / "published")
+        every_case(world, released, folder, table, rng, args.flips, range(PLACES))
+    print(table.text())
+    for line in table.missed:
+        print(f"missed: {line}", file=sys.stderr)
+    sys.exit(bool(table.missed))
+
+
+def every_case(world, released, folder, table, rng, flips, places):
+    records = Records(world, folder, table)
+    whole_file_cases(records, places)
+    structure_cases(records)
+    records.flips(rng, flips)
+    stage_cases(world, folder, table, rng, places, flips // 10)
+    released_cases(released, folder, table, places)
+    released_flips(released, table, rng, flips // 10)
+
+
+if __name__ == "__main__":
+    main()

@@ -66,3 +66,14 @@ def copy_run(world, target):
             (shutil.copytree if path.is_dir() else shutil.copy)(path, target / path.name)
     (target / "teacher").symlink_to(world / "run" / "teacher")
     return target
+
+
+def copy_stages(world, target):
+    """A copy of the run's teacher and student, with links to its images and labels -> target."""
+    target.mkdir()
+    for path in (world / "run").iterdir():
+        if path.name.startswith(("images", "labels")):
+            (target / path.name).symlink_to(path)
+        else:
+            shutil.copytree(path, target / path.name)
+    return target

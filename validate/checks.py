@@ -9,7 +9,6 @@ from sre2l.labels import agreement, inspect_labels, label_path
 from sre2l.manifest import check_images, describe_images, hash_file, manifest_of
 from sre2l.models import build_network, check_input_size
 from sre2l.runtime import UserError, as_json
-from sre2l.verify import verify_images, verify_labels
 
 
 def check_numbers(args, spec, info, manifest, num_images):
@@ -46,19 +45,6 @@ def check_manifest(args, manifest, images):
     for key, value in as_json(asked).items():
         if value is not None and manifest[key] != value:
             raise UserError(f"{args.fkd_path}: the labels were made with {key} {manifest.get(key)}, this run has {value}")
-
-
-def read_checked(images_root, labels_root, num_classes, classes, epochs):
-    """The cheap part of relabel/check.sh -> Images. Raises UserError with the first fault. epochs: how many of the labels' must be complete."""
-    found = []
-    for part in (verify_images(images_root, num_classes, classes), verify_labels(labels_root, epochs)):
-        try:
-            while True:
-                if (finding := next(part)).faults:
-                    raise UserError(finding.faults[0])
-        except StopIteration as end:
-            found.append(end.value[0])
-    return found[0]
 
 
 def check_labels(args, spec, images):

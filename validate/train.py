@@ -29,7 +29,8 @@ from sre2l.runtime import RunLog, UserError, atomic, claim, eta, print_plan, run
 from sre2l.store import keep_decoded
 from sre2l.training import (autocast, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload,
                             weight_decay_groups)
-from validate.checks import check_labels, check_student, describe_labels, read_checked
+from sre2l.verify import read_checked, verify_images, verify_labels
+from validate.checks import check_labels, check_student, describe_labels
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
 from validate.results import summarise, write_results
 from validate.shares import share_of
@@ -175,7 +176,8 @@ def main(args):
         if not Path(path).exists():
             raise UserError(f"{path}: nothing there yet; run {stage}.sh first, or give a folder with {flag}")
     stem = check_student(args, spec)
-    images = read_checked(args.train_dir, args.fkd_path, spec.num_classes, args.classes, args.epochs)
+    images = read_checked(verify_images(args.train_dir, spec.num_classes, args.classes))
+    read_checked(verify_labels(args.fkd_path, args.epochs))
     info, manifest, notes = check_labels(args, spec, images)
     described = describe_labels(args, info, manifest, images)
     names = manifest["teacher_classes"] if manifest else None
