@@ -121,7 +121,7 @@ def verify_images(root, num_classes, classes=None):
         classes = classes or range(num_classes)
         wanted = wanted_images(there, hashes, classes, num_classes)
         if hashes is None:  # another data set's, perhaps: the number of folders says more than the first file that is missing
-            attempt(names, check_classes, root, folders, sorted({name.partition("/")[0] for name in wanted}), "the set")
+            attempt(names, check_classes, root, folders, sorted(image_path("", label, 0, num_classes).parent.name for label in classes), "the set")
         stray += sorted(set(folders) - {name.partition("/")[0] for name in wanted})
         compare(names, root, "images", there, wanted, stray, hashes)
     images = None if record.faults or names.faults else attempt(names, read_synthetic, root, num_classes, classes)
