@@ -12,7 +12,7 @@ from recover.views import View
 from sre2l.distributed import world_size
 from sre2l.errors import first_line
 from sre2l.precision import dtype_of, pick_precision, set_tf32
-from sre2l.runtime import UserError, beside, read_json
+from sre2l.runtime import UserError
 
 ENGINES = ("fast", "plain")
 ENOUGH_PIXELS, MOST_GROUPS = 20e6, 16  # of all batches together: measured on an H200, more gains less than 3 %
@@ -65,12 +65,6 @@ def make_engine(name, network, weights, size, precision):
     engine.precision = precision
     set_tf32(precision)
     return engine, note
-
-
-def recorded(root, key):
-    """A setting that a run began with in this folder, None for a new one."""
-    manifest = beside(root, "manifest.json")
-    return read_json(manifest).get("settings", {}).get(key) if manifest.exists() else None
 
 
 def default_precision(fast, device):

@@ -15,17 +15,24 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from recover.engines import ENGINES, choose_groups, make_engine, recorded
+from recover.engines import ENGINES, choose_groups, make_engine
 from recover.objective import Weights, statistics_layers
 from recover.pictures import animate, contact_sheet, save_snapshot, to_pixels
 from recover.step import Stepper
-from recover.units import chunk_name, draw_chunk, make_chunks, make_units, missing_pairs, write_images
+from recover.state import Keeper
+from recover.units import chunk_name, draw_chunk, image_name, intact_pairs, make_chunks, make_units, write_units
 from recover.views import draw_view
-from sre2l.distributed import barrier, rank, world_size
+from sre2l.claims import claim, release
+from sre2l.distributed import rank, world_size
+from sre2l.files import beside, hash_json
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
+from sre2l.images import image_path
+from sre2l.interrupts import finishing_steps, leave, stop_requested
+from sre2l.manifest import merge_hashes
 from sre2l.models import load_teacher
 from sre2l.precision import PRECISIONS
-from sre2l.runtime import RunLog, UserError, beside, claim, eta, print_plan, refuse_unclaimed, run_folder, run_script
+from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script
+from sre2l.settings import finish, keep_settings, recorded, refuse_unclaimed, start_afresh
 from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
 
@@ -35,17 +42,19 @@ def cosine_rates(lr, iterations):
     return [lr * (1 + math.cos(math.pi * t / iterations)) / 2 for t in range(iterations)]
 
 
-def optimise(stepper, drawn, targets, rates, watch, snapshot=None):
+def optimise(stepper, drawn, targets, rates, watch, kept=(0, None), before=lambda iteration: None):
     """G units at once: noise -> T steps of Adam -> the last iterate. drawn: draw_unit's of each, targets (G, B) -> (G, B, 3, S, S), normalised.
 
-    watch(iteration, images, terms) is called after each step, with the terms before it; snapshot(iteration, images) before each."""
+    watch(iteration, images, terms) is called after each step, with the terms before it; before(iteration) ahead of each. kept: (iterations
+    done, the stepper's tensors after them), where a run that was stopped left them."""
     noise, views = zip(*drawn)
     stepper.start(torch.stack(noise).to(targets.device), targets, list(zip(*views)), rates)
-    for iteration in range(len(rates)):
-        if snapshot:
-            snapshot(iteration, stepper.images)
-        terms = stepper.step(iteration)
-        watch(iteration, stepper.images, terms)
+    first, tensors = kept
+    for tensor, value in zip(stepper.tensors, tensors or ()):
+        tensor.copy_(value)
+    for iteration in range(first, len(rates)):
+        before(iteration)
+        watch(iteration, stepper.images, stepper.step(iteration))
     return stepper.images
 
 
@@ -69,7 +78,7 @@ def make_watch(log, bar, units, args, weights, targets, verifier):
     start, period = time.monotonic(), args.print_period or max(1, args.iteration // 40)
 
     def watch(iteration, images, terms):
-        bar.update()
+        bar.update(iteration + 1 - bar.n)
         if iteration % period and iteration != args.iteration - 1:
             return
         check_finite(images, units, iteration, args.precision)
@@ -123,15 +132,15 @@ def check_args(args, spec):
 
 
 def main(args):
-    spec = data_spec(args)
+    spec, command = data_spec(args), hash_json(vars(args))
     check_folders(args.val_dir)
     classes = check_args(args, spec)
     root = Path(args.syn_data_path or run_folder(args)) / args.exp_name
     units = make_units(classes, args.batch_size, args.ipc_start, args.ipc_end)
-    wanted = {(ipc, label) for ipc in range(args.ipc_start, args.ipc_end) for label in classes}
     if args.dry_run:
-        size = len(wanted) * (620 + spec.size ** 2 // 3)  # a JPEG's header, and about a third of a byte for each noise-like pixel
-        return print_plan(make_settings(args, spec, classes, None), images=len(wanted), units=len(units),
+        num_images = (args.ipc_end - args.ipc_start) * len(classes)
+        size = num_images * (620 + spec.size ** 2 // 3)  # a JPEG's header, and about a third of a byte for each noise-like pixel
+        return print_plan(make_settings(args, spec, classes, None), images=num_images, units=len(units),
                           images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root))
 
     device, _ = start_device(args.device, args.precision, training=False)
@@ -142,18 +151,28 @@ def main(args):
     teacher.network.to(device)
     verifier = load_verifier(args, spec, device)
     check_top1(teacher, spec, args, device)
+    manifest = beside(root, "manifest.json")
+    claim(root, None if args.overwrite else (args.ipc_start, args.ipc_end))
+    if args.overwrite:
+        start_afresh(manifest, root, "images", command)
     refuse_unclaimed(root)
+    pairs = [(ipc, label) for ipc in range(args.ipc_start, args.ipc_end) for label in classes]
+    intact = intact_pairs(root, pairs, spec.num_classes)
+    missing = {pair for pair, is_intact in zip(pairs, intact.tolist()) if not is_intact}
+    if rank() == 0:
+        merge_hashes(root, drop={image_name(root, label, ipc, spec.num_classes) for ipc, label in missing})
     weights = Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale)
-    num_left = sum(bool(missing_pairs(root, unit, wanted, spec.num_classes)) for unit in units)
-    before = recorded(root, "precision")
-    engine, note = make_engine(args.engine, teacher.network, weights, spec.size, args.precision if num_left and args.precision else before)
+    num_left = sum(not missing.isdisjoint(unit.pairs) for unit in units)
+    engine, note = make_engine(args.engine, teacher.network, weights, spec.size,
+                               args.precision if num_left and args.precision else recorded(manifest, "precision"))
     args.engine, args.precision = engine.name, engine.precision
-    args.groups = args.groups or recorded(root, "groups") or choose_groups(engine, units, spec.size, device)
-    claim(beside(root, "manifest.json"), make_settings(args, spec, classes, teacher), free=("precision",))
-    args.groups = recorded(root, "groups")  # where several processes chose, the first's choice
+    args.groups = args.groups or recorded(manifest, "groups") or choose_groups(engine, units, spec.size, device)
+    settings = make_settings(args, spec, classes, teacher)
+    keep_settings(manifest, settings, free=("precision",), command=command if args.overwrite else None)
+    args.groups = recorded(manifest, "groups")  # where several processes chose, the first's choice
     log = RunLog(partial(beside, root), vars(args), device, sliced=True)
     log.line(f"{note}, {args.precision}, {args.groups} batches at a time")
-    log.line(f"{len(wanted)} images in batches of {args.batch_size}: {len(units)} in all, {num_left} left to do -> {root}")
+    log.line(f"{len(pairs)} images in batches of {args.batch_size}: {len(units)} in all, {num_left} left to do -> {root}")
     draw = partial(draw_view, spec.size, args.jitter, args.signed_jitter, not args.no_crop_flip)
     draw_units = partial(draw_chunk, seed=args.seed, size=spec.size, iterations=args.iteration, draw=draw)
     rates = cosine_rates(args.lr, args.iteration)
@@ -161,44 +180,66 @@ def main(args):
     stepper = Stepper(engine, low, high)
     first = f"unit{units[0].index}." if units[0].index else ""  # another range beside this one has a first batch of its own
     snapshots = beside(root, f"{first}snapshots")
-    chunks = [chunk for chunk in make_chunks(units, args.groups) if any(missing_pairs(root, unit, wanted, spec.num_classes) for unit in chunk)]
-    barrier()  # all have seen the same files; now each takes its part of what is missing
+    chunks = [chunk for chunk in make_chunks(units, args.groups) if any(not missing.isdisjoint(unit.pairs) for unit in chunk)]
     chunks = chunks[rank()::world_size()]
 
-    def snapshot(iteration, images):
+    def snapshot(iteration):
         if iteration % args.snapshot_every == 0 or iteration == args.iteration:
-            save_snapshot(to_pixels(images[0], spec.mean, spec.std), snapshots, iteration)
+            save_snapshot(to_pixels(stepper.images[0], spec.mean, spec.std), snapshots, iteration)
 
-    with ThreadPoolExecutor(1) as drawer, ThreadPoolExecutor(1) as writer:  # beside the computation: the next noise, the last files
+    with ThreadPoolExecutor(1) as drawer, ThreadPoolExecutor(1) as writer, finishing_steps():  # beside the computation: the next noise, the last files
+        keeper = Keeper(root, settings, args.ipc_start, args.save_every_sec, writer, log)
         drawn, written = [drawer.submit(draw_units, chunk) for chunk in chunks[:1]], []
         for number_done, chunk in enumerate(chunks, 1):
             noise_and_views = drawn.pop().result()
             drawn = [drawer.submit(draw_units, later) for later in chunks[number_done:number_done + 1]]
             targets = torch.tensor([[label for _, label in unit.pairs] for unit in chunk], device=device)
+            kept = keeper.load(chunk, device)
+            if kept[0]:
+                log.line(f"{chunk_name(chunk)}: continues after iteration {kept[0]}")
             pictured = args.snapshot_every and chunk[0] is units[0]
-            if pictured:
+            if pictured and not kept[0]:
                 shutil.rmtree(snapshots, ignore_errors=True)
-            with tqdm(total=args.iteration, desc=f"unit {chunk[0].index}", disable=None if rank() == 0 else True, leave=False) as bar:
-                watch = make_watch(log, bar, chunk, args, weights, targets, verifier)
-                images = optimise(stepper, noise_and_views, targets, rates, watch, snapshot if pictured else None)
+
+            def before(iteration):
+                if pictured:
+                    snapshot(iteration)
+                stop = stop_requested() or any(future.done() and future.exception() for future in written)
+                if iteration and (stop or keeper.is_due()):
+                    check_finite(stepper.images, chunk, iteration - 1, args.precision)
+                    keeper.save(chunk, iteration, stepper.tensors)
+                if stop:
+                    log.line(f"{chunk_name(chunk)}: stopped after iteration {iteration}")
+                    for future in written:
+                        future.result()
+                    leave()
+
+            with tqdm(total=args.iteration, initial=kept[0], desc=chunk_name(chunk), disable=None if rank() == 0 else True, leave=False) as bar:
+                images = optimise(stepper, noise_and_views, targets, rates, make_watch(log, bar, chunk, args, weights, targets, verifier), kept, before)
             if pictured:
-                snapshot(args.iteration, images)
+                snapshot(args.iteration)
                 animate(snapshots, beside(root, f"{first}gif"))
             for future in written:  # a full disk shows here
                 future.result()
-            written = []
-            for unit, batch in zip(chunk, images):
-                missing = missing_pairs(root, unit, wanted, spec.num_classes)
-                written.append(writer.submit(write_images, root, unit, to_pixels(batch, spec.mean, spec.std), missing, spec.num_classes))
-                log.metrics(unit=unit.index, images=len(missing), precision=args.precision)
+            pixels = [to_pixels(batch, spec.mean, spec.std) for batch in images]
+            written = [writer.submit(write_units, root, chunk, pixels, missing, spec.num_classes, keeper.forget)]
+            for unit in chunk:
+                log.metrics(unit=unit.index, images=len(missing.intersection(unit.pairs)), precision=args.precision)
             log.line(f"{chunk_name(chunk)}: computed, {len(chunks) - number_done} more of this process to do")
         for future in written:
             future.result()
 
+    if rank() > 0:
+        release()  # its part is done: the first process collects what it has recorded
     log.wait()
-    if rank() == 0:
-        contact_sheet(root, beside(root, "png"))
-        log.line(f"done: {len(wanted)} images in {root}, contact sheet {beside(root, 'png')}")
+    if rank() > 0:
+        return
+    merge_hashes(root)
+    if gone := sum(not image_path(root, label, ipc, spec.num_classes).exists() for ipc, label in pairs):
+        raise UserError(f"{root}: {gone} images are not there any more, removed under way? The same command writes them again")
+    contact_sheet(root, beside(root, "png"))
+    finish(manifest)
+    log.line(f"done: {len(pairs)} images in {root}, contact sheet {beside(root, 'png')}")
 
 
 def get_args(argv=None):
@@ -229,6 +270,7 @@ def get_args(argv=None):
     add("--verifier-arch", metavar="ARCH", help="the same, in the released spelling (default: mobilenet_v2)")
     add("--verifier-arch-path", type=os.path.abspath, metavar="FILE", help="checkpoint of the verifier")
     add("--print-period", "--print_period", type=number(int, 1), help="iterations between log lines (default: a fortieth of all)")
+    add("--save-every-sec", type=number(float, 0), default=120.0, help="seconds between saves of the batches under way")
     add("--snapshot-every", type=number(int, 0), default=0, help="iterations between pictures of the first batch, 0 = none")
     add_dead_flags(parser, "recover")
     return parser.parse_args(argv)

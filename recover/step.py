@@ -38,6 +38,11 @@ class Stepper:
         self.views = self.engine.tabulate(views)
         self.rates = adam_rates(learning_rates).to(images)
 
+    @property
+    def tensors(self):
+        """All that an iteration changes: images, first and second moment."""
+        return self.images, self.first, self.second
+
     def iterate(self, view, rate):
         """One iteration -> its Terms. A CUDA graph can replay it: it reads tensors alone, and the host waits for nothing."""
         terms, gradient = self.engine.loss_and_gradient(self.images, self.targets, view)
@@ -59,7 +64,7 @@ class Stepper:
     def capture(self, view, rate):
         """Record one iteration. The two that warm up and the one recorded leave no trace in what is optimised."""
         self.view, self.rate = view.clone(), rate.clone()
-        kept = [tensor.clone() for tensor in (self.images, self.first, self.second)]
+        kept = [tensor.clone() for tensor in self.tensors]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -69,5 +74,5 @@ class Stepper:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.terms = self.iterate(self.view, self.rate)
-        for tensor, before in zip((self.images, self.first, self.second), kept):
+        for tensor, before in zip(self.tensors, kept):
             tensor.copy_(before)

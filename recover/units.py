@@ -2,9 +2,15 @@
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 
-from sre2l.images import image_path, save_jpeg
-from sre2l.runtime import atomic, unit_rng
+from sre2l.batches import in_order
+from sre2l.distributed import rank, sum_over_processes, world_size
+from sre2l.errors import UserError
+from sre2l.files import beside, hash_file
+from sre2l.images import encode_jpeg, image_path
+from sre2l.manifest import read_hashes, write_recorded
+from sre2l.runtime import unit_rng
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,35 @@ def draw_chunk(units, **settings):
     return [draw_unit(unit, **settings) for unit in units]
 
 
-def missing_pairs(root, unit, wanted, num_classes):
-    """The wanted (ipc, class) pairs of a unit whose images are not there yet."""
-    return {(ipc, label) for ipc, label in unit.pairs if (ipc, label) in wanted and not image_path(root, label, ipc, num_classes).exists()}
+def image_name(root, label, ipc, num_classes):
+    """The path of an image in the folder, as the hash file has it."""
+    return image_path(root, label, ipc, num_classes).relative_to(root).as_posix()
 
 
-def write_images(root, unit, pixels, wanted, num_classes):
-    """Write the wanted pairs of a unit, each file whole or not at all. pixels: (H, W, 3) uint8 of each pair -> how many."""
-    for (ipc, label), image in zip(unit.pairs, pixels):
-        if (ipc, label) in wanted:
-            with atomic(image_path(root, label, ipc, num_classes), root) as tmp:
-                save_jpeg(image, tmp)
-    return len(wanted)
+def intact_pairs(root, pairs, num_classes):
+    """Which of these (ipc, class) pairs have the image that was recorded -> bools (n,). Of several processes each reads a part.
+
+    Raises UserError where there are images and no hashes at all: to compute them anew is not what anybody wants."""
+    hashes = read_hashes(root)
+    intact = torch.zeros(len(pairs), dtype=torch.int32)
+
+    def look(index):
+        ipc, label = pairs[index]
+        path = image_path(root, label, ipc, num_classes)
+        if path.exists() and not hashes:
+            raise UserError(f"{beside(root, 'sha256')}: the hashes of the images in {root} are gone; bring the file back, or start afresh with --overwrite")
+        intact[index] = path.exists() and hashes.get(image_name(root, label, ipc, num_classes)) == hash_file(path)
+
+    own = range(rank(), len(pairs), world_size())
+    for _ in tqdm(in_order(look, own, 4), "checking images", total=len(own), disable=None, leave=False):
+        pass
+    return sum_over_processes(intact).bool()
+
+
+def write_units(root, units, pixels, wanted, num_classes, then):
+    """Write the wanted (ipc, class) pairs of some units, each file whole or not at all. pixels: (B, H, W, 3) uint8 of each unit;
+    then(units) is called once all is on the disk."""
+    for unit, batch in zip(units, pixels):
+        chosen = [(pair, image) for pair, image in zip(unit.pairs, batch) if pair in wanted]
+        write_recorded(root, {image_name(root, label, ipc, num_classes): encode_jpeg(image) for (ipc, label), image in chosen})
+    then(units)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from sre2l.contents import verify_pixels, verify_sheets
 from sre2l.datasets import DATASETS
+from sre2l.errors import UserError
+from sre2l.files import beside
 from sre2l.flags import Parser, add_run_flags, check_folders, number, number_list
-from sre2l.runtime import UserError, beside, print_plan, run_folder, run_script
+from sre2l.runtime import print_plan, run_folder, run_script
 from sre2l.verify import Finding, verify_images, verify_labels, verify_pair
 
 

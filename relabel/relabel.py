@@ -5,6 +5,7 @@ Time: digits, 60 epochs of 100 images, about 15 s on two CPU cores.
 Result: runs/<name>/labels/epoch_0/batch_0.tar ..., and beside the folder its manifest, a hash of every file, log and metrics.
 """
 import os
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -14,14 +15,17 @@ from tqdm import tqdm
 
 from sre2l.augment import draw_crops, draw_mix, show_batch
 from sre2l.batches import BatchDataset, Batches, in_order, load_batches
-from sre2l.distributed import barrier, rank, world_size
+from sre2l.claims import claim, release
+from sre2l.distributed import rank, sum_over_processes, world_size
+from sre2l.files import beside, hash_file, hash_json, make_folder
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
-from sre2l.labels import Sheet, agreement, label_name, label_path, write_sheet
-from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, describe_images, earlier_epochs, hash_file, keep_hashes,
-                            manifest_of, read_hashes, record_hash)
+from sre2l.interrupts import finishing_steps, leave, stop_requested
+from sre2l.labels import Sheet, agreement, encode_sheet, label_name, label_path
+from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, describe_images, earlier_epochs, manifest_of, merge_hashes, read_hashes,
+                            write_recorded)
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of, pick_precision, set_tf32
-from sre2l.runtime import (RunLog, UserError, beside, claim, eta, print_plan, run_folder, run_script, unit_rng,
-                           versions)
+from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng, versions
+from sre2l.settings import finish, keep_settings, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
@@ -50,13 +54,27 @@ def draw_sheet(settings, batch, sizes):
 
 
 def missing_batches(root, batches, threads):
-    """-> the batches whose label files are not there yet, or are not what was recorded."""
-    known = read_hashes(root)
+    """-> the batches whose label files are not there yet, or are not what was recorded. Of several processes each reads a part."""
+    known, intact = read_hashes(root), torch.zeros(len(batches), dtype=torch.int32)
 
-    def is_there(batch):
+    def look(number):
+        batch = batches[number]
         path = label_path(root, batch.epoch, batch.index)
-        return path.exists() and known.get(label_name(batch.epoch, batch.index)) == hash_file(path)
-    return [batch for batch, there in zip(batches, in_order(is_there, batches, threads)) if not there]
+        intact[number] = path.exists() and known.get(label_name(batch.epoch, batch.index)) == hash_file(path)
+
+    own = range(rank(), len(batches), world_size())
+    for _ in tqdm(in_order(look, own, threads), "checking labels", total=len(own), disable=None, leave=False):
+        pass
+    return [batch for batch, is_intact in zip(batches, sum_over_processes(intact).tolist()) if not is_intact]
+
+
+def check_room(root, num_bytes):
+    """Raise UserError where the disk has no room for these bytes."""
+    make_folder(Path(root).parent)
+    free = shutil.disk_usage(Path(root).parent).free
+    if num_bytes > free:
+        raise UserError(f"{root}: {num_bytes / 1e9:.2f} GB of labels are still to be written, the disk has room for {free / 1e9:.2f} GB; "
+                        f"make room, or give another folder with --fkd-path. What is there is kept")
 
 
 def num_label_bytes(num_images, batch_size, epochs, num_classes, precision):
@@ -98,7 +116,7 @@ def store_labels(root, where, labelled):
     if not torch.isfinite(sheet.logits).all():
         raise UserError(f"epoch {batch.epoch}, batch {batch.index}: the teacher's logits are not finite in {where}; "
                         f"use --label-precision fp32 and --precision fp32, or check the teacher")
-    record_hash(root, label_name(batch.epoch, batch.index), write_sheet(root, batch.epoch, batch.index, sheet))
+    write_recorded(root, {label_name(batch.epoch, batch.index): encode_sheet(sheet)})
     return batch
 
 
@@ -120,7 +138,7 @@ def measure_half(network, item, spec, precision, device):
 
 
 def main(args):
-    spec = data_spec(args)
+    spec, command = data_spec(args), hash_json(vars(args))
     if args.min_scale_crops > args.max_scale_crops:
         raise UserError(f"--min-scale-crops {args.min_scale_crops} is above --max-scale-crops {args.max_scale_crops}")
     if (args.padding or 0) > spec.size // 2:
@@ -142,6 +160,10 @@ def main(args):
     teacher, spec = find_teacher(args, spec)
     teacher.network.to(device, memory_format=memory_format_of(device))
     measured = check_top1(teacher, spec, args, device)  # each process a part
+    claim(root)
+    manifest_path = beside(root, "manifest.json")
+    if args.overwrite:
+        start_afresh(manifest_path, root, "labels", command)
     settings = make_settings(args, spec) | {"epochs": max(args.epochs, earlier_epochs(root))}
     described = describe_images(images)
     settings = {**settings, **described, "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
@@ -152,33 +174,44 @@ def main(args):
     if precision in ("fp16", "bf16"):
         first = BatchDataset(images, spec.size, partial(draw_sheet, settings))[next(iter(batches))]
         settings["half_against_fp32"] = measure_half(teacher.network, first, spec, precision, device)
-    claim(beside(root, "manifest.json"), settings, FREE)
+    keep_settings(manifest_path, settings, FREE, command if args.overwrite else None)
     images, note = keep_decoded(images, device, run_folder(args), described["images_sha256"])
     log = RunLog(partial(beside, root), vars(args), device, sliced=True)
     log.line(note)
     if half := settings["half_against_fp32"]:
         log.line(f"{precision} against fp32 on the first batch: logits differ by up to {half['largest_difference']:.2g}, KL {half['kl_t20']:.1e} at T = 20")
     todo = missing_batches(root, list(batches), args.workers)
-    barrier()  # all have seen the same files; now each takes its part of what is missing
+    if rank() == 0:
+        merge_hashes(root, drop={label_name(batch.epoch, batch.index) for batch in todo})
+    num_bytes = round(num_label_bytes(len(images), args.batch_size, args.epochs, spec.num_classes, args.label_precision) * len(todo) / len(batches))
+    check_room(root, num_bytes)
+    log.line(f"{len(todo)} label files to write in {precision}, about {num_bytes / 1e6:.1f} MB -> {root}")
     todo = todo[rank()::world_size()]
-    num_bytes = num_label_bytes(len(images), args.batch_size, args.epochs, spec.num_classes, args.label_precision)
-    log.line(f"{len(todo)} label files to write in {precision}, about {num_bytes / 1e6:.1f} MB in all -> {root}")
 
     loader = load_batches(BatchDataset(images, spec.size, partial(draw_sheet, settings)), todo, args.workers, device)
     labelled = label_batches(teacher.network, loader, spec, precision, torch.float16 if args.label_precision == "fp16" else torch.float32)
     stored = in_order(partial(store_labels, root, f"{precision} and --label-precision {args.label_precision}"), labelled, NUM_WRITERS)
     started = logged = time.monotonic()
-    bar = tqdm(stored, "relabel", total=len(todo), unit="batch", disable=None, leave=False)
-    for done, batch in enumerate(bar, 1):
-        if done == len(todo) or time.monotonic() - logged > args.print_sec:
-            logged = time.monotonic()
-            log.metrics(epoch=batch.epoch, batch=batch.index, files=done)
-            log.line(f"epoch {batch.epoch}  batch {batch.index}  {done}/{len(todo)} files  {eta(done, len(todo), started)}")
+    with finishing_steps():
+        for done, batch in enumerate(tqdm(stored, "relabel", total=len(todo), unit="batch", disable=None, leave=False), 1):
+            if done == len(todo) or time.monotonic() - logged > args.print_sec:
+                logged = time.monotonic()
+                log.metrics(epoch=batch.epoch, batch=batch.index, files=done)
+                log.line(f"epoch {batch.epoch}  batch {batch.index}  {done}/{len(todo)} files  {eta(done, len(todo), started)}")
+            if stop_requested():
+                stored.close()  # what is with the writers is still written
+                log.line(f"stopped after {done} of {len(todo)} files")
+                leave()
 
+    if rank() > 0:
+        release()  # its part is done: the first process collects what it has recorded
     log.wait()
     if rank() > 0:
         return
-    keep_hashes(root, read_hashes(root))
+    merge_hashes(root)
+    if gone := sum(not label_path(root, batch.epoch, batch.index).exists() for batch in batches):
+        raise UserError(f"{root}: {gone} label files are not there any more, removed under way? The same command writes them again")
+    finish(manifest_path)
     share, chance, _ = agreement(root, images.labels, batches)
     log.line(f"done: {root}; the top-1 of {100 * share:.1f}% of the stored logits is the class of the image or of its partner "
              f"(chance {100 * chance:.1f}%)")

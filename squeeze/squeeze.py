@@ -16,16 +16,20 @@ from tqdm import tqdm
 
 from sre2l.augment import Mix, draw_crops, show_batch
 from sre2l.batches import BatchDataset, Batches, load_batches
+from sre2l.claims import claim
 from sre2l.datasets import STEMS
-from sre2l.distributed import check_agreement, rank, sum_over_processes, world_size
+from sre2l.distributed import any_process, check_agreement, rank, sum_over_processes, world_size
+from sre2l.files import clear_leftovers, hash_json, save_torch
 from sre2l.flags import Parser, add_run_flags, add_stage_flags, check_folders, data_spec, number
 from sre2l.images import fingerprint
+from sre2l.interrupts import finishing_steps, leave, stop_requested
 from sre2l.labels import Sheet
 from sre2l.models import TEACHER_FORMAT, build_network, check_input_size, load_teacher, num_weight_bytes, read_checkpoint
 from sre2l.parallel import RunningStatistics, replicate
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_real, read_val
-from sre2l.runtime import RunLog, UserError, atomic, claim, eta, print_plan, run_folder, run_script, unit_rng
+from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng
+from sre2l.settings import finish, keep_settings, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.training import at_least_float32, autocast, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload
 
@@ -72,18 +76,18 @@ def own_rows(batch, _):
 
 
 def load_state(path, network, optimizer, scaler):
-    """Continue from a checkpoint if there is one -> (next epoch, the values measured at its end)."""
+    """Continue from a checkpoint if there is one -> (epochs done, batches done of the next, the sum of their losses, the values measured last)."""
     if not path.exists():
-        return 0, {}
+        return 0, 0, torch.zeros(()), {}
     state = read_checkpoint(path)
     network.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
-    return state["epoch"], state["values"]
+    return state["epoch"], state["batches"], state["loss_sum"], state["values"]
 
 
 def main(args):
-    spec = data_spec(args)
+    spec, command = data_spec(args), hash_json(vars(args))
     check_folders(args.real_data)
     folder = run_folder(args) / "teacher"
     if args.dry_run:
@@ -102,7 +106,11 @@ def main(args):
     network, stem = build_network(args.arch, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
     check_input_size(network, args.arch, spec.size)
     train, val = read_real(spec, args.real_data, "train"), read_val(spec, args.real_data)
-    claim(folder / "settings.json", make_settings(args, spec, stem, train, val, precision))
+    claim(folder)
+    if args.overwrite:
+        start_afresh(folder / "settings.json", folder, "teacher", command)
+    keep_settings(folder / "settings.json", make_settings(args, spec, stem, train, val, precision), command=command if args.overwrite else None)
+    clear_leftovers(folder)
     train, note = keep_decoded(train, device)
     log = RunLog(folder.joinpath, vars(args), device)
     log.line(note)
@@ -113,48 +121,60 @@ def main(args):
     network.to(device, memory_format=memory_format_of(device))
     optimizer = torch.optim.SGD(network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=device.type == "cuda")
     scaler, statistics = make_scaler(precision, device), RunningStatistics(network)
-    first, values = load_state(folder / "checkpoint.pth", network, optimizer, scaler)
-    check_agreement(first, f"{folder / 'checkpoint.pth'}: not all processes see the same checkpoint; the run folder must be one that all machines share")
+    first, first_batch, loss_sum, values = load_state(folder / "checkpoint.pth", network, optimizer, scaler)
+    check_agreement(first << 32 | first_batch, f"{folder / 'checkpoint.pth'}: not all processes see the same checkpoint; the run folder must be one that all machines share")
     replica = replicate(network, device)
     log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(train)} images of {train.root}, {precision}")
 
-    batches = Batches(len(train), args.batch_size, args.seed, args.epochs, first)
+    batches = Batches(len(train), args.batch_size, args.seed, args.epochs, first, first_batch)
     loader = load_batches(BatchDataset(train, spec.size, partial(draw_sheet, spec, args.seed)), batches, args.workers, device, own_rows)
     bar = tqdm(total=len(batches), desc="squeeze", unit="batch", disable=None, leave=False)
-    loss_sum = torch.zeros((), device=device)
+    loss_sum = (loss_sum if rank() == 0 else torch.zeros(())).to(device)
     val, begin = keep_on_device(val, device), time.monotonic()
-    network.train()
-    for batch, pixels, _ in loader:
-        bar.update()
-        if batch.index == 0:
-            seed_torch(args.seed, batch.epoch, rank())
-        if len(batch.rows) > 1:  # BatchNorm cannot train on a single image
-            set_lr(optimizer, args.lr * lr_factor(batch.epoch, args.epochs, args.warmup_epochs))
-            rows, weight = slice_of(len(batch.rows), rank(), world_size())
-            labels = upload(torch.from_numpy(train.labels[batch.rows[rows]]), device)
-            with autocast(precision, device):
-                logits = replica(show_batch(pixels, Mix(), spec.mean, spec.std, dtype_of(precision)))
-            loss = F.cross_entropy(at_least_float32(logits), labels) * weight
-            optimizer.zero_grad()
-            scaler.scale(loss * world_size()).backward()  # averaged over the processes: the mean over the batch
-            scaler.step(optimizer)
-            scaler.update()
-            loss_sum += loss.detach() * len(batch.rows)
-        if batch.index < batches.per_epoch - 1:
-            continue
 
-        epoch, last = batch.epoch + 1, batch.epoch + 1 == args.epochs
-        statistics.combine(divisor=world_size())
-        values = {"epoch": epoch, "loss": round(sum_over_processes(loss_sum).item() / len(train), 5)}
-        loss_sum.zero_()
-        if last or epoch % args.eval_every == 0:
-            values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
-        log.metrics(**values)
-        log.line("  ".join(f"{key} {value}" for key, value in values.items()) + f"  {eta(epoch - first, args.epochs - first, begin)}")
+    def save(epoch, batches_done, loss_sum):
+        """Let process 0 write what a run continues from."""
+        state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "epoch": epoch, "batches": batches_done, "loss_sum": loss_sum}
         if rank() == 0:
-            state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-            with atomic(folder / "checkpoint.pth") as tmp:
-                torch.save({"model": network.state_dict(), **state, "epoch": epoch, "values": values}, tmp)
+            save_torch(folder / "checkpoint.pth", {"model": network.state_dict(), **state, "values": values})
+
+    network.train()
+    with finishing_steps():
+        for batch, pixels, _ in loader:
+            bar.update()
+            seed_torch(args.seed, batch.epoch, batch.index, rank())
+            if len(batch.rows) > 1:  # BatchNorm cannot train on a single image
+                set_lr(optimizer, args.lr * lr_factor(batch.epoch, args.epochs, args.warmup_epochs))
+                rows, weight = slice_of(len(batch.rows), rank(), world_size())
+                labels = upload(torch.from_numpy(train.labels[batch.rows[rows]]), device)
+                with autocast(precision, device):
+                    logits = replica(show_batch(pixels, Mix(), spec.mean, spec.std, dtype_of(precision)))
+                loss = F.cross_entropy(at_least_float32(logits), labels) * weight
+                optimizer.zero_grad()
+                scaler.scale(loss * world_size()).backward()  # averaged over the processes: the mean over the batch
+                scaler.step(optimizer)
+                scaler.update()
+                loss_sum += loss.detach() * len(batch.rows)
+            stop, ended = any_process(stop_requested()), batch.index == batches.per_epoch - 1
+            if not (stop or ended):
+                continue
+            statistics.combine(divisor=world_size())
+            sum_over_processes(loss_sum)
+            if not ended:
+                save(batch.epoch, batch.index + 1, loss_sum)
+                log.line(f"stopped and saved after batch {batch.index + 1} of {batches.per_epoch} of epoch {batch.epoch + 1}")
+                leave()
+
+            epoch, last = batch.epoch + 1, batch.epoch + 1 == args.epochs
+            values = {"epoch": epoch, "loss": round(loss_sum.item() / len(train), 5)}
+            loss_sum.zero_()
+            if last or epoch % args.eval_every == 0:
+                values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
+            log.metrics(**values)
+            log.line("  ".join(f"{key} {value}" for key, value in values.items()) + f"  {eta(epoch - first, args.epochs - first, begin)}")
+            save(epoch, 0, loss_sum)
+            if stop and not last:
+                leave()
     bar.close()
 
     if rank() > 0:  # the first process writes
@@ -163,8 +183,8 @@ def main(args):
         facts = {key: getattr(spec, key) for key in ("mean", "std", "size", "num_classes")}
         teacher = {"format": TEACHER_FORMAT, "arch": args.arch, "stem": stem, "class_names": train.class_names, "dataset": spec.name,
                    **facts, **values, "model": network.state_dict()}
-        with atomic(folder / "teacher.pth") as tmp:
-            torch.save(teacher, tmp)
+        save_torch(folder / "teacher.pth", teacher)
+    finish(folder / "settings.json")
     log.line(f"done: {folder / 'teacher.pth'}, top-1 {read_checkpoint(folder / 'teacher.pth')['top1']:.2f}% on {len(val)} images")
 
 

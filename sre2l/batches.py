@@ -26,23 +26,23 @@ def epoch_orders(num_images, seed):
 
 
 class Batches:
-    """All batches of epochs first..epochs-1 in order."""
+    """All batches of epochs first..epochs-1 in order, of the first of them from batch `index` on."""
 
-    def __init__(self, num_images, batch_size, seed, epochs, first=0):
+    def __init__(self, num_images, batch_size, seed, epochs, first=0, index=0):
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.epochs, self.first = epochs, first
+        self.epochs, self.first, self.index = epochs, first, index
 
     @property
     def per_epoch(self):
         return -(-self.num_images // self.batch_size)
 
     def __len__(self):
-        return (self.epochs - self.first) * self.per_epoch
+        return (self.epochs - self.first) * self.per_epoch - self.index
 
     def __iter__(self):
         for epoch, order in zip(range(self.epochs), epoch_orders(self.num_images, self.seed)):
             if epoch >= self.first:
-                for index in range(self.per_epoch):
+                for index in range(self.index if epoch == self.first else 0, self.per_epoch):
                     yield Batch(epoch, index, order[index * self.batch_size:(index + 1) * self.batch_size])
 
 

@@ -1,6 +1,8 @@
 """Several processes, one a GPU, on one machine or many: who am I, wait for the others, sum over all, end together.
 
 Without torchrun's environment there is one process, number 0, and everything here costs nothing."""
+import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -14,9 +16,11 @@ import torch
 import torch.distributed as dist
 
 from sre2l.errors import UserError, first_line
+from sre2l.interrupts import Pending
 
 PATIENCE = timedelta(hours=12)  # for the slowest process: one more unit of recover than the others'. A dead one ends all at once
 GRACE_SEC = 3                   # after a signal; torchrun's own is 30, during which a process that waits for a dead one would sit
+STEP_GRACE_SEC = 25             # the same where a step is under way, which is finished and saved
 
 
 def rank():
@@ -72,6 +76,11 @@ def sum_over_processes(tensor):
     return tensor
 
 
+def any_process(flag):
+    """Is it so in any process? The same answer in all; one process asks nobody."""
+    return flag if world_size() == 1 else sum_over_processes(torch.tensor([int(flag)])).item() > 0
+
+
 def check_agreement(value, message):
     """Raise UserError(message) in all processes unless the integer `value` is the same in all."""
     pair = torch.tensor([value, -value])
@@ -93,15 +102,18 @@ def fail(message, code):
 
 
 def exit_soon_after_signals():
-    """See that a SIGTERM ends this process even where it waits inside the GPU's or the network's library, out of Python's reach."""
+    """See that a signal ends this process even where it waits inside the GPU's or the network's library, out of Python's reach, and that
+    a launcher that is killed takes it along."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a worker's signals are its own
 
     def wait():
-        while writer and reader.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
+        while writer and (number := reader.recv(1)[0]) not in (signal.SIGTERM, signal.SIGINT):
             pass
-        time.sleep(GRACE_SEC)
-        os._exit(143)
+        time.sleep(STEP_GRACE_SEC if Pending.in_steps else GRACE_SEC)
+        os._exit(128 + number)
     threading.Thread(target=wait, daemon=True).start()

@@ -119,6 +119,7 @@ def add_stage_flags(parser):
     add("--input-size", type=number(int, 8), metavar="S", help="side of the networks' input, pixels (default: the teacher's or the data set's)")
     add("--mean", type=three_numbers, metavar="R,G,B", help="normalisation, pixels in 0..1 (default: the teacher's or the data set's)")
     add("--std", type=three_numbers, metavar="R,G,B", help="the same, divisor")
+    add("--overwrite", action="store_true", help="start afresh: delete, after saying it, what an earlier run left in the output folder")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--gpu", dest="device", metavar="N", type=lambda index: f"cuda:{index}", help="the same as --device cuda:N")
 

@@ -1,6 +1,7 @@
 """Folders of images: names of synthetic images, their classes, pixels decoded once, hashes."""
 import contextlib
 import hashlib
+import io
 import os
 import re
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
+from sre2l.errors import UserError
+from sre2l.files import beside
 from sre2l.inside import check_links
-from sre2l.runtime import UserError, beside, read_json
+from sre2l.settings import recorded
 from sre2l.store import fits_memory
 
 JPEG_QUALITY = 75     # Pillow's default, which the released code uses; the student trains on that file
@@ -96,9 +99,11 @@ def image_path(root, label, ipc, num_classes):
     return Path(root) / f"new{name}" / f"class{name}_id{ipc:03d}.jpg"
 
 
-def save_jpeg(pixels, path):
-    """pixels (H, W, 3) uint8 -> a JPEG as the published sets have it: quality 75, chroma 4:2:0."""
-    Image.fromarray(pixels).save(path, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
+def encode_jpeg(pixels):
+    """pixels (H, W, 3) uint8 -> the bytes of a JPEG as the published sets have it: quality 75, chroma 4:2:0."""
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
+    return data.getvalue()
 
 
 def check_folder(root):
@@ -179,8 +184,7 @@ def read_synthetic(root, num_classes, classes=None):
 
 def recorded_classes(root):
     """The classes that recover wrote into this folder, or None for a folder of other origin."""
-    manifest = beside(root, "manifest.json")
-    return read_json(manifest).get("settings", {}).get("classes") if manifest.exists() else None
+    return recorded(beside(root, "manifest.json"), "classes")
 
 
 def fingerprint(images):

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from sre2l.augment import Crops, Mix
+from sre2l.errors import UserError
+from sre2l.files import beside
 from sre2l.inside import check_link
-from sre2l.runtime import UserError, atomic, beside
 from sre2l.safe_load import is_whole, safe_load
 
 try:
@@ -40,14 +41,11 @@ def label_path(root, epoch, index):
     return Path(root) / label_name(epoch, index)
 
 
-def write_sheet(root, epoch, index, sheet):
-    """Write one label file in the released format: a list of six, plain ints in the box -> the sha256 of its bytes."""
-    fields = [sheet.crops.boxes, sheet.crops.flips, sheet.mix.partner, sheet.mix.lam, sheet.mix.box, sheet.logits]
-    data = io.BytesIO()  # torch.save writes the name of a file into it, and a temporary name has a random part
-    torch.save(fields, data)
-    with atomic(label_path(root, epoch, index), root) as tmp:
-        tmp.write_bytes(data.getbuffer())
-    return hashlib.sha256(data.getbuffer()).hexdigest()
+def encode_sheet(sheet):
+    """A label file in the released format, a list of six, plain ints in the box -> its bytes."""
+    data = io.BytesIO()
+    torch.save([sheet.crops.boxes, sheet.crops.flips, sheet.mix.partner, sheet.mix.lam, sheet.mix.box, sheet.logits], data)
+    return data.getvalue()
 
 
 def read_fields(path, digest=None):

@@ -1,18 +1,17 @@
-"""What a label folder's files do not say, in two files beside its root: a manifest (JSON) and a hash of every label file (sha256sum -c)."""
-import glob
+"""What the files of an image or label folder do not say, in two files beside its root: a manifest (JSON) and a hash of every file (sha256sum -c)."""
 import hashlib
 import re
 from pathlib import Path
 
-from sre2l.distributed import rank
+from sre2l.errors import UserError
+from sre2l.files import TOKEN, alone_in, append_line, as_json, beside, hash_file, is_alive, token, write_bytes
 from sre2l.images import hash_images, hash_paths
-from sre2l.runtime import UserError, as_json, atomic, beside, first_line, read_json, refuse_unclaimed
+from sre2l.settings import recorded, refuse_unclaimed
 
 LABEL_FORMAT = "sre2l-labels-1"
 ORDER_RULE = "torch RandomSampler, own generator, two permutations an epoch, the second dropped"
 REQUIRED = {"num_images", "classes", "paths_sha256", "images_sha256", "image_bytes", "epochs", "batch_size", "order_seed", "seed", "mix",
             "mix_alpha", "crop", "input_size", "mean", "std", "logits", "teacher", "teacher_classes", "measured_top1"}
-HASH_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 FREE = ("epochs", "measured_top1", "versions", "half_against_fp32")  # may differ between the runs that fill one folder
 
 
@@ -30,12 +29,12 @@ def describe_images(images):
 
 def manifest_of(root):
     """The settings in a label folder's manifest, or None for a folder without one, such as the published ones."""
-    path, hashes = beside(root, "manifest.json"), beside(root, "sha256")
-    if not path.exists():
-        if hashes.exists():
-            raise UserError(f"{path}: this manifest is missing, though {hashes.name} stands beside it: bring it back; labels of other origin have neither")
+    path = beside(root, "manifest.json")
+    settings = recorded(path)
+    if settings is None:
+        if beside(root, "sha256").exists():
+            raise UserError(f"{path}: this manifest is missing, though {beside(root, 'sha256')} is there: bring it back; labels of other origin have neither")
         return None
-    settings = read_json(path).get("settings", {})
     if settings.get("format") != LABEL_FORMAT or not settings.keys() >= REQUIRED:
         raise UserError(f"{path}: no manifest of the format {LABEL_FORMAT!r}, or some of its keys are missing; relabel the images")
     return settings
@@ -49,7 +48,7 @@ def check_images(root, manifest, described, folder):
     wrong = [key for key in ("num_images", "classes", "paths_sha256", "images_sha256") if key in here and here[key] != manifest.get(key)]
     if wrong == ["images_sha256"]:
         for name, digest in read_hashes(folder).items():
-            if hash_file(Path(folder) / name) != digest:
+            if (path := Path(folder) / name).exists() and hash_file(path) != digest:
                 raise UserError(f"{folder}/{name}: its sha256 is not the one in {beside(folder, 'sha256')}; the same recover command writes it again")
     if wrong:
         what = {"num_images": f"{manifest.get('num_images')} images, {folder} has {here['num_images']}",
@@ -57,8 +56,11 @@ def check_images(root, manifest, described, folder):
         raise UserError(f"{root}: these labels belong to {what[wrong[0]]}; relabel {folder}, or give the images they were made for")
 
 
-def hash_file(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def hash_files(root):
+    """The hash files of a folder: the main one and, while processes write, one of each, since two machines cannot append to one file."""
+    main = beside(root, "sha256")
+    parts = [path for path in main.parent.glob("*.sha256.*") if re.fullmatch(rf"{re.escape(main.name)}\.{TOKEN}", path.name)]
+    return [path for path in (main, *sorted(parts, key=lambda path: path.stat().st_mtime_ns)) if path.exists()]
 
 
 def is_inside(name):
@@ -66,40 +68,26 @@ def is_inside(name):
     return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
-def parse_hashes(path, strict=False):
-    """{name: sha256} of one hash file, a later line over an earlier; raises UserError for a line that is not one.
+def read_hash_file(path, strict=False):
+    """{'epoch_0/batch_0.tar': sha256}; the last line of a name counts, and a line that is none counts as not there, as what a kill left of one.
 
-    A last line without its end is what a killed run leaves: it is passed over, so that its file counts as not recorded. strict: that is a
-    fault as well, and so is a name that stands there twice."""
-    try:
-        lines = Path(path).read_bytes().decode().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as a file of hashes ({first_line(error)})") from None
-    if strict and lines[-1]:
-        raise UserError(f"{path}: line {len(lines)}, its last, is torn: {lines[-1][:80]!r}; the same command as before mends it")
-    found = {}
-    for number, line in enumerate(lines[:-1], 1):
-        match = HASH_LINE.fullmatch(line)
-        if not match or not is_inside(match[2]):
-            raise UserError(f"{path}: line {number} is no hash of a file inside {Path(path).name.partition('.')[0]}: {line[:80]!r}; "
-                            f"restore the file, or delete it and give the same command as before, which then does everything anew")
-        if strict and match[2] in found:
-            raise UserError(f"{path}: line {number} names {match[2]} for the second time; the same command as before mends it")
-        found[match[2]] = match[1]
+    strict: raise UserError for such a line, and for a name that is there twice."""
+    lines, found = Path(path).read_bytes().decode(errors="replace").split("\n"), {}
+    for number, line in enumerate(lines, 1):
+        match = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
+        is_torn = number == len(lines)  # whatever it holds, its end is missing; a whole file ends with an empty one
+        if match and is_inside(match[2]) and not is_torn and not (strict and match[2] in found):
+            found[match[2]] = match[1]
+        elif strict and (line or not is_torn):
+            what = "is torn" if is_torn else "names a file for the second time" if match and match[2] in found else "is no hash of a file inside"
+            raise UserError(f"{path}: line {number} {what}: {line[:100]!r}; the same command as before mends it")
     return found
 
 
 def read_hashes(root, strict=False):
-    """The recorded hash of each file of a folder, {'epoch_0/batch_0.tar': sha256}; a further process's file counts over the first's.
-    strict: as in parse_hashes, for a folder that nothing writes to."""
-    paths = [path for path in (beside(root, "sha256"), *rank_hashes(root)) if path.exists()]
-    return {name: digest for path in paths for name, digest in parse_hashes(path, strict).items()}
-
-
-def rank_hashes(root):
-    """The hash files of further processes: one file each, since two machines cannot append to one in a shared folder."""
-    first = beside(root, "sha256")
-    return sorted(first.parent.glob(f"{glob.escape(first.name)}.rank*"))
+    """The recorded hash of each file of an image or label folder, by its path in it. strict: of a folder that nobody writes to, in which
+    every line must be one."""
+    return {name: digest for path in hash_files(root) for name, digest in read_hash_file(path, strict).items()}
 
 
 def earlier_epochs(root):
@@ -109,18 +97,34 @@ def earlier_epochs(root):
     return manifest["epochs"] if manifest else 0
 
 
-def keep_hashes(root, hashes):
-    """Write the hash file anew with these lines, in the order of epochs and batches; replaced hashes are gone then."""
+def is_writing(root, owner):
+    """Does another process, by its token, write to this folder? It has a claim then, and touches it now and then."""
+    claim = beside(root, f"{owner}.claim")
+    return owner != token() and claim.exists() and is_alive(owner, claim)
+
+
+def merge_hashes(root, drop=()):
+    """Write the main hash file anew, in the order of its numbers, with what this process and dead ones have recorded, without the names
+    in `drop`. What living processes record stays theirs until they end."""
     def place(name):
         return [int(number) for number in re.findall(r"\d+", name)]
-    with atomic(beside(root, "sha256")) as tmp:
-        tmp.write_text("".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=place)))
-    for path in rank_hashes(root):
-        path.unlink()
+    main = beside(root, "sha256")
+    with alone_in(main.parent):
+        parts = [path for path in hash_files(root) if path != main]
+        ended = [path for path in parts if not is_writing(root, path.name.removeprefix(f"{main.name}."))]
+        before = read_hash_file(main) if main.exists() else {}
+        hashes = {name: digest for path in ended for name, digest in read_hash_file(path).items()}
+        hashes = {name: digest for name, digest in (before | hashes).items() if name not in drop}
+        text = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=place)).encode()
+        if text != (main.read_bytes() if main.exists() else b""):
+            write_bytes(main, text)
+        for path in ended:
+            path.unlink()
 
 
-def record_hash(root, name, digest):
-    """Append the hash of a finished label file, in the format of sha256sum (run it inside the root); one write, since several threads
-    append."""
-    with open(beside(root, f"sha256.rank{rank()}" if rank() else "sha256"), "a") as file:
-        file.write(f"{digest}  {name}\n")
+def write_recorded(root, files):
+    """Write files {path in the folder: bytes}, and record their hashes before: one that a kill leaves is then a known one."""
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    append_line(beside(root, f"sha256.{token()}"), "".join(f"{digest}  {name}\n" for name, digest in hashes.items()))
+    for name, data in files.items():
+        write_bytes(Path(root) / name, data, root)

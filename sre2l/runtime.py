@@ -1,15 +1,13 @@
-"""What a run stands on: errors in words, exit codes, seeds, device, run folders, logs, atomic files."""
+"""What a run stands on: errors in words, exit codes, seeds, device, run folders, logs."""
 import contextlib
 import ctypes
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import time
 import traceback
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +15,10 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from sre2l import distributed
+from sre2l import claims, distributed, interrupts
 from sre2l.distributed import barrier, local_rank, local_world_size, rank, world_size
-from sre2l.errors import UserError, first_line  # noqa: F401
+from sre2l.errors import UserError, first_line, os_error_in_words  # noqa: F401
+from sre2l.files import as_json, atomic, beside, read_json, write_json  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,13 +26,13 @@ ROOT = Path(__file__).resolve().parents[1]
 def run_script(main, get_args):
     """Run a stage: a user's mistake is one sentence and exit code 2, Ctrl-C is 130, SIGTERM is 143. Of several processes the first
     speaks, and the launcher says why they ended."""
-    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+    if not interrupts.has_launcher():
         return run_guarded(main, get_args)
     distributed.exit_soon_after_signals()
     if rank() > 0:
         sys.stdout = sys.stderr = open(os.devnull, "w")
     try:
-        run_guarded(main, get_args, alone=False)
+        run_guarded(main, get_args)
         distributed.stop()
     except SystemExit as end:  # not through the interpreter's exit, where the threads of gloo and NCCL that wait for others abort
         sys.stdout.flush()
@@ -41,32 +40,22 @@ def run_script(main, get_args):
         os._exit(end.code or 0)
 
 
-def run_guarded(main, get_args, alone=True):
+def run_guarded(main, get_args):
     """run_script for one process: turn what ends main into words and an exit code."""
-    parent = os.getpid()
-
-    def end(word, code):
-        if alone:
-            print(f"{word}; the same command continues", file=sys.stderr)
-        sys.exit(code)
-
-    def stop(*_):
-        if os.getpid() != parent:  # a worker process, which inherits this handler
-            os._exit(143)
-        end("terminated", 143)
-
-    signal.signal(signal.SIGTERM, stop)
+    interrupts.install()
     keep_freed_memory()
     try:
         main(get_args())
-    except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
+    except UserError as error:
         distributed.fail(f"error: {error}", 2)
-    except KeyboardInterrupt:
-        end("interrupted", 130)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        distributed.fail(f"error: {os_error_in_words(error)}", 2)
     except Exception:
-        if alone:
+        if not interrupts.has_launcher():
             raise
         distributed.fail(traceback.format_exc().rstrip(), 1)
+    finally:
+        claims.release()
 
 
 def keep_freed_memory():
@@ -121,70 +110,6 @@ def run_folder(args):
     return ROOT / "runs" / (args.name or args.dataset)
 
 
-def beside(root, suffix):
-    """The path beside a folder of images or labels that tells about it: runs/x/labels, 'manifest.json' -> runs/x/labels.manifest.json."""
-    root = Path(os.path.abspath(root))  # a trailing slash or '..' changes nothing
-    return root.with_name(f"{root.name}.{suffix}")
-
-
-@contextlib.contextmanager
-def atomic(path, root=None):
-    """Write to a temporary name, then rename: `with atomic(path) as tmp: save(tmp)`. For a file of an image or label folder `root`
-    the temporary one lies beside the root, since the released reader counts everything in it."""
-    tmp = beside(root or path, f"{uuid.uuid4().hex}.tmp")  # not the process number: threads and machines share folders
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield tmp
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
-
-
-def write_json(path, value):
-    with atomic(path) as tmp:
-        tmp.write_text(json.dumps(value, indent=1) + "\n")
-
-
-def read_json(path):
-    """A JSON object from disk; raises UserError for anything else."""
-    try:
-        value = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return value
-
-
-def as_json(settings):
-    """The same values as JSON gives them back, so that settings compare equal after a round trip."""
-    return json.loads(json.dumps(settings, default=str))
-
-
-def claim(path, settings, free=()):
-    """Tie an output to its settings: the first run writes them to `path`, a later one must agree except in `free` keys, which
-    take the later value unless that is None. Of several processes the first does it while the others wait."""
-    if rank() > 0:
-        return barrier()
-    settings = as_json(settings)
-    if Path(path).exists():
-        stored = read_json(path).get("settings", {})
-        settings |= {key: stored[key] for key in free if settings.get(key) is None and key in stored}
-        keys = [k for k in sorted(set(stored) | set(settings)) if k not in free and stored.get(k) != settings.get(k)]
-        if keys:
-            differ = "; ".join(f"{k}: there {stored.get(k)!r}, here {settings.get(k)!r}" for k in keys)
-            raise UserError(f"{path}: this output belongs to a run with other settings ({differ}). "
-                            f"Choose another --name or output folder, or delete the output and this file")
-    write_json(path, {"settings": settings})
-    barrier()
-
-
-def refuse_unclaimed(root):
-    """Raise UserError for a folder with contents that no manifest vouches for: images or labels of other origin."""
-    if not beside(root, "manifest.json").exists() and Path(root).is_dir() and any(Path(root).iterdir()):
-        raise UserError(f"{root}: holds files but no manifest stands beside it, perhaps a published set; choose another folder")
-
-
 class RunLog:
     """A run's args.json, log.txt (lines for people) and metrics.jsonl (the same numbers). where: file name -> its path.
 
@@ -195,8 +120,12 @@ class RunLog:
         self.log_path, self.metrics_path, self.last = where("log.txt"), where("metrics.jsonl"), time.monotonic()
         if rank() > 0:
             self.log_path, self.metrics_path = None, where(f"metrics.rank{rank()}.jsonl") if sliced else None
+            if sliced:
+                drop_torn_line(self.metrics_path)
             return
         write_json(where("args.json"), as_json(args))
+        for path in (self.log_path, self.metrics_path):
+            drop_torn_line(path)
         self.line(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}")
         self.line(json.dumps(as_json(args)), on_screen=False)
         self.line(json.dumps(versions(device)))
@@ -224,11 +153,26 @@ class RunLog:
             self.metrics(processes=world_size())
 
 
+def drop_torn_line(path):
+    """Remove what a killed run left of a line at the end of a log."""
+    if Path(path).exists() and (data := Path(path).read_bytes()) and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
+
+
+def read_metrics(path):
+    """The lines of a metrics file, each a dict; what is no JSON, after a power cut, is passed over."""
+    found = []
+    for line in open(path, errors="replace"):
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [values for values in found if isinstance(values, dict)]
+
+
 def stage_seconds(metrics_path):
     """The time a stage has taken over all its starts, in seconds, by the first process's clock; None where it left no metrics."""
     if not Path(metrics_path).exists():
         return None
-    return round(sum(json.loads(line)["seconds"] for line in open(metrics_path)), 3)
+    return round(sum(values.get("seconds", 0) for values in read_metrics(metrics_path)), 3)
 
 
 def eta(done, total, start):

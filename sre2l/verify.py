@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import torch
 
+from sre2l.errors import UserError
+from sre2l.files import beside
 from sre2l.images import check_classes, image_path, read_synthetic
 from sre2l.labels import inspect_labels, label_name, read_sheet
 from sre2l.manifest import check_images, describe_images, describe_names, manifest_of, read_hashes
-from sre2l.runtime import UserError, beside, read_json
+from sre2l.settings import read_record
 
 AGAIN = {"images": "the same recover command writes it again", "labels": "the same relabel command writes it again"}
 LAYOUT = {"images": (r"new\d+", r"class\d+_id\d+\.jpg"), "labels": (r"epoch_\d+", r"batch_\d+\.tar")}
@@ -78,12 +80,12 @@ def compare(finding, root, kind, there, wanted, stray, hashes):
     finding.faults += [f"{root}/{name}: is empty; delete it, and {AGAIN[kind]}" for name, size in there.items() if not size]
 
 
-def recorded(finding, root, kind):
+def read_records(finding, root, kind):
     """-> (settings in the manifest, hashes by name), None where there is none. What is wrong with these two files is added to the faults."""
     path, listing = beside(root, "manifest.json"), beside(root, "sha256")
     settings = hashes = None
     if path.exists():
-        record = attempt(finding, read_json, path)
+        record = attempt(finding, read_record, path)
         settings = record and record.get("settings")
         if record and json.dumps(record, indent=1) + "\n" != path.read_text():
             finding.faults.append(f"{path}: not as a run wrote it")
@@ -112,7 +114,7 @@ def wanted_images(there, hashes, classes, num_classes):
 def verify_images(root, num_classes, classes=None):
     """The cheap part for images. Yield Findings -> (Images, settings, hashes), Images being None where there is a fault."""
     record, names = Finding(f"{root}, records"), Finding(f"{root}, names")
-    settings, hashes = recorded(record, root, "images")
+    settings, hashes = read_records(record, root, "images")
     if record.faults or settings or hashes:
         yield record
     classes, there = classes or (settings or {}).get("classes"), {}
@@ -169,7 +171,7 @@ def wanted_labels(there, folders, settings):
 def verify_labels(root, epochs=None):
     """The cheap part for labels. epochs: how many must be complete, None for all. Yield Findings -> (LabelFolder or None, settings, hashes)."""
     record, names = Finding(f"{root}, records"), Finding(f"{root}, names and sizes")
-    settings, hashes = recorded(record, root, "labels")
+    settings, hashes = read_records(record, root, "labels")
     if record.faults or settings or hashes:
         yield record
     if record.faults:

@@ -20,6 +20,7 @@ from sre2l.errors import UserError
 from sre2l.images import decode
 from sre2l.labels import read_fields
 from sre2l.models import read_checkpoint
+from sre2l.settings import read_record
 from tests.damage_world import CLASSES, RELEASED, copy_run, copy_stages, make_released, make_world, stages
 from tests.helpers import run_main
 

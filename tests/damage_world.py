@@ -11,8 +11,7 @@ from sre2l.augment import draw_crops, draw_mix
 from sre2l.batches import Batches
 from sre2l.labels import Sheet
 from sre2l.runtime import unit_rng
-from sre2l.labels import write_sheet  # moves to tests.helpers
-from tests.helpers import SMALL, noise_folder, run_main, synthetic_folder
+from tests.helpers import SMALL, noise_folder, run_main, synthetic_folder, write_sheet
 from validate import train
 
 CLASSES, PER_CLASS, BATCH, EPOCHS = 3, 2, 4, 2

@@ -9,6 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from sre2l import claims
+from sre2l.files import write_bytes
+from sre2l.labels import encode_sheet, label_path
 from sre2l.models import build_network
 from sre2l.runtime import ROOT, UserError
 
@@ -36,6 +39,11 @@ def synthetic_folder(root, num_classes=10, ipc=2, size=32, seed=0):
     return Path(root)
 
 
+def write_sheet(root, epoch, index, sheet):
+    """One label file, as relabel writes it."""
+    write_bytes(label_path(root, epoch, index), encode_sheet(sheet), root)
+
+
 def bare_checkpoint(path, arch=SMALL, num_classes=10, wrap=lambda weights: weights, stem="torchvision"):
     """Save a fresh network's state dict as other people's checkpoints have it -> path."""
     torch.manual_seed(0)
@@ -46,7 +54,10 @@ def bare_checkpoint(path, arch=SMALL, num_classes=10, wrap=lambda weights: weigh
 
 def run_main(module, *flags):
     """A script's main with these flags, in this process."""
-    return module.main(module.get_args([str(flag) for flag in flags]))
+    try:
+        return module.main(module.get_args([str(flag) for flag in flags]))
+    finally:
+        claims.release()
 
 
 def refused(module, *flags):

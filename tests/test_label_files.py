@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from sre2l.augment import Crops, Mix, draw_crops, draw_mix
-from sre2l.labels import Sheet, inspect_labels, label_path, read_sheet, write_sheet
+from sre2l.labels import Sheet, inspect_labels, label_path, read_sheet
 from sre2l.runtime import UserError
+from tests.helpers import write_sheet
 
 ROWS, CLASSES = 5, 7
 

@@ -17,7 +17,7 @@ from recover.step import Stepper, adam_step
 from recover.units import Unit, draw_unit, make_units
 from recover.views import draw_view
 from sre2l.datasets import DATASETS
-from sre2l.images import save_jpeg
+from sre2l.images import encode_jpeg
 
 SPEC = dataclasses.replace(DATASETS["imagenet1k"], size=8)  # three different means and stds
 
@@ -131,7 +131,7 @@ def test_pixels_are_truncated_and_clamped():
 @pytest.mark.parametrize("size", (8, 33, 64))
 def test_jpeg_has_pillows_default_bytes(tmp_path, size):
     pixels = np.random.default_rng(size).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    save_jpeg(pixels, tmp_path / "ours.jpg")
+    (tmp_path / "ours.jpg").write_bytes(encode_jpeg(pixels))
     Image.fromarray(pixels).save(tmp_path / "pillow.jpg")
     assert (tmp_path / "ours.jpg").read_bytes() == (tmp_path / "pillow.jpg").read_bytes()
 

@@ -9,12 +9,15 @@ import os
 import numpy as np
 
 from relabel import relabel
+from sre2l.claims import claim
 from sre2l.distributed import barrier, rank, start
+from sre2l.files import beside, hash_file, hash_json, read_json
 from sre2l.flags import Parser, add_run_flags, data_spec, number
-from sre2l.images import image_path, read_synthetic, save_jpeg
+from sre2l.images import encode_jpeg, image_path, read_synthetic
+from sre2l.manifest import merge_hashes, read_hashes, write_recorded
 from sre2l.realdata import read_real, show
-from sre2l.runtime import (UserError, atomic, beside, claim, pick_device, print_plan, read_json, refuse_unclaimed, run_folder, run_script,
-                           unit_rng)
+from sre2l.runtime import UserError, pick_device, print_plan, run_folder, run_script, unit_rng
+from sre2l.settings import keep_settings, refuse_unclaimed, start_afresh
 from validate import train
 
 
@@ -24,7 +27,7 @@ def saved_flags(path):
         raise UserError(f"{path}: the control repeats a run's settings; run relabel.sh and train.sh first")
     flags = []
     for key, value in read_json(path).items():
-        if value is None or value is False or key == "dry_run":
+        if value is None or value is False or key in ("dry_run", "overwrite"):
             continue
         flags.append(f"--{key.replace('_', '-')}")
         if value is not True:
@@ -59,17 +62,27 @@ def main(args):
 
     start(pick_device(relabelled.device))
     real = read_real(spec, args.real_data, "train", classes)
-    refuse_unclaimed(folder / "images")
-    claim(beside(folder / "images", "manifest.json"), {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes})
-    for (index, label), row in draw_real_images(real, ipc, args.seed).items() if rank() == 0 else ():
-        with atomic(image_path(folder / "images", label, index, spec.num_classes), folder / "images") as tmp:
-            save_jpeg(show(real.pixels(row), size, size), tmp)
+    root, manifest = folder / "images", beside(folder / "images", "manifest.json")
+    claim(root)
+    if args.overwrite:
+        start_afresh(manifest, root, "images", hash_json(vars(args)))
+    refuse_unclaimed(root)
+    keep_settings(manifest, {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes})
+    if rank() == 0:
+        chosen = draw_real_images(real, ipc, args.seed).items()
+        images = {image_path(root, label, index, spec.num_classes).relative_to(root).as_posix(): encode_jpeg(show(real.pixels(row), size, size))
+                  for (index, label), row in chosen}
+        recorded = read_hashes(root)
+        write_recorded(root, {name: data for name, data in images.items()
+                              if not (root / name).exists() or recorded.get(name) != hash_file(root / name)})
+        merge_hashes(root)
     barrier()
-    print(f"{len(distilled)} real images ({ipc} per class, seed {args.seed}) from {real.root} -> {folder / 'images'}")
+    print(f"{len(distilled)} real images ({ipc} per class, seed {args.seed}) from {real.root} -> {root}")
 
     paths = {"images": str(folder / "images"), "labels": str(folder / "labels"), "student": str(folder / f"student_{args.model}")}
-    relabel.main(relabel.get_args([*relabel_flags, "--data", paths["images"], "--fkd-path", paths["labels"]]))
-    train.main(train.get_args([*train_flags, "--train-dir", paths["images"], "--fkd-path", paths["labels"], "--output-dir", paths["student"]]))
+    again = ["--overwrite"] * args.overwrite
+    relabel.main(relabel.get_args([*relabel_flags, *again, "--data", paths["images"], "--fkd-path", paths["labels"]]))
+    train.main(train.get_args([*train_flags, *again, "--train-dir", paths["images"], "--fkd-path", paths["labels"], "--output-dir", paths["student"]]))
 
 
 def get_args(argv=None):
@@ -77,6 +90,7 @@ def get_args(argv=None):
     add_run_flags(parser)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the choice of images")
     parser.add_argument("--real-data", type=os.path.abspath, metavar="DIR", help="folder with train/ and val/ (digits: built in)")
+    parser.add_argument("--overwrite", action="store_true", help="start afresh: delete what an earlier run left in random_real/")
     parser.add_argument("--model", default="resnet18", metavar="ARCH", help="the student whose run is repeated")
     return parser.parse_args(argv)
 

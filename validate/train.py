@@ -15,17 +15,21 @@ import torch.nn.functional as F
 
 from sre2l.augment import show_batch
 from sre2l.batches import BatchDataset, Batches, load_batches
+from sre2l.claims import claim
 from sre2l.datasets import STEMS
-from sre2l.distributed import check_agreement, rank, sum_over_processes, world_size
+from sre2l.distributed import any_process, check_agreement, rank, sum_over_processes, world_size
+from sre2l.files import clear_leftovers, hash_json, save_torch
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_val_flag, check_folders, data_spec, number, number_list, override
 from sre2l.images import fingerprint
+from sre2l.interrupts import SaveTimer, finishing_steps, leave, stop_requested
 from sre2l.labels import read_sheet
 from sre2l.manifest import manifest_of, read_hashes
 from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, num_weight_bytes, read_checkpoint
 from sre2l.parallel import RunningStatistics, replicate
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_val
-from sre2l.runtime import RunLog, UserError, atomic, claim, eta, print_plan, run_folder, run_script, versions
+from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, versions
+from sre2l.settings import finish, keep_settings, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.training import (autocast, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload,
                             weight_decay_groups)
@@ -80,15 +84,15 @@ def start_micro_batch(statistics, seed, batch, number, gap):
 
 
 def restore(path, network, optimizer, scaler):
-    """Continue from a checkpoint if there is one -> (next epoch, history of metrics)."""
+    """Continue from a checkpoint if there is one -> (epochs done, batches done of the next, the sum of their losses, history of metrics)."""
     if not path.exists():
-        return 0, []
+        return 0, 0, torch.zeros(()), []
     state = read_checkpoint(path)
     network.load_state_dict(state["model"])
     if "optimizer" in state:  # a finished run keeps none
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
-    return state["epoch"], state["history"]
+    return state["epoch"], state.get("batches", 0), state.get("loss_sum", torch.zeros(())), state["history"]
 
 
 def train_student(args, spec, images, val, info, seed, log, device, precision):
@@ -98,9 +102,9 @@ def train_student(args, spec, images, val, info, seed, log, device, precision):
     network.to(device, memory_format=memory_format_of(device))
     optimizer, scaler, statistics = make_optimizer(network, args, device), make_scaler(precision, device), RunningStatistics(network)
     checkpoint = Path(args.output_dir) / f"seed{seed}" / "checkpoint.pth"
-    first, history = restore(checkpoint, network, optimizer, scaler)
+    first, first_batch, loss_before, history = restore(checkpoint, network, optimizer, scaler)
     scaler.scale(torch.zeros((), device=device))  # a process without a row in the first batch has to know the scale as well
-    check_agreement(first, f"{checkpoint}: not all processes see the same checkpoint; the run folder must be one that all machines share")
+    check_agreement(first << 32 | first_batch, f"{checkpoint}: not all processes see the same checkpoint; the run folder must be one that all machines share")
     replica = replicate(network, device)
     facts = {"format": TEACHER_FORMAT, "arch": args.model, "stem": stem, "num_classes": spec.num_classes, "mean": spec.mean,
              "std": spec.std, "size": spec.size, "dataset": spec.name, "seed": seed}
@@ -111,41 +115,52 @@ def train_student(args, spec, images, val, info, seed, log, device, precision):
 
     hashes = read_hashes(args.fkd_path) if manifest_of(args.fkd_path) else None
     sheet_of = partial(stored_sheet, args.fkd_path, spec.num_classes, hashes)
-    batches = Batches(info.num_images, info.batch_size, args.fkd_seed, args.epochs, first)
+    batches = Batches(info.num_images, info.batch_size, args.fkd_seed, args.epochs, first, first_batch)
     stream = load_batches(BatchDataset(images, spec.size, sheet_of), batches, args.workers, device, rows_of)
-    begin = saved = time.monotonic()
-    for epoch in range(first, args.epochs):
-        lr = base_lr * lr_factor(epoch, args.epochs, args.warmup_epochs)
-        set_lr(optimizer, lr)
-        network.train()
-        statistics.split()
-        loss_sum = torch.zeros((), device=device)
-        for _ in range(batches.per_epoch):
-            batch, pixels, sheet = next(stream)
-            share = share_in(len(batch.rows), sheet.mix)
-            mixed, targets = mixed_and_targets(args, spec, images.labels[batch.rows], pixels, sheet, share, precision)
-            optimizer.zero_grad()
-            before = partial(start_micro_batch, statistics, seed, batch)
-            loss = backward_in_micro_batches(replica, loss_of, mixed, targets, share, scaler.scale, before, partial(autocast, precision, device))
-            loss_sum = loss_sum + loss * len(batch.rows)
-            statistics.skip(share.gaps[-1])
-            scaler.step(optimizer)
-            scaler.update()
+    begin, timer = time.monotonic(), SaveTimer(args.save_every_sec)
 
-        statistics.combine()
-        values = {"epoch": epoch + 1, "loss": round(sum_over_processes(loss_sum).item() / info.num_images, 6), "lr": lr}
-        last = epoch + 1 == args.epochs
-        if last or (epoch + 1) % args.eval_every == 0:
-            values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
-            log.line(f"seed {seed}  epoch {epoch + 1}/{args.epochs}  loss {values['loss']:.4f}  top1 {values['top1']:.2f}%  "
-                     f"top5 {values['top5']:.2f}%  {eta(epoch + 1 - first, args.epochs - first, begin)}")
-        history.append(values)
-        log.metrics(seed=seed, **values)
-        if rank() == 0 and (last or time.monotonic() - saved > args.save_every_sec):
-            state = {} if last else {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-            with atomic(checkpoint) as tmp:
-                torch.save({**facts, **values, "history": history, "model": network.state_dict(), **state}, tmp)
-            saved = time.monotonic()
+    def save(values, ended):
+        """Let process 0 write what a run continues from; a finished run keeps no optimiser."""
+        state = {} if ended else {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        if rank() == 0:
+            save_torch(checkpoint, {**facts, **values, "history": history, "model": network.state_dict(), **state})
+        timer.saved()
+
+    with finishing_steps():
+        for epoch in range(first, args.epochs):
+            lr = base_lr * lr_factor(epoch, args.epochs, args.warmup_epochs)
+            set_lr(optimizer, lr)
+            network.train()
+            statistics.split()
+            loss_sum = (loss_before if epoch == first and rank() == 0 else torch.zeros(())).to(device)
+            for index in range(first_batch if epoch == first else 0, batches.per_epoch):
+                batch, pixels, sheet = next(stream)
+                share = share_in(len(batch.rows), sheet.mix)
+                mixed, targets = mixed_and_targets(args, spec, images.labels[batch.rows], pixels, sheet, share, precision)
+                optimizer.zero_grad()
+                before = partial(start_micro_batch, statistics, seed, batch)
+                loss = backward_in_micro_batches(replica, loss_of, mixed, targets, share, scaler.scale, before, partial(autocast, precision, device))
+                loss_sum = loss_sum + loss * len(batch.rows)
+                statistics.skip(share.gaps[-1])
+                scaler.step(optimizer)
+                scaler.update()
+                if any_process(stop_requested()):
+                    statistics.combine()
+                    save({"epoch": epoch, "batches": index + 1, "loss_sum": sum_over_processes(loss_sum)}, ended=False)
+                    log.line(f"seed {seed}: stopped and saved after batch {index + 1} of {batches.per_epoch} of epoch {epoch + 1}")
+                    leave()
+
+            statistics.combine()
+            values = {"epoch": epoch + 1, "loss": round(sum_over_processes(loss_sum).item() / info.num_images, 6), "lr": lr}
+            last = epoch + 1 == args.epochs
+            if last or (epoch + 1) % args.eval_every == 0:
+                values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
+                log.line(f"seed {seed}  epoch {epoch + 1}/{args.epochs}  loss {values['loss']:.4f}  top1 {values['top1']:.2f}%  "
+                         f"top5 {values['top5']:.2f}%  {eta(epoch + 1 - first, args.epochs - first, begin)}")
+            history.append(values)
+            log.metrics(seed=seed, **values)
+            if last or timer.is_due():
+                save(values, ended=last)
     return history
 
 
@@ -159,7 +174,7 @@ def evaluate_checkpoint(args, spec, device, precision):
 
 
 def main(args):
-    spec, run = data_spec(args), run_folder(args)
+    spec, run, command = data_spec(args), run_folder(args), hash_json(vars(args))
     if args.evaluate and not args.dry_run:
         return evaluate_checkpoint(args, spec, *start_device(args.device, args.precision, training=False))
     check_folders(args.train_dir, args.fkd_path, args.val_dir)
@@ -185,8 +200,12 @@ def main(args):
         spec = override(spec, args, mean=tuple(manifest["mean"]), std=tuple(manifest["std"]), size=manifest["input_size"])
     val = read_val(spec, args.val_dir, described["classes"], names)
     folder = Path(args.output_dir)
+    claim(folder)
+    if args.overwrite:
+        start_afresh(folder / "settings.json", folder, "student", command)
     settings = make_settings(args, spec, stem, described, val, precision)
-    claim(folder / "settings.json", settings)
+    keep_settings(folder / "settings.json", settings, command=command if args.overwrite else None)
+    clear_leftovers(folder, *(folder / f"seed{seed}" for seed in args.seeds))
     images, note = keep_decoded(images, device, run, described["images_sha256"])
     log = RunLog(folder.joinpath, vars(args), device)
     for line in (*notes, note):
@@ -204,6 +223,7 @@ def main(args):
         log.line(f"seed {seed}: last top1 {row['top1']:.2f}%  top5 {row['top5']:.2f}%   (best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']})")
     if rank() > 0:
         return
+    finish(folder / "settings.json")
     mean, std = results["top1"]["mean"], results["top1"]["std"]
     log.line(f"done: top1 {mean:.2f}%" + (f" +- {std:.2f} over {len(rows)} seeds" if std is not None else "") + f", {folder / 'results.json'}")
 

@@ -1,0 +1,86 @@
+"""One writer at a time: a claim is a file beside an output folder that says which process is about to write which part of it."""
+import contextlib
+import os
+import random
+import re
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from sre2l import interrupts
+from sre2l.distributed import rank, sum_over_processes
+from sre2l.errors import UserError
+from sre2l.files import TOKEN, alone_in, beside, clear_leftovers, is_alive, read_json, token, write_json
+
+HEARTBEAT_SEC = 20  # between touches of a claim; elsewhere a process counts as dead after files.STALE_SEC without one
+PATIENCE_SEC = 5    # for a process that is just ending, such as the one that this command's last start was
+held = set()        # the claims of this process
+
+
+def overlap(part, other):
+    """Do two parts of a folder have something in common? A part is (first, end) of a range of image indices, or None for all."""
+    return part is None or other is None or (part[0] < other[1] and other[0] < part[1])
+
+
+def others_in_the_way(root, mine, run, part):
+    """The claims of living processes of other runs on something of this part."""
+    found = []
+    for path in mine.parent.iterdir():
+        name = re.fullmatch(rf"{re.escape(Path(root).name)}\.({TOKEN})\.claim", path.name)
+        if not name or path == mine or not is_alive(name[1], path, mine.stat().st_mtime):
+            continue
+        with contextlib.suppress(UserError):  # gone in this moment
+            claim = read_json(path)
+            if claim.get("run") != run and overlap(part, claim.get("part")):
+                found.append(claim)
+    return found
+
+
+def claim(root, part=None):
+    """Claim a folder, or images part = (first, end) per class of it, for this process until `release`. Several processes of one run share it.
+
+    Raises UserError where a living process of another run has a claim on it. A dead one's claim counts for nothing."""
+    run = sum_over_processes(torch.tensor([random.SystemRandom().getrandbits(60) if rank() == 0 else 0])).item()
+    mine = beside(root, f"{token()}.claim")
+    until = time.monotonic() + PATIENCE_SEC
+    fields = {"run": run, "part": part, "host": os.uname().nodename, "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    while True:
+        with alone_in(mine.parent):
+            write_json(mine, fields)
+            others = others_in_the_way(os.path.abspath(root), mine, run, part)
+            if not others:
+                break
+            mine.unlink()
+        if time.monotonic() > until:
+            other = others[0]
+            what = "to it" if other["part"] is None else f"images {other['part'][0]} to {other['part'][1] - 1} of each class to it"
+            raise UserError(f"{root}: process {other['pid']} on {other['host']} has been writing {what} since {other['since']}; "
+                            f"wait for it or stop it, or choose another --name or folder")
+        time.sleep(0.2)
+    if not held:
+        threading.Thread(target=beat, daemon=True).start()
+    held.add(mine)
+    clear_leftovers(mine.parent, now=mine.stat().st_mtime)
+
+
+def beat():
+    """Touch the claims now and then. One that is gone stops the run: its folder was removed, or another process thinks this one dead."""
+    while held:
+        time.sleep(HEARTBEAT_SEC)
+        for path in list(held):
+            try:
+                os.utime(path)
+            except OSError:
+                if path in held:
+                    held.discard(path)
+                    interrupts.stop_because(f"{path}: this run's claim is gone; was its folder removed, or did this process sleep for long?")
+
+
+def release():
+    """Give up all claims of this process."""
+    for path in list(held):
+        held.discard(path)
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -1,0 +1,192 @@
+"""Files that are there whole or not at all, also after a kill or a power cut, and names that tell which process they are of."""
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import socket
+import time
+from pathlib import Path
+
+import torch
+
+from sre2l.errors import UserError
+
+STALE_SEC = 600  # a process of another machine that has given no sign of life for so long counts as dead
+TOKEN = r"([A-Za-z0-9_-]+)\.(\d+)\.(\d+)"
+ONE_NAMESPACE = 0xEFFFFFFC  # the number of the kernel's own process namespace
+counter = itertools.count()
+
+
+@functools.cache
+def host():
+    """This machine, as process numbers mean it: a container with numbers of its own is another."""
+    name = re.sub("[^A-Za-z0-9-]", "-", socket.gethostname())
+    with contextlib.suppress(OSError):
+        if (namespace := os.stat("/proc/self/ns/pid").st_ino) != ONE_NAMESPACE:
+            name += f"_{namespace:x}"
+    return name
+
+
+def start_of(pid):
+    """When a process of this machine began, in the kernel's ticks; None for one that is not there, or is dead and not yet buried."""
+    if not os.path.exists("/proc/self/stat"):  # not Linux: its number must do
+        with contextlib.suppress(PermissionError):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return None
+        return 0
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+@functools.cache
+def token_of(pid):
+    return f"{host()}.{pid}.{start_of(pid)}"
+
+
+def token():
+    """The name of this process, of no other now or later: host.pid.start."""
+    return token_of(os.getpid())
+
+
+def is_alive(owner, path, now=None):
+    """Is the process with this token alive? On this machine its number tells, elsewhere the age of `path`, which it touches now and then.
+
+    now: the time by that file system's clock, None for this machine's."""
+    name, pid, start = re.fullmatch(TOKEN, owner).groups()
+    if name == host():
+        return start_of(int(pid)) == int(start)
+    try:
+        return (now or time.time()) - path.stat().st_mtime < STALE_SEC
+    except FileNotFoundError:
+        return False
+
+
+def beside(root, suffix):
+    """The path beside a folder of images or labels that tells about it: runs/x/labels, 'manifest.json' -> runs/x/labels.manifest.json."""
+    root = Path(os.path.abspath(root))  # a trailing slash or '..' changes nothing
+    return root.with_name(f"{root.name}.{suffix}")
+
+
+def sync(path):
+    """Have a file, or the names in a folder, on the disk before anything else happens."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot, or need not
+            raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder):
+    """Make a folder and those above it, each on the disk."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+@contextlib.contextmanager
+def atomic(path, root=None):
+    """Write to a temporary name, then rename: `with atomic(path) as tmp: save(tmp)`. Once it ends, the file survives a power cut.
+
+    For a file of an image or label folder `root` the temporary one lies beside the root, since the released reader counts everything in it."""
+    path = Path(path)
+    tmp = beside(root or path, f"{token()}.{next(counter)}.tmp")  # of one process and call: threads and machines share folders
+    make_folder(path.parent)
+    try:
+        yield tmp
+        sync(tmp)
+        os.replace(tmp, path)
+        sync(path.parent)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def write_bytes(path, data, root=None):
+    with atomic(path, root) as tmp, open(tmp, "wb") as file:
+        try:
+            file.write(data)
+            file.flush()
+        except OSError as error:  # a write's error does not know the file
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def append_line(path, text):
+    """Append lines by one write and have them on the disk. text ends with a newline."""
+    with open(path, "ab", buffering=0) as file:
+        try:
+            file.write(text.encode())
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def save_torch(path, value):
+    """torch.save by way of memory: equal values give equal bytes, whatever the file's name."""
+    data = io.BytesIO()
+    torch.save(value, data)
+    write_bytes(path, data.getbuffer())
+
+
+def write_json(path, value):
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_json(path):
+    """A JSON object from disk; raises UserError for anything else."""
+    try:
+        value = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return value
+
+
+def as_json(settings):
+    """The same values as JSON gives them back, so that settings compare equal after a round trip."""
+    return json.loads(json.dumps(settings, default=str))
+
+
+def hash_json(value):
+    """sha256 of a value of JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(as_json(value), sort_keys=True).encode()).hexdigest()
+
+
+def hash_file(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def alone_in(folder):
+    """Of several processes with the same run folder, one at a time in here. On a file system without locks, several."""
+    make_folder(Path(folder))
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def clear_leftovers(*folders, now=None):
+    """Remove the temporary files and claims that dead processes have left in these folders."""
+    for folder in filter(Path.is_dir, map(Path, folders)):
+        for path in folder.iterdir():
+            name = re.fullmatch(rf".*?\.({TOKEN})(\.\d+\.tmp|\.claim)", path.name)
+            if name and not is_alive(name[1], path, now):
+                path.unlink(missing_ok=True)

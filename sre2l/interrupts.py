@@ -1,0 +1,94 @@
+"""Signals and time: the step under way is finished and saved before a run ends; and how often a run saves what it has."""
+import contextlib
+import os
+import signal
+import sys
+import time
+
+from sre2l.errors import UserError
+
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+FIRST_SAVE_SEC = 15  # after the start; then twice as late each time, up to what is asked for: also a run that never lives long gets on
+
+
+class Pending:
+    """What has been asked for while steps are under way: the signal, or a reason to stop."""
+    signal = reason = None
+    in_steps = False
+
+
+def has_launcher():
+    """Is this one of several processes that torchrun started? Then the launcher speaks to the user."""
+    return "TORCHELASTIC_ERROR_FILE" in os.environ
+
+
+def install():
+    """Handle SIGINT and SIGTERM: at once, or within `finishing_steps` after the step under way; a second one is at once again."""
+    parent = os.getpid()
+
+    def handle(number, _):
+        if os.getpid() != parent:  # a worker process, which inherits this handler
+            os._exit(128 + number)
+        if Pending.in_steps and Pending.signal is None:
+            Pending.signal = signal.Signals(number)
+            if not has_launcher():
+                os.write(2, f"\n{WORDS[number]}: finishing this step and saving (once more: stop at once)\n".encode())
+            return
+        end(signal.Signals(number))
+    for number in WORDS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background job ignores Ctrl-C
+            signal.signal(number, handle)
+
+
+def end(number):
+    """End this run as the signal asks for: 130 or 143."""
+    if not has_launcher():
+        print(f"{WORDS[number]}; the same command continues", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def finishing_steps():
+    """Within this, a signal waits until the loop asks `stop_requested`."""
+    Pending.signal = Pending.reason = None
+    Pending.in_steps = True
+    try:
+        yield
+    finally:
+        Pending.in_steps = False
+
+
+def stop_because(reason):
+    """Have the run stop after its step, with a UserError of these words."""
+    Pending.reason = reason
+
+
+def stop_requested():
+    """Has a signal come since `finishing_steps` began, or is there another reason to stop?"""
+    return Pending.signal is not None or Pending.reason is not None
+
+
+def leave():
+    """End the run as was asked for, everything being saved."""
+    if Pending.reason is not None:
+        raise UserError(Pending.reason)
+    end(Pending.signal)
+
+
+class SaveTimer:
+    """Is it time to save? Every `every_sec` since the last save or finished unit, sooner in the beginning of a run."""
+
+    def __init__(self, every_sec):
+        self.every_sec = every_sec
+        self.wait_sec, self.last = min(every_sec, FIRST_SAVE_SEC), time.monotonic()
+
+    def is_due(self):
+        return time.monotonic() - self.last >= self.wait_sec
+
+    def saved(self):
+        self.wait_sec = min(self.every_sec, 2 * self.wait_sec)
+        self.restart()
+
+    def restart(self):
+        """A unit is finished: nothing of it can be lost any more."""
+        self.last = time.monotonic()

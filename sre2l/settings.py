@@ -1,0 +1,100 @@
+"""Settings travel with results: an output folder remembers the settings it was made with, refuses others, and can be started afresh."""
+import os
+import re
+from pathlib import Path
+
+from sre2l.distributed import barrier, rank
+from sre2l.errors import UserError
+from sre2l.files import TOKEN, as_json, beside, hash_json, read_json, write_json
+
+LOGS = r"args\.json|log\.txt|metrics(\.rank\d+)?\.jsonl"
+BESIDE = rf"manifest\.json|sha256(\.{TOKEN})?|{LOGS}|png|(unit\d+\.)?(gif|snapshots)|unit\d+(\.ipc\d+)?\.state"
+INSIDE = {"images": r"new\d+/class\d+_id\d+\.jpg", "labels": r"epoch_\d+/batch_\d+\.tar", "teacher": rf"(teacher|checkpoint)\.pth|settings\.json|{LOGS}",
+          "student": rf"seed\d+/checkpoint\.pth|(settings|results)\.json|{LOGS}"}
+
+
+def read_record(path):
+    """A manifest or settings.json -> {"settings": {...}, ...}; raises UserError for one that is not as it was written."""
+    record = read_json(path)
+    if not isinstance(record.get("settings"), dict) or record.get("sha256") != hash_json({k: v for k, v in record.items() if k != "sha256"}):
+        raise UserError(f"{path}: not as a run wrote it (its own sha256 is missing or another); bring the file back, or delete it with the output it belongs to")
+    return record
+
+
+def write_record(path, record):
+    record = {key: value for key, value in as_json(record).items() if key != "sha256" and value is not None}
+    write_json(path, {**record, "sha256": hash_json(record)})
+
+
+def recorded(path, key=None):
+    """The settings at `path`, or one of them; None where there is no such file or setting."""
+    settings = read_record(path)["settings"] if Path(path).exists() else None
+    return settings if settings is None or key is None else settings.get(key)
+
+
+def keep_settings(path, settings, free=(), command=None):
+    """Tie an output to its settings: the first run writes them to `path`, a later one must agree except in `free` keys, which take the later
+    value unless that is None. Of several processes the first does it while the others wait.
+
+    command: of a run that starts afresh (start_afresh), until `finish`."""
+    if rank() > 0:
+        return barrier()
+    settings, record = as_json(settings), {}
+    if Path(path).exists():
+        record = read_record(path)
+        stored = record["settings"]
+        settings |= {key: stored[key] for key in free if settings.get(key) is None and key in stored}
+        keys = [k for k in sorted(set(stored) | set(settings)) if k not in free and stored.get(k) != settings.get(k)]
+        if keys:
+            differ = "; ".join(f"{k}: there {stored.get(k)!r}, here {settings.get(k)!r}" for k in keys)
+            raise UserError(f"{path}: this output belongs to a run with other settings ({differ}). "
+                            f"Choose another --name or output folder, or start afresh with --overwrite, which deletes it")
+    write_record(path, {"settings": settings, "afresh_by": record.get("afresh_by") or command})
+    barrier()
+
+
+def finish(path):
+    """The run is complete: --overwrite would now start afresh once more."""
+    if rank() == 0 and "afresh_by" in (record := read_record(path)):
+        write_record(path, {**record, "afresh_by": None})
+
+
+def refuse_unclaimed(root):
+    """Raise UserError for a folder with contents that no manifest vouches for: images or labels of other origin."""
+    if not beside(root, "manifest.json").exists() and Path(root).is_dir() and any(Path(root).iterdir()):
+        raise UserError(f"{root}: holds files but no manifest stands beside it, perhaps a published set; choose another folder")
+
+
+def outputs_of(root, kind):
+    """-> (the files of an output folder, those beside it that belong to it). Raises UserError for anything else inside."""
+    files = sorted(Path(folder) / name for folder, _, names in os.walk(root) for name in names)
+    stray = [path for path in files if not re.fullmatch(INSIDE[kind], path.relative_to(root).as_posix())]
+    if stray:
+        raise UserError(f"{stray[0]}: no file of a run, so --overwrite deletes nothing; move it away first")
+    around = []
+    for path in root.parent.iterdir() if kind in ("images", "labels") else ():
+        if path.name.startswith(f"{root.name}.") and re.fullmatch(BESIDE, path.name.removeprefix(f"{root.name}.")):
+            around += sorted(path.glob("iteration_*.png")) if path.is_dir() else [path]
+    return files, around
+
+
+def start_afresh(record, root, kind, command):
+    """--overwrite: say what an earlier run left in `root` and delete it, the record of its settings last. kind: of INSIDE.
+
+    A run that the same `command` (a hash of its arguments) began so, and that is not finished, is left alone: the same command continues.
+    Raises UserError for contents that no run vouches for."""
+    root = Path(os.path.abspath(root))
+    if rank() == 0 and Path(record).exists():
+        if read_json(record).get("afresh_by") == command:
+            print(f"--overwrite: {root} was started afresh by this command and is not finished; it continues")
+        else:
+            files, around = outputs_of(root, kind)
+            num_bytes = sum(path.lstat().st_size for path in files + around)
+            print(f"--overwrite: deleting {root}: {len(files)} files in it and {len(around)} beside it, {num_bytes / 1e6:.1f} MB", flush=True)
+            for path in sorted(files + around, key=lambda path: path == Path(record)):
+                path.unlink()
+            for folder, _, _ in os.walk(root, topdown=False):
+                os.rmdir(folder)
+    elif rank() == 0 and kind in ("images", "labels"):
+        refuse_unclaimed(root)
+    barrier()
