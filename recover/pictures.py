@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from sre2l.images import decode
-from sre2l.runtime import atomic
+from sre2l.files import atomic
 
 GAP = 2        # pixels of white between images
 MAX_ROWS, MAX_COLUMNS, MIN_TILE, MAX_TILE = 20, 20, 64, 112  # tiles in pixels
@@ -62,10 +62,10 @@ def contact_sheet(root, path):
 
 def save_snapshot(images, folder, iteration):
     """Write the images of a batch (B, H, W, 3) uint8 at one iteration: 25 of them, evenly spread, as one PNG."""
-    folder.mkdir(parents=True, exist_ok=True)
     tiles = [tile(image) for image in spread(list(images), 25)]
     columns = -(-len(tiles) // max(1, round(len(tiles) ** 0.5)))
-    Image.fromarray(grid([tiles[i:i + columns] for i in range(0, len(tiles), columns)])).save(folder / f"iteration_{iteration:06d}.png")
+    with atomic(folder / f"iteration_{iteration:06d}.png", folder) as tmp:
+        Image.fromarray(grid([tiles[i:i + columns] for i in range(0, len(tiles), columns)])).save(tmp, "PNG")
 
 
 def animate(folder, path, seconds=5):

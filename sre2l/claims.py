@@ -59,9 +59,9 @@ def claim(root, part=None):
             raise UserError(f"{root}: process {other['pid']} on {other['host']} has been writing {what} since {other['since']}; "
                             f"wait for it or stop it, or choose another --name or folder")
         time.sleep(0.2)
-    if not held:
-        threading.Thread(target=beat, daemon=True).start()
     held.add(mine)
+    if len(held) == 1:
+        threading.Thread(target=beat, daemon=True).start()
     clear_leftovers(mine.parent, now=mine.stat().st_mtime)
 
 

@@ -8,12 +8,14 @@ import time
 from sre2l.errors import UserError
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+REPEAT_SEC = 1       # signals that come sooner after another are the same one: schedulers and launchers both send theirs
 FIRST_SAVE_SEC = 15  # after the start; then twice as late each time, up to what is asked for: also a run that never lives long gets on
 
 
 class Pending:
     """What has been asked for while steps are under way: the signal, or a reason to stop."""
     signal = reason = None
+    since = 0.0  # of the signal, by time.monotonic
     in_steps = False
 
 
@@ -23,16 +25,19 @@ def has_launcher():
 
 
 def install():
-    """Handle SIGINT and SIGTERM: at once, or within `finishing_steps` after the step under way; a second one is at once again."""
+    """Handle SIGINT and SIGTERM: at once, or within `finishing_steps` after the step under way; one more is at once again. Of several processes
+    each finishes its step; the launcher's second signal changes nothing, and distributed.exit_soon_after_signals sees to the end."""
     parent = os.getpid()
 
     def handle(number, _):
         if os.getpid() != parent:  # a worker process, which inherits this handler
             os._exit(128 + number)
         if Pending.in_steps and Pending.signal is None:
-            Pending.signal = signal.Signals(number)
+            Pending.signal, Pending.since = signal.Signals(number), time.monotonic()
             if not has_launcher():
                 os.write(2, f"\n{WORDS[number]}: finishing this step and saving (once more: stop at once)\n".encode())
+            return
+        if Pending.in_steps and (has_launcher() or time.monotonic() - Pending.since < REPEAT_SEC):
             return
         end(signal.Signals(number))
     for number in WORDS:
