@@ -211,7 +211,7 @@ def main(args):
     merge_hashes(root)
     if gone := sum(not label_path(root, batch.epoch, batch.index).exists() for batch in batches):
         raise UserError(f"{root}: {gone} label files are not there any more, removed under way? The same command writes them again")
-    finish(manifest_path)
+    finish(manifest_path, beside(root, "sha256"))
     share, chance, _ = agreement(root, images.labels, batches)
     log.line(f"done: {root}; the top-1 of {100 * share:.1f}% of the stored logits is the class of the image or of its partner "
              f"(chance {100 * chance:.1f}%)")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sre2l.distributed import barrier, rank
 from sre2l.errors import UserError
-from sre2l.files import TOKEN, as_json, beside, hash_json, read_json, write_json
+from sre2l.files import TOKEN, alone_in, as_json, beside, hash_file, hash_json, read_json, write_json
 
 LOGS = r"args\.json|log\.txt|metrics(\.rank\d+)?\.jsonl"
 BESIDE = rf"manifest\.json|sha256(\.{TOKEN})?|{LOGS}|png|(unit\d+\.)?(gif|snapshots)|unit\d+(\.ipc\d+)?\.state"
@@ -53,16 +53,19 @@ def keep_settings(path, settings, free=(), command=None):
     barrier()
 
 
-def finish(path):
-    """The run is complete: --overwrite would now start afresh once more."""
-    if rank() == 0 and "afresh_by" in (record := read_record(path)):
-        write_record(path, {**record, "afresh_by": None})
+def finish(path, listing=None):
+    """The run is complete: --overwrite would now start afresh once more. listing: the file of hashes beside a manifest; the two then know
+    that they belong together, until another run begins."""
+    if rank() == 0:
+        with alone_in(Path(path).parent):
+            write_record(path, {**read_record(path), "afresh_by": None, "hashes": listing and hash_file(listing)})
 
 
 def refuse_unclaimed(root):
     """Raise UserError for a folder with contents that no manifest vouches for: images or labels of other origin."""
     if not beside(root, "manifest.json").exists() and Path(root).is_dir() and any(Path(root).iterdir()):
-        raise UserError(f"{root}: holds files but no manifest stands beside it, perhaps a published set; choose another folder")
+        raise UserError(f"{root}: holds files but no manifest stands beside it, perhaps a published set; choose another folder, "
+                        f"or bring {beside(root, 'manifest.json')} back")
 
 
 def outputs_of(root, kind):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from sre2l.errors import UserError
-from sre2l.files import beside
+from sre2l.files import beside, hash_file
 from sre2l.images import check_classes, image_path, read_synthetic
 from sre2l.labels import inspect_labels, label_name, read_sheet
 from sre2l.manifest import check_images, describe_images, describe_names, manifest_of, read_hashes
@@ -95,6 +95,8 @@ def read_records(finding, root, kind):
         settings = attempt(finding, manifest_of, root)
     if listing.exists():
         hashes = attempt(finding, read_hashes, root, True)
+        if settings and record.get("hashes", hash_file(listing)) != hash_file(listing):
+            finding.faults.append(f"{path} and {listing}: do not belong together, or one was changed; the same command as before mends the latter")
     elif settings and "source" not in settings:  # real images that were drawn for a control have no hashes
         finding.faults.append(f"{listing}: this file of hashes is missing; bring it back, or start afresh with --overwrite")
     if not finding.faults:

@@ -75,10 +75,11 @@ def start(world, run, *names):
 
 
 def files_in(run):
-    """{name: bytes} of images, labels, their manifests and hash files."""
+    """{name: bytes} of images, labels, their manifests and hash files, and a name for each folder."""
     kept = ("images.manifest.json", "labels.manifest.json", "images.sha256", "labels.sha256")
     paths = [path for folder in ("images", "labels") for path in (run / folder).rglob("*") if path.is_file()] + [run / name for name in kept]
-    return {path.relative_to(run).as_posix(): path.read_bytes() for path in paths if path.exists()}
+    empty = {f"{path.relative_to(run).as_posix()}/": b"" for folder in ("images", "labels") for path in (run / folder).rglob("*") if path.is_dir()}
+    return empty | {path.relative_to(run).as_posix(): path.read_bytes() for path in paths if path.exists()}
 
 
 def equal(a, b):
@@ -129,7 +130,7 @@ class Records:
     def flips(self, rng, count):
         """Single bits, as many in each kind of file, one after the other in one copy, before the check alone."""
         run = copy_run(self.world, self.folder / "flips")
-        names = list(self.whole)
+        names = [name for name in self.whole if not name.endswith('/')]
         for number in tqdm(range(count), "flips", unit="bit", disable=None, leave=False):
             kind = KINDS[number % len(KINDS)]
             name = rng.choice([name for name in names if kind_of(name) == kind])
@@ -181,7 +182,7 @@ def whole_file_cases(records, places):
     """Each kind of file cut off, gone, and another run's."""
     world = records.world
     for kind in KINDS:
-        names = [name for name in records.whole if kind_of(name) == kind]
+        names = [name for name in records.whole if kind_of(name) == kind and not name.endswith('/')]
         for place in places:
             name = names[place % len(names)]
             records.case("cut off", kind, lambda run, name=name, place=place: cut(run / name, place), name)
@@ -286,9 +287,8 @@ def stage_cases(world, folder, table, rng, places, flips):
             for place in places:
                 stage_case(world, folder, table, "cut off", stage, name, lambda path, place=place: cut(path, place))
             stage_case(world, folder, table, "deleted", stage, name, Path.unlink)
-            if not name.endswith("teacher.pth"):  # recover's and relabel's settings know the teacher's hash
-                foreign = world / "other" / name.replace("seed0", "seed1")
-                stage_case(world, folder, table, "another run's", stage, name, lambda path, foreign=foreign: shutil.copy(foreign, path))
+            foreign = world / "other" / name.replace("seed0", "seed1")
+            stage_case(world, folder, table, "another run's", stage, name, lambda path, foreign=foreign: shutil.copy(foreign, path))
             stage_flips(world, folder, table, name, rng, flips)
 
 

@@ -24,7 +24,7 @@ from sre2l.images import fingerprint
 from sre2l.interrupts import SaveTimer, finishing_steps, leave, stop_requested
 from sre2l.labels import read_sheet
 from sre2l.manifest import manifest_of, read_hashes
-from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, num_weight_bytes, read_checkpoint
+from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, num_weight_bytes, read_own
 from sre2l.parallel import RunningStatistics, replicate
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_val
@@ -83,11 +83,11 @@ def start_micro_batch(statistics, seed, batch, number, gap):
     seed_torch(seed, batch.epoch, batch.index, number)
 
 
-def restore(path, network, optimizer, scaler):
+def restore(path, identity, network, optimizer, scaler):
     """Continue from a checkpoint if there is one -> (epochs done, batches done of the next, the sum of their losses, history of metrics)."""
     if not path.exists():
         return 0, 0, torch.zeros(()), []
-    state = read_checkpoint(path)
+    state = read_own(path, identity)
     network.load_state_dict(state["model"])
     if "optimizer" in state:  # a finished run keeps none
         optimizer.load_state_dict(state["optimizer"])
@@ -95,19 +95,19 @@ def restore(path, network, optimizer, scaler):
     return state["epoch"], state.get("batches", 0), state.get("loss_sum", torch.zeros(())), state["history"]
 
 
-def train_student(args, spec, images, val, info, seed, log, device, precision):
+def train_student(args, spec, settings, images, val, info, seed, log, device, precision):
     """One student with one seed -> its history: {epoch, loss, lr} of every epoch, with top1 and top5 where they were measured."""
     torch.manual_seed(seed)
     network, stem = build_network(args.model, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
     network.to(device, memory_format=memory_format_of(device))
     optimizer, scaler, statistics = make_optimizer(network, args, device), make_scaler(precision, device), RunningStatistics(network)
-    checkpoint = Path(args.output_dir) / f"seed{seed}" / "checkpoint.pth"
-    first, first_batch, loss_before, history = restore(checkpoint, network, optimizer, scaler)
+    checkpoint, identity = Path(args.output_dir) / f"seed{seed}" / "checkpoint.pth", hash_json([settings, seed])
+    first, first_batch, loss_before, history = restore(checkpoint, identity, network, optimizer, scaler)
     scaler.scale(torch.zeros((), device=device))  # a process without a row in the first batch has to know the scale as well
     check_agreement(first << 32 | first_batch, f"{checkpoint}: not all processes see the same checkpoint; the run folder must be one that all machines share")
     replica = replicate(network, device)
     facts = {"format": TEACHER_FORMAT, "arch": args.model, "stem": stem, "num_classes": spec.num_classes, "mean": spec.mean,
-             "std": spec.std, "size": spec.size, "dataset": spec.name, "seed": seed}
+             "std": spec.std, "size": spec.size, "dataset": spec.name, "seed": seed, "identity": identity}
     base_lr = args.learning_rate if args.sgd else args.adamw_lr
     loss_of = F.cross_entropy if args.hard_labels else partial(distillation_loss, temperature=args.temperature, times_t2=args.kl_t2)
     share_in = partial(share_of, micro_size=info.batch_size // args.gradient_accumulation_steps, rank=rank(), world=world_size())
@@ -215,7 +215,7 @@ def main(args):
 
     val, rows = keep_on_device(val, device), {}
     for seed in args.seeds:
-        rows[seed] = summarise(train_student(args, spec, images, val, info, seed, log, device, precision))
+        rows[seed] = summarise(train_student(args, spec, settings, images, val, info, seed, log, device, precision))
         if rank() > 0:  # the first process reports
             continue
         results = write_results(args, settings, rows, described["image_bytes"], info.num_bytes, versions(device))
