@@ -53,10 +53,11 @@ def is_there(root, stage):
 def limits(data, fkd_path):
     """What no check finds in folders that carry no hashes, a sentence for each."""
     if Path(data).is_dir() and not beside(data, "sha256").exists() and not beside(fkd_path, "manifest.json").exists():
-        yield "images without hashes: a JPEG has no checksum, so a changed bit that still decodes cannot be found, nor an image of the same class in another's place"
+        yield ("images without hashes: a JPEG has no checksum, so a changed bit that still decodes cannot be found, nor two images that were exchanged, "
+               "nor an image replaced by another of that size")
     if Path(fkd_path).is_dir() and not beside(fkd_path, "manifest.json").exists():
-        yield ("labels without a manifest: every file has checksums of its own, but whether it is the right file only the agreement tells. Not found are "
-               "labels for other images of the same classes, another teacher's or normalisation's, files exchanged that hold few rows, and last epochs left out")
+        yield ("labels without a manifest: each file has checksums of its own, but only the agreement tells whether it is the right one. Not found are "
+               "labels for other images of these classes, another teacher's or normalisation's, exchanged files of few rows, and missing last epochs")
 
 
 def main(args):

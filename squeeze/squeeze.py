@@ -123,7 +123,8 @@ def main(args):
     optimizer = torch.optim.SGD(network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=device.type == "cuda")
     scaler, statistics = make_scaler(precision, device), RunningStatistics(network)
     first, first_batch, loss_sum, values = load_state(folder / "checkpoint.pth", hash_json(settings), network, optimizer, scaler)
-    check_agreement(first << 32 | first_batch, f"{folder / 'checkpoint.pth'}: not all processes see the same checkpoint; the run folder must be one that all machines share")
+    check_agreement(first << 32 | first_batch,
+                    f"{folder / 'checkpoint.pth'}: not all processes see the same checkpoint; the run folder must be one that all machines share")
     replica = replicate(network, device)
     log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(train)} images of {train.root}, {precision}")
 

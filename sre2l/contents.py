@@ -90,16 +90,12 @@ def look_at_sheet(root, facts, size, hashes, labels, frequency, batch):
 
 
 def out_of_place(shown):
-    """The files whose logits agree with their images no better than by luck, where the others do: exchanged, or of another batch."""
-    rows = sum(part.rows for part in shown)
-    share = sum(part.hits for part in shown) / max(rows, 1)
-    found = []
-    for name, hits, luck, m in shown:
-        spread = math.sqrt(m * max(share * (1 - share), 1 / m))
-        near_luck = hits - luck < 3 * math.sqrt(max(luck * (1 - luck / m), 1))
-        if near_luck and m * share - hits > CLEAR * spread:
-            found.append((name, hits, m, share))
-    return found
+    """The files whose logits agree with their images no better than by luck, clearly unlike the others: exchanged, or of another batch."""
+    lucky = [part for part in shown if part.hits - part.luck < 3 * math.sqrt(max(part.luck * (1 - part.luck / part.rows), 1))]
+    names = {part.name for part in lucky}
+    others = [part for part in shown if part.name not in names]
+    share = sum(part.hits for part in others) / max(sum(part.rows for part in others), 1)
+    return [part for part in lucky if part.rows * share - part.hits > CLEAR * math.sqrt(max(part.rows * share * (1 - share), 1))]
 
 
 def verify_sheets(root, info, settings, hashes, images, num_pixels, order_seed, threads):
@@ -131,6 +127,6 @@ def verify_agreement(root, shown, settings):
     if not settings:
         if share < min(max(2 * chance, chance + 3 * math.sqrt(chance * (1 - chance) / rows)), (1 + chance) / 2):
             finding.faults.append(f"{root}: {finding.text}: these labels do not belong to these images, or the order has another seed")
-        finding.faults += [f"{root}/{name}: the top-1 of {hits} of its {m} logits fits the images, of all files it is {100 * share:.1f}%; "
-                           f"is it another batch's file?" for name, hits, m, share in out_of_place(shown)]
+        finding.faults += [f"{root}/{name}: the top-1 of {hits} of its {m} logits fits the images, in all files it is {100 * share:.1f}%: "
+                           f"is it another batch's file?" for name, hits, _, m in out_of_place(shown)]
     return finding

@@ -17,7 +17,8 @@ def read_record(path):
     """A manifest or settings.json -> {"settings": {...}, ...}; raises UserError for one that is not as it was written."""
     record = read_json(path)
     if not isinstance(record.get("settings"), dict) or record.get("sha256") != hash_json({k: v for k, v in record.items() if k != "sha256"}):
-        raise UserError(f"{path}: not as a run wrote it (its own sha256 is missing or another); bring the file back, or delete it with the output it belongs to")
+        raise UserError(f"{path}: not as a run wrote it (its own sha256 is missing or another); "
+                        f"bring the file back, or delete it with the output it belongs to")
     return record
 
 

@@ -1,5 +1,7 @@
 """The worlds that tests/damage.py breaks: one that four stages made, as tiny as they go, and one like the published folders, without records."""
+import contextlib
 import shutil
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from validate import train
 
 CLASSES, PER_CLASS, BATCH, EPOCHS = 3, 2, 4, 2
 NAMES = [f"c{i}" for i in range(CLASSES)]
-RELEASED = {"num_classes": 10, "ipc": 20, "batch": 100, "epochs": 2}
+STUDENT = f"student_{SMALL}"
+RELEASED = {"num_classes": 10, "ipc": 10, "batch": 50, "epochs": 2}
 
 
 def common(run):
@@ -39,14 +42,26 @@ def make_world(root):
     noise_folder(root / "real" / "val", NAMES, 2, seed=1)
     for name in ("run", "other"):
         for command in stages(root, root / name).values():
-            run_main(*command, "--seeds" if command[0] is train else "--seed", int(name == "other"))
+            seed = ("--seeds" if command[0] is train else "--seed", int(name == "other"))
+            if command[0] is recover:
+                stop_early(root / name, *command, *seed)
+            run_main(*command, *seed)
     return root
+
+
+def stop_early(run, *command):
+    """Recover until its images are to be written, as if killed then; what a continued run finds is kept in run/stopped."""
+    with mock.patch.object(recover, "write_units", side_effect=KeyboardInterrupt), contextlib.suppress(KeyboardInterrupt):
+        run_main(*command, "--save-every-sec", 0)
+    (run / "stopped").mkdir()
+    for path in run.glob("images.*"):
+        shutil.copy(path, run / "stopped" / path.name)
 
 
 def make_released(root):
     """Images and labels as the published ones lie, whose logits know the classes of their images -> root."""
     num_classes, ipc, size = RELEASED["num_classes"], RELEASED["ipc"], RELEASED["batch"]
-    synthetic_folder(root / "images", num_classes, ipc)
+    synthetic_folder(root / "images", num_classes, ipc, size=16)
     classes = torch.arange(num_classes).repeat_interleave(ipc)
     for batch in Batches(num_classes * ipc, size, 42, RELEASED["epochs"]):
         rng = unit_rng(0, batch.epoch, batch.index)
@@ -71,8 +86,15 @@ def copy_stages(world, target):
     """A copy of the run's teacher and student, with links to its images and labels -> target."""
     target.mkdir()
     for path in (world / "run").iterdir():
-        if path.name.startswith(("images", "labels")):
+        if path.name.startswith(("images", "labels", "stopped")):
             (target / path.name).symlink_to(path)
         else:
             shutil.copytree(path, target / path.name)
+    return target
+
+
+def copy_stopped(world, target):
+    """A copy of what a killed recover left, with a link to its teacher -> target."""
+    shutil.copytree(world / "run" / "stopped", target)
+    (target / "teacher").symlink_to(world / "run" / "teacher")
     return target
