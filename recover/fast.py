@@ -59,7 +59,7 @@ class FastEngine:
 
     def use_kernels(self, network, norms):
         """Triton comes with torch's CUDA builds alone, so it is imported here."""
-        torch.backends.cudnn.benchmark = True  # shapes never change
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()  # shapes never change
         from recover import kernels, look, moments, stem
         self.channels, self.adam_step = stem.replace_stem(network, self.size), look.adam_step
         self.look_at, self.finish = look.Look.apply, moments.Finisher([norm for norm in norms if norm.coefficient]).finish

@@ -7,7 +7,6 @@ Result: runs/<name>/images/new000/class000_id000.jpg ..., and beside the folder 
 import math
 import os
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from recover.step import Stepper
 from recover.state import Keeper
 from recover.units import chunk_name, draw_chunk, image_name, intact_pairs, make_chunks, make_units, write_units
 from recover.views import draw_view
+from recover.watch import check_finite, make_watch
 from sre2l.claims import claim, release
 from sre2l.distributed import rank, world_size
 from sre2l.files import beside, hash_json
@@ -31,7 +31,7 @@ from sre2l.interrupts import finishing_steps, leave, stop_requested
 from sre2l.manifest import merge_hashes
 from sre2l.models import load_teacher
 from sre2l.precision import PRECISIONS
-from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script
+from sre2l.runtime import RunLog, UserError, print_plan, run_folder, run_script
 from sre2l.settings import finish, keep_settings, recorded, refuse_unclaimed, start_afresh
 from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
@@ -56,45 +56,6 @@ def optimise(stepper, drawn, targets, rates, watch, kept=(0, None), before=lambd
         before(iteration)
         watch(iteration, stepper.images, stepper.step(iteration))
     return stepper.images
-
-
-@torch.inference_mode()
-def verifier_top1(verifier, images, targets):
-    """The share in percent of images that a second network puts into their class. images (G, B, ...) -> G numbers."""
-    right = [verifier.network(batch).argmax(1) == labels for batch, labels in zip(images, targets)]
-    return [round(100 * hits.float().mean().item(), 2) for hits in right]
-
-
-def check_finite(images, units, iteration, precision):
-    """Raise UserError once a value is not finite: it stays so in Adam's moments, so that a look now and then finds it. Syncs the GPU."""
-    if not torch.isfinite(images).all():
-        advice = ("half precision overflowed; the same command with --precision bf16 or tf32 continues" if precision == "fp16"
-                  else "a smaller --lr or --r-bn may help, or the teacher has weights that are not finite")
-        raise UserError(f"{chunk_name(units)}: the images are not finite after iteration {iteration}, nothing of it is written: {advice}")
-
-
-def make_watch(log, bar, units, args, weights, targets, verifier):
-    """The observer of G units: progress bar, and every --print-period iterations a log line and each unit's metrics line."""
-    start, period = time.monotonic(), args.print_period or max(1, args.iteration // 40)
-
-    def watch(iteration, images, terms):
-        bar.update(iteration + 1 - bar.n)
-        if iteration % period and iteration != args.iteration - 1:
-            return
-        check_finite(images, units, iteration, args.precision)
-        found = {key: getattr(terms, key).tolist() for key in ("ce", "bn", "tv", "l2")}
-        if verifier:
-            found["verifier_top1"] = verifier_top1(verifier, images, targets)
-        for i, unit in enumerate(units):
-            values = {key: round(numbers[i], 6) for key, numbers in found.items()}
-            priors = weights.tv_l2 * values["tv"] + weights.l2_scale * values["l2"]
-            log.metrics(unit=unit.index, iteration=iteration, **values, r_bn_bn=round(weights.r_bn * values["bn"], 6), priors=round(priors, 6))
-        mean = {key: sum(numbers) / len(numbers) for key, numbers in found.items()}
-        priors = weights.tv_l2 * mean["tv"] + weights.l2_scale * mean["l2"]
-        log.line(f"{chunk_name(units)}  iteration {iteration:5d}/{args.iteration}  ce {mean['ce']:8.4f}  r_bn*bn {weights.r_bn * mean['bn']:9.4f}"
-                 f"  priors {priors:8.4f}" + (f"  verifier {mean['verifier_top1']:6.2f}%" if verifier else "")
-                 + f"  {eta(iteration, args.iteration - 1, start)}")
-    return watch
 
 
 def make_settings(args, spec, classes, teacher):
@@ -143,7 +104,7 @@ def main(args):
         return print_plan(make_settings(args, spec, classes, None), images=num_images, units=len(units),
                           images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root))
 
-    device, _ = start_device(args.device, args.precision, training=False)
+    device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)
     if not statistics_layers(teacher.network):
         raise UserError(f"{teacher.arch} has no BatchNorm layer with running statistics, so there is nothing to match; "
@@ -206,7 +167,7 @@ def main(args):
                     snapshot(iteration)
                 stop = stop_requested() or any(future.done() and future.exception() for future in written)
                 if iteration and (stop or keeper.is_due()):
-                    check_finite(stepper.images, chunk, iteration - 1, args.precision)
+                    check_finite(stepper, chunk, iteration - 1, weights, args.precision)
                     keeper.save(chunk, iteration, stepper.tensors)
                 if stop:
                     log.line(f"{chunk_name(chunk)}: stopped after iteration {iteration}")
@@ -215,7 +176,8 @@ def main(args):
                     leave()
 
             with tqdm(total=args.iteration, initial=kept[0], desc=chunk_name(chunk), disable=None if rank() == 0 else True, leave=False) as bar:
-                images = optimise(stepper, noise_and_views, targets, rates, make_watch(log, bar, chunk, args, weights, targets, verifier), kept, before)
+                watch = make_watch(log, bar, chunk, args, weights, targets, verifier, stepper, spec.num_classes)
+                images = optimise(stepper, noise_and_views, targets, rates, watch, kept, before)
             if pictured:
                 snapshot(args.iteration)
                 animate(snapshots, beside(root, f"{first}gif"))

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from sre2l.agreement import agreement
 from sre2l.augment import draw_crops, draw_mix, show_batch
 from sre2l.batches import BatchDataset, Batches, in_order, load_batches
 from sre2l.claims import claim, release
@@ -20,12 +21,12 @@ from sre2l.distributed import rank, sum_over_processes, world_size
 from sre2l.files import beside, hash_file, hash_json, make_folder
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
 from sre2l.interrupts import finishing_steps, leave, stop_requested
-from sre2l.labels import Sheet, agreement, encode_sheet, label_name, label_path
+from sre2l.labels import Sheet, encode_sheet, label_name, label_path
 from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, describe_images, earlier_epochs, manifest_of, merge_hashes, read_hashes,
                             write_recorded)
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of, pick_precision, set_tf32
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng, versions
-from sre2l.settings import finish, keep_settings, start_afresh
+from sre2l.settings import finish, keep_settings, recorded, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
@@ -156,7 +157,7 @@ def main(args):
                 "bytes": count and num_label_bytes(count, args.batch_size, args.epochs, spec.num_classes, args.label_precision)}
         return print_plan(make_settings(args, spec), images=count, **plan)
 
-    device, precision = start_device(args.device, args.precision, training=False)
+    device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)
     teacher.network.to(device, memory_format=memory_format_of(device))
     measured = check_top1(teacher, spec, args, device)  # each process a part
@@ -167,7 +168,8 @@ def main(args):
     settings = make_settings(args, spec) | {"epochs": max(args.epochs, earlier_epochs(root))}
     described = describe_images(images)
     settings = {**settings, **described, "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
-                "measured_top1": measured, "versions": versions(device), "precision": precision, "half_against_fp32": None}
+                "measured_top1": measured, "versions": versions(device), "precision": precision, "half_against_fp32": None,
+                "images_seed": recorded(beside(args.data, "manifest.json"), "seed")}
     if manifest := manifest_of(root):
         check_images(root, manifest, described, images.root)
     batches = Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
@@ -212,12 +214,10 @@ def main(args):
     if gone := sum(not label_path(root, batch.epoch, batch.index).exists() for batch in batches):
         raise UserError(f"{root}: {gone} label files are not there any more, removed under way? The same command writes them again")
     finish(manifest_path, beside(root, "sha256"))
-    share, chance, _ = agreement(root, images.labels, batches)
-    log.line(f"done: {root}; the top-1 of {100 * share:.1f}% of the stored logits is the class of the image or of its partner "
-             f"(chance {100 * chance:.1f}%)")
-    if share < 0.5:
-        log.line("warning: that is low; either the mix makes the images hard, or the teacher does not know them: "
-                 "too few iterations, another class order, another normalisation?")
+    found = agreement(root, images.labels, batches)
+    log.line(f"done: {root}; {found.text}")
+    if found.warning:
+        log.line(found.warning)
 
 
 def get_args(argv=None):

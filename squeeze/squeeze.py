@@ -18,11 +18,11 @@ from sre2l.augment import Mix, draw_crops, show_batch
 from sre2l.batches import BatchDataset, Batches, load_batches
 from sre2l.claims import claim
 from sre2l.datasets import STEMS
-from sre2l.distributed import any_process, check_agreement, rank, sum_over_processes, world_size
+from sre2l.distributed import check_agreement, largest, rank, sum_over_processes, world_size
 from sre2l.files import clear_leftovers, hash_json, save_torch
 from sre2l.flags import Parser, add_run_flags, add_stage_flags, check_folders, data_spec, number
 from sre2l.images import fingerprint
-from sre2l.interrupts import finishing_steps, leave, stop_requested
+from sre2l.interrupts import SaveTimer, finishing_steps, leave, stop_requested
 from sre2l.labels import Sheet
 from sre2l.models import TEACHER_FORMAT, build_network, check_input_size, load_teacher, num_weight_bytes, read_checkpoint, read_own
 from sre2l.parallel import RunningStatistics, replicate
@@ -31,7 +31,8 @@ from sre2l.realdata import read_real, read_val
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng
 from sre2l.settings import finish, keep_settings, start_afresh
 from sre2l.store import keep_decoded
-from sre2l.training import at_least_float32, autocast, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload
+from sre2l.training import (at_least_float32, autocast, check_finite, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr,
+                            start_device, upload)
 
 SCALE = (0.08, 1.0)  # of RandomResizedCrop
 
@@ -46,7 +47,7 @@ def make_settings(args, spec, stem=None, train=None, val=None, precision=None):
 
 def check_torchvision(args, spec):
     """imagenet1k: the published teachers are torchvision's; see that they load, and measure them where images are given."""
-    device, precision = start_device(args.device, args.precision, training=False)
+    device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher = load_teacher(spec, None, args.arch, args.stem)
     print(f"imagenet1k: the teacher is torchvision's {args.arch} with IMAGENET1K_V1 weights; they load (sha256 {teacher.sha256[:12]})")
     if args.real_data:
@@ -99,7 +100,7 @@ def main(args):
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)
 
-    device, precision = start_device(args.device, args.precision)
+    device, precision = start_device(args.device, args.precision, args.deterministic)
     if args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs} is not below --epochs {args.epochs}")
     torch.manual_seed(args.seed)
@@ -132,13 +133,15 @@ def main(args):
     loader = load_batches(BatchDataset(train, spec.size, partial(draw_sheet, spec, args.seed)), batches, args.workers, device, own_rows)
     bar = tqdm(total=len(batches), desc="squeeze", unit="batch", disable=None, leave=False)
     loss_sum = (loss_sum if rank() == 0 else torch.zeros(())).to(device)
-    val, begin = keep_on_device(val, device), time.monotonic()
+    val, begin, timer = keep_on_device(val, device), time.monotonic(), SaveTimer(args.save_every_sec)
 
     def save(epoch, batches_done, loss_sum):
         """Let process 0 write what a run continues from."""
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "epoch": epoch, "batches": batches_done, "loss_sum": loss_sum}
         if rank() == 0:
-            save_torch(folder / "checkpoint.pth", {"identity": hash_json(settings), "model": network.state_dict(), **state, "values": values})
+            facts = {"identity": hash_json(settings), "seed": args.seed}
+            save_torch(folder / "checkpoint.pth", {**facts, "model": network.state_dict(), **state, "values": values})
+        timer.saved()
 
     network.train()
     with finishing_steps():
@@ -157,25 +160,28 @@ def main(args):
                 scaler.step(optimizer)
                 scaler.update()
                 loss_sum += loss.detach() * len(batch.rows)
-            stop, ended = any_process(stop_requested()), batch.index == batches.per_epoch - 1
-            if not (stop or ended):
+            wish, ended = largest(2 * stop_requested() + timer.is_due()), batch.index == batches.per_epoch - 1
+            if not (wish or ended):
                 continue
             statistics.combine(divisor=world_size())
-            sum_over_processes(loss_sum)
+            total = sum_over_processes(loss_sum.clone())
+            check_finite(total.item(), network, batch.epoch + 1, "--lr", precision)
             if not ended:
-                save(batch.epoch, batch.index + 1, loss_sum)
-                log.line(f"stopped and saved after batch {batch.index + 1} of {batches.per_epoch} of epoch {batch.epoch + 1}")
-                leave()
+                save(batch.epoch, batch.index + 1, total)
+                if wish > 1:
+                    log.line(f"stopped and saved after batch {batch.index + 1} of {batches.per_epoch} of epoch {batch.epoch + 1}")
+                    leave()
+                continue
 
             epoch, last = batch.epoch + 1, batch.epoch + 1 == args.epochs
-            values = {"epoch": epoch, "loss": round(loss_sum.item() / len(train), 5)}
+            values = {"epoch": epoch, "loss": round(total.item() / len(train), 5)}
             loss_sum.zero_()
             if last or epoch % args.eval_every == 0:
                 values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
             log.metrics(**values)
             log.line("  ".join(f"{key} {value}" for key, value in values.items()) + f"  {eta(epoch - first, args.epochs - first, begin)}")
             save(epoch, 0, loss_sum)
-            if stop and not last:
+            if wish > 1 and not last:
                 leave()
     bar.close()
 
@@ -183,7 +189,7 @@ def main(args):
         return
     facts = {key: getattr(spec, key) for key in ("mean", "std", "size", "num_classes")}
     teacher = {"format": TEACHER_FORMAT, "arch": args.arch, "stem": stem, "class_names": train.class_names, "dataset": spec.name,
-               **facts, **values, "model": network.state_dict()}
+               "seed": args.seed, **facts, **values, "model": network.state_dict()}
     save_torch(folder / "teacher.pth", teacher)  # the same bytes, unless the file is damaged or another run's
     finish(folder / "settings.json")
     log.line(f"done: {folder / 'teacher.pth'}, top-1 {read_checkpoint(folder / 'teacher.pth')['top1']:.2f}% on {len(val)} images")
@@ -206,6 +212,7 @@ def get_args(argv=None):
     add("--warmup-epochs", type=number(int, 0), default=0, help="epochs of linear warm-up from 0.01 of the rate")
     add("--precision", choices=PRECISIONS, help="of the network's layers (default: tf32 on a GPU that has it, else fp32)")
     add("--eval-every", type=number(int, 1), default=10, help="epochs between evaluations")
+    add("--save-every-sec", type=number(float, 0), default=120.0, help="seconds between checkpoints within an epoch; each epoch ends with one")
     add("-j", "--workers", type=number(int, 0), default=4, help="threads that prepare batches, 0 = none")
     return parser.parse_args(argv)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from sre2l.agreement import Agreement, frequencies, top1_hits
 from sre2l.batches import Batches, in_order
 from sre2l.errors import UserError
 from sre2l.files import beside
@@ -61,16 +62,6 @@ def verify_pixels(images, settings, hashes, threads):
     return not finding.faults
 
 
-def top1_hits(sheet, own, frequency):
-    """-> (rows whose top-1 is the class of the image or of its partner, how many that would be on images dealt out anew). own (m,): classes;
-    frequency (C,): share of each class in the set."""
-    top1 = sheet.logits.float().argmax(1)
-    hit, luck = top1 == own, frequency[top1]
-    if sheet.mix.partner is not None:
-        hit, luck = hit | (top1 == own[sheet.mix.partner]), 1 - (1 - luck) ** 2
-    return int(hit.sum()), float(luck.sum())
-
-
 def look_at_sheet(root, facts, size, hashes, labels, frequency, batch):
     """Read one label file and check its fields -> (Shown or None without labels, hash of its contents, fault or None)."""
     name, path = label_name(batch.epoch, batch.index), label_path(root, batch.epoch, batch.index)
@@ -103,7 +94,7 @@ def verify_sheets(root, info, settings, hashes, images, num_pixels, order_seed, 
     finding, facts = Finding(f"{root}, contents"), facts_of(root, settings, info)
     batches = Batches(facts.num_images, facts.batch_size, settings["order_seed"] if settings else order_seed, info.epochs)
     labels = images.labels if images else None
-    frequency = torch.bincount(torch.from_numpy(labels), minlength=facts.num_classes) / len(labels) if images else None
+    frequency = frequencies(labels) if images else None
     size = settings["input_size"] if settings else num_pixels
     look = in_order(partial(look_at_sheet, root, facts, size, hashes, labels, frequency), batches, threads)
     looks = list(tqdm(look, "labels", total=len(batches), unit="file", disable=None, leave=False))
@@ -120,13 +111,13 @@ def verify_sheets(root, info, settings, hashes, images, num_pixels, order_seed, 
 
 
 def verify_agreement(root, shown, settings):
-    """-> the Finding of all label files' top-1."""
-    finding, rows = Finding(f"{root}, agreement with the images"), sum(part.rows for part in shown)
-    share, chance = sum(part.hits for part in shown) / rows, sum(part.luck for part in shown) / rows
-    finding.text = (f"the top-1 of {100 * share:.1f}% of the stored logits is the class of the image or of its partner (chance {100 * chance:.1f}%)")
+    """-> the Finding of all label files' top-1. With a manifest it is a warning at most: a teacher may be that bad."""
+    rows = sum(part.rows for part in shown)
+    found = Agreement(sum(part.hits for part in shown) / rows, sum(part.luck for part in shown) / rows, rows)
+    finding = Finding(f"{root}, agreement with the images", found.text + (f"; {found.warning}" if found.warning else ""))
+    if not settings and found.is_chance:
+        finding.faults.append(f"{root}: {found.text}: these labels do not belong to these images, or the order has another seed")
     if not settings:
-        if share < min(max(2 * chance, chance + 3 * math.sqrt(chance * (1 - chance) / rows)), (1 + chance) / 2):
-            finding.faults.append(f"{root}: {finding.text}: these labels do not belong to these images, or the order has another seed")
-        finding.faults += [f"{root}/{name}: the top-1 of {hits} of its {m} logits fits the images, in all files it is {100 * share:.1f}%: "
+        finding.faults += [f"{root}/{name}: the top-1 of {hits} of its {m} logits fits the images, in all files it is {100 * found.share:.1f}%: "
                            f"is it another batch's file?" for name, hits, _, m in out_of_place(shown)]
     return finding

@@ -76,9 +76,12 @@ def sum_over_processes(tensor):
     return tensor
 
 
-def any_process(flag):
-    """Is it so in any process? The same answer in all; one process asks nobody."""
-    return flag if world_size() == 1 else sum_over_processes(torch.tensor([int(flag)])).item() > 0
+def largest(value):
+    """The largest of all processes' integers, the same in all; one process asks nobody."""
+    if world_size() > 1:
+        value = torch.tensor([value])
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
 
 
 def check_agreement(value, message):

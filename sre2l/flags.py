@@ -121,6 +121,7 @@ def add_stage_flags(parser):
     add("--std", type=three_numbers, metavar="R,G,B", help="the same, divisor")
     add("--overwrite", action="store_true", help="start afresh: delete, after saying it, what an earlier run left in the output folder")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--deterministic", action="store_true", help="the same bits in every run (on a CPU: with the same number of threads), at a cost: README.md")
     add("--gpu", dest="device", metavar="N", type=lambda index: f"cuda:{index}", help="the same as --device cuda:N")
 
 

@@ -146,26 +146,3 @@ def inspect_labels(root):
     batch_size, num_classes = first.logits.shape
     num_bytes = sum(path.stat().st_size for path in root.glob("epoch_*/batch_*.tar"))
     return LabelFolder(batch_size * (counts[0] - 1) + last.logits.shape[0], batch_size, epochs, num_classes, first.mix.kind, num_bytes)
-
-
-def agreement(root, labels, batches, max_rows=4000):
-    """-> (share of rows whose stored top-1 is the class of the image or of its partner, the share expected by chance, rows read).
-
-    labels (n,) int64, the class of each image in flat order; chance is that of the same logits on images dealt out anew, so it knows a
-    set of few classes. Needs no teacher; reads whole batches until max_rows are seen."""
-    right = seen = chance = 0
-    frequency = torch.bincount(torch.from_numpy(labels)) / len(labels)
-    for batch in batches:
-        sheet = read_sheet(root, batch.epoch, batch.index, len(batch.rows))
-        own = torch.from_numpy(labels[batch.rows])
-        top1 = sheet.logits.float().argmax(1)
-        hit = top1 == own
-        if sheet.mix.partner is not None:
-            hit |= top1 == own[sheet.mix.partner]
-        by_luck = torch.where(top1 < len(frequency), frequency[top1.clamp(max=len(frequency) - 1)], 0.0)
-        if sheet.mix.partner is not None:
-            by_luck = 1 - (1 - by_luck) ** 2
-        right, seen, chance = right + int(hit.sum()), seen + len(own), chance + float(by_luck.sum())
-        if seen >= max_rows:
-            break
-    return right / seen, chance / seen, seen

@@ -12,7 +12,7 @@ LABEL_FORMAT = "sre2l-labels-1"
 ORDER_RULE = "torch RandomSampler, own generator, two permutations an epoch, the second dropped"
 REQUIRED = {"num_images", "classes", "paths_sha256", "images_sha256", "image_bytes", "epochs", "batch_size", "order_seed", "seed", "mix",
             "mix_alpha", "crop", "input_size", "mean", "std", "logits", "teacher", "teacher_classes", "measured_top1"}
-FREE = ("epochs", "measured_top1", "versions", "half_against_fp32")  # may differ between the runs that fill one folder
+FREE = ("epochs", "measured_top1", "versions", "half_against_fp32", "images_seed")  # may differ between the runs that fill one folder
 
 
 def describe_names(images):

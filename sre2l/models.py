@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from sre2l.datasets import STEMS
-from sre2l.runtime import UserError, first_line
+from sre2l.errors import UserError, first_line
 from sre2l.safe_load import is_whole, safe_load
 
 TEACHER_FORMAT = "sre2l-teacher-1"
@@ -32,12 +32,13 @@ class Teacher:
     std: tuple
     size: int
     top1: float | None
+    seed: int | None
     source: str
     sha256: str
 
     def describe(self):
         """What a result depends on, for settings and manifests: not where the checkpoint lies."""
-        keys = ("arch", "stem", "num_classes", "mean", "std", "size", "top1", "sha256")
+        keys = ("arch", "stem", "num_classes", "mean", "std", "size", "top1", "seed", "sha256")
         return {key: getattr(self, key) for key in keys}
 
 
@@ -201,4 +202,4 @@ def load_teacher(spec, path, arch=None, stem=None, default_arch="resnet18"):
     check_input_size(network, arch, spec.size)
     return Teacher(network.eval().requires_grad_(False), arch, stem, spec.num_classes, meta.get("class_names"),
                    tuple(meta.get("mean", spec.mean)), tuple(meta.get("std", spec.std)), meta.get("size", spec.size),
-                   meta.get("top1"), source, hash_weights(network))
+                   meta.get("top1"), meta.get("seed"), source, hash_weights(network))

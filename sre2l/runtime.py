@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sre2l import claims, distributed, interrupts
 from sre2l.distributed import barrier, local_rank, local_world_size, rank, world_size
-from sre2l.errors import UserError, first_line, os_error_in_words  # noqa: F401
+from sre2l.errors import UserError, first_line, not_deterministic, os_error_in_words  # noqa: F401
 from sre2l.files import as_json, atomic, beside, read_json, write_json  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +50,9 @@ def run_guarded(main, get_args):
         distributed.fail(f"error: {error}", 2)
     except OSError as error:  # a folder that cannot be written, a full disk
         distributed.fail(f"error: {os_error_in_words(error)}", 2)
-    except Exception:
+    except Exception as error:
+        if words := not_deterministic(error):
+            distributed.fail(f"error: {words}", 2)
         if not interrupts.has_launcher():
             raise
         distributed.fail(traceback.format_exc().rstrip(), 1)
@@ -102,7 +104,8 @@ def versions(device):
                                 capture_output=True, text=True, check=True).stdout.strip()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "numpy": np.__version__, "device": name, "processes": world_size(), "commit": commit}
+            "numpy": np.__version__, "device": name, "threads": torch.get_num_threads(), "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "processes": world_size(), "commit": commit}
 
 
 def run_folder(args):

@@ -1,6 +1,7 @@
 """What the two training stages share: evaluation, learning-rate schedule, weight-decay groups, optimiser steps in any precision."""
 import contextlib
 import math
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,17 +10,25 @@ import torch
 from sre2l.augment import normalise
 from sre2l.distributed import rank, start, sum_over_processes, world_size
 from sre2l.precision import dtype_of, pick_precision, set_tf32
-from sre2l.runtime import pick_device, unit_rng
+from sre2l.runtime import UserError, pick_device, unit_rng
 
 GPU_SHARE = 0.5  # of the free memory of a GPU: a validation set beyond it is copied at each evaluation
 
 
-def start_device(name, precision, training=True):
-    """--device and --precision -> (device, precision) of this process, once all processes have met; raises UserError."""
+def set_deterministic(wanted):
+    """--deterministic: the same bits in every run, or an error at the first operation that cannot; cuBLAS reads its variable when it starts."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+
+
+def start_device(name, precision, deterministic, training=True):
+    """--device, --precision and --deterministic -> (device, precision) of this process, once all processes have met; raises UserError."""
+    set_deterministic(deterministic)
     device = pick_device(name)
     precision = pick_precision(precision, device, training)
     set_tf32(precision)
-    torch.backends.cudnn.benchmark = device.type == "cuda"  # batches have one shape, but for the last of an epoch
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic  # batches have one shape, but for the last of an epoch
     start(device)
     return device, precision
 
@@ -100,6 +109,18 @@ def evaluate(network, images, mean, std, device, batch_size=256, precision="fp32
         hits += torch.stack((right[:, 0].sum(), right.sum()))
     network.train(was_training)
     return tuple(round(100 * count / len(images), 4) for count in sum_over_processes(hits).tolist())
+
+
+def check_finite(loss, network, epoch, lr_flag, precision):
+    """Raise UserError at the end of an epoch whose mean loss is not finite, or after which a weight or a running statistic is not: before a
+    checkpoint of it is written. fp16's scaler skips a step whose gradients overflow, so that none of them are. Syncs the GPU."""
+    sums = torch.stack([value.sum() for value in network.state_dict().values() if value.is_floating_point()])
+    if math.isfinite(loss) and sums.isfinite().all():
+        return
+    what = f"the loss, {loss}," if not math.isfinite(loss) else "a weight or a running statistic of the network"
+    other = f" or --precision {'bf16' if precision == 'fp16' else 'fp32'}" if precision in ("fp16", "bf16", "tf32") else ""
+    raise UserError(f"epoch {epoch}: {what} is not finite; no checkpoint of it is written, an earlier one stays: "
+                    f"start anew with a smaller {lr_flag}{other}")
 
 
 def lr_factor(epoch, epochs, warmup=0):

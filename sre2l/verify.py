@@ -73,9 +73,12 @@ def compare(finding, root, kind, there, wanted, stray, hashes):
     finding.faults += [f"{root}/{name}: does not belong into a folder of {kind}" for name in stray]
     finding.faults += [f"{root}/{name}: no hash is recorded for it in {listing}; {AGAIN[kind]}" for name in unrecorded]
     finding.faults += [f"{root}/{name}: is one {kind[:-1]} file too many" for name in sorted(there.keys() - wanted - set(unrecorded), key=place)]
+    namesakes = {name.partition("/")[2]: name for name in there}
+    counts, num_folders = Counter(name.partition("/")[2] for name in there), len({name.partition("/")[0] for name in wanted})
     for name in sorted(wanted - there.keys(), key=place):
-        namesake = next((other for other in there if hashes is None and other.partition("/")[2] == name.partition("/")[2]), None)
-        why = f", though {listing} names it" if name in (hashes or ()) else f", or {root}/{namesake} is one too many" if namesake else ""
+        file = name.partition("/")[2]
+        is_open = hashes is None and 0 < 2 * counts[file] <= num_folders  # as many epochs have it as not
+        why = f", though {listing} names it" if name in (hashes or ()) else f", or {root}/{namesakes[file]} is one too many" if is_open else ""
         finding.faults.append(f"{root}/{name}: is missing{why}; {AGAIN[kind]}")
     finding.faults += [f"{root}/{name}: is empty; delete it, and {AGAIN[kind]}" for name, size in there.items() if not size]
 
@@ -181,7 +184,7 @@ def verify_labels(root, epochs=None):
     there, folders, stray = scan(root, "labels")
     wanted = wanted_labels(there, folders, settings)
     wanted = {name for name in wanted if name in there or epochs is None or place(name)[0] < epochs} | set(hashes or ())
-    stray += [folder for folder in folders if not any(name.startswith(f"{folder}/") for name in wanted | there.keys())]
+    stray += sorted(set(folders) - {name.partition("/")[0] for name in wanted | there.keys()})
     compare(names, root, "labels", there, wanted, stray, hashes)
     info = None if names.faults else attempt(names, inspect_labels, root)
     if info:

@@ -13,7 +13,7 @@ from validate import random_real, summary, train
 SCRIPTS = {"squeeze": squeeze, "recover": recover, "relabel": relabel, "check": check, "validate": train, "random_real": random_real, "summary": summary}
 SHARED = {  # modules of the shared package and the stage that are handed args
     "squeeze": ["squeeze/squeeze", "sre2l/flags", "sre2l/runtime"],
-    "recover": ["recover/recover", "sre2l/flags", "sre2l/runtime", "sre2l/teacher"],
+    "recover": ["recover/recover", "recover/watch", "sre2l/flags", "sre2l/runtime", "sre2l/teacher"],
     "relabel": ["relabel/relabel", "sre2l/flags", "sre2l/runtime", "sre2l/teacher"],
     "validate": ["validate/train", "validate/checks", "validate/results", "sre2l/flags", "sre2l/runtime"],
     "check": ["relabel/check", "sre2l/runtime"],

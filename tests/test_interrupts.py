@@ -203,3 +203,13 @@ def test_the_first_saves_come_early(monkeypatch):
             timer.saved()
             saves.append(now[0])
     assert saves == [15, 45, 105, 225, 345, 520, 640]
+
+
+def test_checkpoints_within_an_epoch_change_nothing(unit, tmp_path):
+    """--save-every-sec 0: a checkpoint after every batch, of the teacher and of the student, and the same bytes in the end."""
+    noise_folder(tmp_path / "train", NAMES, 2)
+    noise_folder(tmp_path / "val", NAMES, 1)
+    flags = (squeeze, "--dataset", "cifar10", "--real-data", tmp_path, "--arch", SMALL, "--epochs", 2, "-b", 7, "-j", 0, "--device", "cpu")
+    for name, every in (("whole", 120), ("often", 0)):
+        run_main(*flags, "--name", tmp_path / name, "--save-every-sec", every)
+    assert (tmp_path / "often" / "teacher" / "teacher.pth").read_bytes() == (tmp_path / "whole" / "teacher" / "teacher.pth").read_bytes()

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.helpers import bare_checkpoint, run_main
 
 from recover import recover
+from recover.objective import Terms
 from recover.pictures import to_pixels
 from recover.recover import cosine_rates, optimise
 from recover.step import Stepper, adam_step
@@ -35,7 +36,8 @@ class FakeEngine:
     def loss_and_gradient(self, images, targets, view):
         self.seen.append(images.detach().clone())
         self.views.append(view)
-        return None, self.gradient_of(len(self.seen) - 1, images)
+        zero = images.new_zeros(len(images))
+        return Terms(zero, zero, zero, zero), self.gradient_of(len(self.seen) - 1, images)
 
 
 def run_loop(engine, steps, lr, seed=0, unit=0, batch=2, spec=SPEC):

@@ -3,11 +3,12 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from sre2l.agreement import agreement
 from sre2l.batches import Batches
 from sre2l.distributed import world_size
 from sre2l.errors import UserError
 from sre2l.files import as_json, hash_file
-from sre2l.labels import agreement, inspect_labels, label_path
+from sre2l.labels import inspect_labels, label_path
 from sre2l.manifest import check_images, describe_images, manifest_of
 from sre2l.models import build_network, check_input_size
 
@@ -64,14 +65,12 @@ def check_labels(args, spec, images):
         notes.append(f"{root}: no manifest (labels of the released code?): {info.num_images} images, batch {info.batch_size}, {info.epochs} epochs, "
                      f"{info.num_classes} classes, {info.mix} read from the files; order seed {args.fkd_seed}, {spec.size} pixels and the "
                      f"normalisation of {spec.name} are assumed")
-    share, chance, num_rows = agreement(root, images.labels, Batches(info.num_images, info.batch_size, args.fkd_seed, 1))
-    text = f"the top-1 of {100 * share:.1f}% of the stored logits is the class of the image or of its partner (chance {100 * chance:.1f}%)"
-    luck = chance + 3 * math.sqrt(chance * (1 - chance) / num_rows)  # few rows hit more often by luck
-    if not manifest and share < min(max(2 * chance, luck), (1 + chance) / 2):
-        raise UserError(f"{root}: {text}: these labels do not belong to {images.root}, or --fkd-seed is not {args.fkd_seed}")
-    notes.append(f"{root}: {text}")
-    if share < 0.5 and not manifest:
-        notes.append("warning: that is low; either the mix makes the images hard, or the labels were made for other images or in another order")
+    found = agreement(root, images.labels, Batches(info.num_images, info.batch_size, args.fkd_seed, 1))
+    if not manifest and found.is_chance:
+        raise UserError(f"{root}: {found.text}: these labels do not belong to {images.root}, or --fkd-seed is not {args.fkd_seed}")
+    notes.append(f"{root}: {found.text}")
+    if found.warning:
+        notes.append(found.warning)
     return info, manifest, notes
 
 

@@ -2,7 +2,9 @@
 import statistics
 from pathlib import Path
 
+from sre2l.manifest import manifest_of
 from sre2l.runtime import beside, run_folder, stage_seconds, write_json
+from sre2l.settings import recorded
 
 
 def summarise(history):
@@ -19,14 +21,24 @@ def mean_and_spread(rows, key):
     return {"mean": round(statistics.mean(values), 4), "std": round(statistics.stdev(values), 4) if len(values) > 1 else None}
 
 
+def seeds_used(args, students):
+    """The seed of every stage as far as the results of the earlier ones tell, None where they do not; order: of the images in the epochs."""
+    labels = manifest_of(args.fkd_path) or {}
+    images = labels.get("images_seed")
+    if images is None:
+        images = recorded(beside(args.train_dir, "manifest.json"), "seed")
+    return {"squeeze": (labels.get("teacher") or {}).get("seed"), "recover": images, "relabel": labels.get("seed"),
+            "order": labels.get("order_seed", args.fkd_seed), "students": list(students)}
+
+
 def write_results(args, settings, rows, image_bytes, label_bytes, versions):
     """Write results.json for the seeds in rows ({seed: summary}) -> its contents."""
     folder = Path(args.output_dir)
     metrics = {"squeeze": run_folder(args) / "teacher" / "metrics.jsonl", "recover": beside(args.train_dir, "metrics.jsonl"),
                "relabel": beside(args.fkd_path, "metrics.jsonl"), "validate": folder / "metrics.jsonl"}
     keys = ("top1", "top5", "best_top1", "best_top5")
-    results = {**{key: mean_and_spread(list(rows.values()), key) for key in keys}, "seeds": rows, "protocol": settings,
-               "image_bytes": image_bytes, "label_bytes": label_bytes,
+    results = {**{key: mean_and_spread(list(rows.values()), key) for key in keys}, "seeds": rows, "seeds_used": seeds_used(args, rows),
+               "protocol": settings, "image_bytes": image_bytes, "label_bytes": label_bytes,
                "seconds": {stage: stage_seconds(path) for stage, path in metrics.items()}, "versions": versions}
     write_json(folder / "results.json", results)
     return results

@@ -17,7 +17,7 @@ from sre2l.augment import show_batch
 from sre2l.batches import BatchDataset, Batches, load_batches
 from sre2l.claims import claim
 from sre2l.datasets import STEMS
-from sre2l.distributed import any_process, check_agreement, rank, sum_over_processes, world_size
+from sre2l.distributed import check_agreement, largest, rank, sum_over_processes, world_size
 from sre2l.files import clear_leftovers, hash_json, save_torch
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_val_flag, check_folders, data_spec, number, number_list, override
 from sre2l.images import fingerprint
@@ -31,7 +31,7 @@ from sre2l.realdata import read_val
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, versions
 from sre2l.settings import finish, keep_settings, start_afresh
 from sre2l.store import keep_decoded
-from sre2l.training import (autocast, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload,
+from sre2l.training import (autocast, check_finite, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload,
                             weight_decay_groups)
 from sre2l.verify import read_checked, verify_images, verify_labels
 from validate.checks import check_labels, check_student, describe_labels
@@ -108,7 +108,7 @@ def train_student(args, spec, settings, images, val, info, seed, log, device, pr
     replica = replicate(network, device)
     facts = {"format": TEACHER_FORMAT, "arch": args.model, "stem": stem, "num_classes": spec.num_classes, "mean": spec.mean,
              "std": spec.std, "size": spec.size, "dataset": spec.name, "seed": seed, "identity": identity}
-    base_lr = args.learning_rate if args.sgd else args.adamw_lr
+    base_lr, lr_flag = (args.learning_rate, "-lr") if args.sgd else (args.adamw_lr, "--adamw-lr")
     loss_of = F.cross_entropy if args.hard_labels else partial(distillation_loss, temperature=args.temperature, times_t2=args.kl_t2)
     share_in = partial(share_of, micro_size=info.batch_size // args.gradient_accumulation_steps, rank=rank(), world=world_size())
     rows_of = (lambda batch, sheet: share_in(len(batch.rows), sheet.mix).rows) if world_size() > 1 else None
@@ -144,14 +144,20 @@ def train_student(args, spec, settings, images, val, info, seed, log, device, pr
                 statistics.skip(share.gaps[-1])
                 scaler.step(optimizer)
                 scaler.update()
-                if any_process(stop_requested()):
+                if wish := largest(2 * stop_requested() + timer.is_due()):
                     statistics.combine()
-                    save({"epoch": epoch, "batches": index + 1, "loss_sum": sum_over_processes(loss_sum)}, ended=False)
-                    log.line(f"seed {seed}: stopped and saved after batch {index + 1} of {batches.per_epoch} of epoch {epoch + 1}")
-                    leave()
+                    total = sum_over_processes(loss_sum.clone())
+                    check_finite(total.item(), network, epoch + 1, lr_flag, precision)
+                    save({"epoch": epoch, "batches": index + 1, "loss_sum": total}, ended=False)
+                    statistics.split()
+                    if wish > 1:
+                        log.line(f"seed {seed}: stopped and saved after batch {index + 1} of {batches.per_epoch} of epoch {epoch + 1}")
+                        leave()
 
             statistics.combine()
-            values = {"epoch": epoch + 1, "loss": round(sum_over_processes(loss_sum).item() / info.num_images, 6), "lr": lr}
+            mean_loss = sum_over_processes(loss_sum).item() / info.num_images
+            check_finite(mean_loss, network, epoch + 1, lr_flag, precision)
+            values = {"epoch": epoch + 1, "loss": round(mean_loss, 6), "lr": lr}
             last = epoch + 1 == args.epochs
             if last or (epoch + 1) % args.eval_every == 0:
                 values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
@@ -176,7 +182,7 @@ def evaluate_checkpoint(args, spec, device, precision):
 def main(args):
     spec, run, command = data_spec(args), run_folder(args), hash_json(vars(args))
     if args.evaluate and not args.dry_run:
-        return evaluate_checkpoint(args, spec, *start_device(args.device, args.precision, training=False))
+        return evaluate_checkpoint(args, spec, *start_device(args.device, args.precision, args.deterministic, training=False))
     check_folders(args.train_dir, args.fkd_path, args.val_dir)
     args.model = args.model or "resnet18"
     args.train_dir, args.fkd_path = args.train_dir or str(run / "images"), args.fkd_path or str(run / "labels")
@@ -186,7 +192,7 @@ def main(args):
         return print_plan(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds, output=args.output_dir,
                           bytes=num_weight_bytes(network) * len(args.seeds))
 
-    device, precision = start_device(args.device, args.precision)
+    device, precision = start_device(args.device, args.precision, args.deterministic)
     for path, stage, flag in ((args.train_dir, "recover", "--train-dir"), (args.fkd_path, "relabel", "--fkd-path")):
         if not Path(path).exists():
             raise UserError(f"{path}: nothing there yet; run {stage}.sh first, or give a folder with {flag}")

@@ -1,0 +1,170 @@
+"""A loss that is not finite: recover, squeeze and validate name it, and write nothing of it."""
+import contextlib
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from recover import health, recover
+from recover.fast import FastEngine
+from recover.objective import Terms, Weights
+from recover.step import TERMS, Stepper, adam_step
+from recover.units import Unit, draw_unit
+from recover.views import draw_view
+from sre2l.errors import UserError
+from sre2l.training import check_finite
+from squeeze import squeeze
+from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused
+from tests.nets import SmallNet
+from tests.worlds import NAMES, recover_flags, train_flags
+
+NAN, INF = float("nan"), float("inf")
+
+
+class Scripted:
+    """An engine whose terms of two batches are what `script` says of (iteration, batch, term), else 1; its gradient is 0."""
+    adam_step = staticmethod(adam_step)
+
+    def __init__(self, script, captures=False):
+        self.script, self.captures, self.calls = script, captures, 0
+
+    def tabulate(self, views):
+        return torch.arange(len(views))
+
+    def loss_and_gradient(self, images, targets, view):
+        self.calls += 1
+        values = {key: torch.tensor([self.script.get((int(view), batch, key), 1.0) for batch in range(len(images))]) for key in TERMS}
+        return Terms(**values), torch.zeros_like(images)
+
+
+def started(engine, steps=6):
+    stepper = Stepper(engine, torch.full((3, 1, 1), -1.0), torch.full((3, 1, 1), 1.0))
+    stepper.start(torch.zeros(2, 1, 3, 4, 4), torch.zeros(2, 1, dtype=torch.int64), [None] * steps, [0.1] * steps)
+    return stepper
+
+
+def test_the_first_iteration_of_each_batch_and_term_that_is_not_finite():
+    script = {(2, 1, "bn"): NAN, (3, 1, "ce"): INF, (4, 0, "tv"): -INF, (4, 0, "l2"): NAN, (5, 0, "ce"): NAN}
+    stepper = started(Scripted(script))
+    found = []
+    for iteration in range(6):
+        stepper.step(iteration)
+        found.append(stepper.faults())
+    assert found[:2] == [[None, None]] * 2 and found[3] == [None, (2, ["bn"])] and found[5] == [(4, ["tv", "l2"]), (2, ["bn"])]
+    stepper.start(stepper.images, stepper.targets, [None] * 6, [0.1] * 6)
+    assert stepper.faults() == [None, None]
+
+
+def test_capturing_leaves_no_trace_of_a_term_that_was_not_finite(monkeypatch):
+    """A graph that is made, warm-up included, before the first replay: here what is captured also runs, and every run of it fails."""
+    engine = Scripted({(0, 0, "ce"): NAN}, captures=True)
+    stepper = started(engine)
+
+    def replay():
+        before = engine.calls
+        engine.script = {(4, 1, "bn"): NAN}
+        stepper.iterate(stepper.view, stepper.rate)
+        assert engine.calls == before + 1
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda _: None))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=replay))
+    stepper.step(0)
+    assert engine.calls == 4 and stepper.faults() == [None, None]
+    stepper.step(4)
+    assert stepper.faults() == [None, (4, ["bn"])]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_graph_keeps_the_first_iteration():
+    """A weight that is not finite from the third iteration on, changed in place under the captured graph."""
+    network = SmallNet().cuda().eval().requires_grad_(False)
+    engine = FastEngine(network, Weights(0.1, 10.0, 0.0, 0.0), 32)
+    stepper = Stepper(engine, *(torch.full((3, 1, 1), edge, device="cuda") for edge in (-2.0, 2.0)))
+    _, views = draw_unit(Unit(0, ((0, 0),)), 0, 32, 6, partial(draw_view, 32, 4, False, True))
+    stepper.start(torch.randn(1, 4, 3, 32, 32, device="cuda"), torch.zeros(1, 4, dtype=torch.int64, device="cuda"), [[view] for view in views], [0.1] * 6)
+    for iteration in range(6):
+        if iteration == 3:
+            engine.network.get_parameter("fc2.weight").fill_(NAN)
+        stepper.step(iteration)
+    assert stepper.faults() == [(3, ["ce"])]
+
+
+def test_the_sentence_names_unit_iteration_and_term():
+    names, terms = ["unit 3", "unit 4"], ["ce", "bn"]
+    assert health.describe_fault([None, None], names, terms, "fp32") is None
+    found = health.describe_fault([None, (37, ["ce"])], names, terms, "fp32")
+    assert found.startswith("unit 4: ce is not finite from iteration 37 on; nothing of it is written: a smaller --lr")
+    found = health.describe_fault([(37, ["ce", "bn"]), (40, ["bn"])], names, terms, "fp16")
+    assert found.startswith("unit 3: the images are not finite after iteration 36, or the network overflowed on them: ce and bn are not finite "
+                            "from iteration 37 on (and 1 more")
+    assert "--precision bf16" in found
+    assert "images" not in health.describe_fault([(0, ["ce", "bn"]), None], names, terms, "fp32").partition(";")[0]  # the noise is finite
+
+
+def no_images(root, name="new"):
+    return not list((root / name / "images").rglob("*.jpg"))
+
+
+@pytest.mark.parametrize("broken, wanted", [("ce", "unit 1: ce is not finite from iteration 3 on"), ("bn", "unit 1: bn is not finite from iteration 3 on"),
+                                            ("gradient", "unit 1: the images are not finite after iteration 3;")])
+def test_recover_stops_at_a_loss_that_is_not_finite_and_writes_no_image(broken, wanted, tmp_path, monkeypatch):
+    """The second of two units; the first is written."""
+    calls, original = [], FastEngine.loss_and_gradient
+
+    def loss_and_gradient(self, images, targets, view):
+        terms, gradient = original(self, images, targets, view)
+        calls.append(len(images[0]))
+        if len(calls) == 5 + 4:
+            if broken == "gradient":
+                gradient[0, 0, 0, 0, 0] = NAN
+            else:
+                getattr(terms, broken).fill_(INF)
+        return terms, gradient
+    bare_checkpoint(tmp_path / "teacher.pth")
+    with monkeypatch.context() as patch:
+        patch.setattr("recover.engines.why_not_fast", lambda *_: None)
+        patch.setattr(FastEngine, "loss_and_gradient", loss_and_gradient)
+        flags = (*recover_flags(tmp_path)[1:], "--iteration", 5, "--ipc-end", 2, "--batch-size", 10, "--print-period", 5)
+        message = refused(recover, *flags)
+    assert message.startswith(wanted) and "nothing of it is written" in message
+    names = sorted(path.name for path in (tmp_path / "new" / "images").rglob("*.jpg"))
+    assert names == [f"class{label:03d}_id000.jpg" for label in range(10)]
+
+
+def test_a_teacher_with_a_weight_that_is_not_finite(tmp_path):
+    bare_checkpoint(tmp_path / "teacher.pth", wrap=lambda weights: {**weights, "fc.bias": weights["fc.bias"] + INF})
+    message = refused(*recover_flags(tmp_path))
+    assert message.startswith("unit 0: ce is not finite from iteration 0 on; nothing of it is written: the noise is finite") and no_images(tmp_path)
+
+
+def test_training_stops_where_loss_weight_or_statistic_is_not_finite():
+    network = nn.BatchNorm2d(3)
+    check_finite(1.0, network, 1, "--lr", "fp32")
+    with pytest.raises(UserError, match="epoch 7: the loss, inf, is not finite; no checkpoint of it is written.* smaller --lr or --precision bf16$"):
+        check_finite(INF, network, 7, "--lr", "fp16")
+    for tensor in (network.weight, network.running_var):
+        with torch.no_grad():
+            tensor[1] = NAN
+        with pytest.raises(UserError, match="epoch 7: a weight or a running statistic of the network is not finite.* smaller --lr$"):
+            check_finite(1.0, network, 7, "--lr", "fp32")
+        with torch.no_grad():
+            tensor[1] = 1.0
+
+
+def test_squeeze_writes_no_checkpoint_of_an_epoch_that_is_not_finite(tmp_path):
+    noise_folder(tmp_path / "train", NAMES, 2)
+    noise_folder(tmp_path / "val", NAMES, 1)
+    message = refused(squeeze, "--dataset", "cifar10", "--real-data", tmp_path, "--arch", SMALL, "--epochs", 2, "-b", 4, "-j", 0, "--name", tmp_path / "r",
+                      "--device", "cpu", "--lr", 1e30)
+    assert message.startswith("epoch 1: the loss, nan, is not finite") and "smaller --lr" in message
+    assert not list((tmp_path / "r" / "teacher").glob("*.pth"))
+
+
+def test_validate_writes_no_checkpoint_of_an_epoch_that_is_not_finite(world, tmp_path):
+    message = refused(*train_flags(world, "--output-dir", tmp_path / "s", "--sgd", "-lr", 1e30))
+    assert message.startswith("epoch 1: the loss, nan, is not finite") and "smaller -lr" in message
+    assert not list((tmp_path / "s").rglob("*.pth"))
