@@ -20,7 +20,6 @@ from sre2l.claims import claim, release
 from sre2l.distributed import rank, world_size
 from sre2l.files import beside, hash_json
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
-from sre2l.images import read_synthetic
 from sre2l.interrupts import finishing_steps, leave, stop_requested
 from sre2l.labels import Sheet, encode_sheet, label_name, label_path
 from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, describe_images, earlier_epochs, manifest_of, merge_hashes,
@@ -31,6 +30,7 @@ from sre2l.settings import finish, keep_settings, recorded, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
+from sre2l.verify import read_checked, verify_images
 
 HALF_KL = 1e-5   # a half-precision teacher may differ from fp32 by this much at T = 20, mean KL over a batch
 NUM_WRITERS = 2  # threads that write label files; one keeps up with a GPU, two hide a slow disk
@@ -120,7 +120,7 @@ def main(args):
     there = Path(args.data).exists()
     if not there and not args.dry_run:
         raise UserError(f"{args.data}: no images there yet; run recover.sh first, or give some with --data DIR")
-    images = read_synthetic(args.data, spec.num_classes, args.classes) if there else None
+    images = read_checked(verify_images(args.data, spec.num_classes, args.classes)) if there else None
     if args.dry_run:
         count = len(images) if images else None
         plan = {"batches": count and len(Batches(count, args.batch_size, 0, args.epochs)), "output": str(root),
@@ -183,7 +183,7 @@ def main(args):
     merge_hashes(root)
     if gone := sum(not label_path(root, batch.epoch, batch.index).exists() for batch in batches):
         raise UserError(f"{root}: {gone} label files are not there any more, removed under way? The same command writes them again")
-    finish(manifest_path)
+    finish(manifest_path, beside(root, "sha256"))
     found = agreement(root, images.labels, batches)
     log.line(f"done: {root}; {found.text}")
     if found.warning:

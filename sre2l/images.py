@@ -195,12 +195,16 @@ def fingerprint(images):
     return {"num_images": len(images), "sha256": digest.hexdigest()}
 
 
+def hash_paths(images):
+    """sha256 of the relative paths, a line each, in flat order."""
+    return hashlib.sha256("".join(f"{Path(path).relative_to(images.root).as_posix()}\n" for path in images.items).encode()).hexdigest()
+
+
 def hash_images(images):
-    """-> (sha256 of the relative paths, sha256 of all files' bytes, number of bytes), in flat order."""
-    names, contents, num_bytes = hashlib.sha256(), hashlib.sha256(), 0
+    """-> (sha256 of all files' hashes, number of bytes), in flat order."""
+    contents, num_bytes = hashlib.sha256(), 0
     for path in images.items:
         data = Path(path).read_bytes()
-        names.update(f"{Path(path).relative_to(images.root).as_posix()}\n".encode())
         contents.update(hashlib.sha256(data).digest())
         num_bytes += len(data)
-    return names.hexdigest(), contents.hexdigest(), num_bytes
+    return contents.hexdigest(), num_bytes

@@ -12,6 +12,7 @@ import torch
 
 from sre2l.augment import Crops, Mix
 from sre2l.errors import UserError
+from sre2l.files import beside
 from sre2l.inside import check_link
 from sre2l.safe_load import is_whole, safe_load
 
@@ -56,7 +57,8 @@ def read_fields(path, digest=None):
     except OSError as error:
         raise UserError(f"{path}: this label file is missing or not readable ({error.strerror})") from None
     if digest and hashlib.sha256(data).hexdigest() != digest:
-        raise UserError(f"{path}: its sha256 is not the one that relabel recorded; the same relabel command writes it again")
+        listing = beside(path.parents[1], "sha256")
+        raise UserError(f"{path}: its sha256 is not the one in {listing}; the same relabel command writes it again")
     fields = safe_load(path, "label file", data)
     if not isinstance(fields, (list, tuple)) or len(fields) != 6:
         raise UserError(f"{path}: a label file is a list of six fields")
@@ -77,7 +79,7 @@ def read_sheet(root, epoch, index, num_rows=None, num_classes=None, hashes=None)
     name, None for a folder without. Raises UserError."""
     path = label_path(root, epoch, index)
     if hashes is not None and label_name(epoch, index) not in hashes:
-        raise UserError(f"{path}: no hash is recorded for it beside {root}; the same relabel command writes it again")
+        raise UserError(f"{path}: no hash is recorded for it in {beside(root, 'sha256')}; the same relabel command writes it again")
     boxes, flips, partner, lam, box, logits = read_fields(path, hashes and hashes[label_name(epoch, index)])
     if not is_whole(logits) or logits.ndim != 2 or logits.dtype not in (torch.float16, torch.float32):
         raise UserError(f"{path}: field 5 must be logits (m, C) in float16 or float32")

@@ -99,6 +99,14 @@ def read_checkpoint(path):
     return checkpoint
 
 
+def read_own(path, identity):
+    """A checkpoint that a run continues from: of its own settings and seed, as `identity` says. Raises UserError for another run's."""
+    checkpoint = read_checkpoint(path)
+    if checkpoint.get("identity") != identity:
+        raise UserError(f"{path}: is another run's checkpoint, of other settings or another seed; bring this run's back, or delete the file to begin anew")
+    return checkpoint
+
+
 def find_weights(checkpoint, path):
     """The state dict under `model`, `state_dict` or `net`, or the checkpoint itself; without `module.` and auxiliary heads."""
     weights = next((checkpoint[key] for key in ("model", "state_dict", "net") if isinstance(checkpoint.get(key), dict)), checkpoint)

@@ -2,7 +2,7 @@
 import torch
 
 from sre2l.images import fingerprint
-from sre2l.models import read_checkpoint
+from sre2l.models import read_own
 from sre2l.training import weight_decay_groups
 
 
@@ -27,11 +27,11 @@ def make_optimizer(network, args, device):
     return torch.optim.AdamW(weight_decay_groups(network, args.adamw_weight_decay, args.decay_all), args.adamw_lr, fused=fused)
 
 
-def restore(path, network, optimizer, scaler):
+def restore(path, identity, network, optimizer, scaler):
     """Continue from a checkpoint if there is one -> (epochs done, batches done of the next, the sum of their losses, history of metrics)."""
     if not path.exists():
         return 0, 0, torch.zeros(()), []
-    state = read_checkpoint(path)
+    state = read_own(path, identity)
     network.load_state_dict(state["model"])
     if "optimizer" in state:  # a finished run keeps none
         optimizer.load_state_dict(state["optimizer"])
