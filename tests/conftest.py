@@ -6,8 +6,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the lau
 
 import pytest  # noqa: E402
 
-LONGEST = ("test_soak", "test_launchers", "test_bench", "test_launch", "test_kernels", "test_processes", "test_recover_precision", "test_torture",
-           "test_relabel_precision", "test_fast_engine", "test_damage")
+LONGEST = ("test_soak", "test_processes", "test_kernels", "test_launchers", "test_launch", "test_fast_engine", "test_disk", "test_torture",
+           "test_recover_precision", "test_relabel_precision", "test_interrupts", "test_bench", "test_damage", "test_deterministic")
 
 
 def pytest_collection_modifyitems(items):
