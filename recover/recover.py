@@ -200,7 +200,7 @@ def main(args):
     if gone := sum(not image_path(root, label, ipc, spec.num_classes).exists() for ipc, label in pairs):
         raise UserError(f"{root}: {gone} images are not there any more, removed under way? The same command writes them again")
     contact_sheet(root, beside(root, "png"))
-    finish(manifest)
+    finish(manifest, beside(root, "sha256"))
     log.line(f"done: {len(pairs)} images in {root}, contact sheet {beside(root, 'png')}")
 
 

@@ -24,7 +24,7 @@ from sre2l.flags import Parser, add_run_flags, add_stage_flags, check_folders, d
 from sre2l.images import fingerprint
 from sre2l.interrupts import SaveTimer, finishing_steps, leave, stop_requested
 from sre2l.labels import Sheet
-from sre2l.models import TEACHER_FORMAT, build_network, check_input_size, load_teacher, num_weight_bytes, read_checkpoint
+from sre2l.models import TEACHER_FORMAT, build_network, check_input_size, load_teacher, num_weight_bytes, read_checkpoint, read_own
 from sre2l.parallel import RunningStatistics, replicate
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_real, read_val
@@ -76,11 +76,11 @@ def own_rows(batch, _):
     return np.arange(len(batch.rows))[slice_of(len(batch.rows), rank(), world_size())[0]]
 
 
-def load_state(path, network, optimizer, scaler):
+def load_state(path, identity, network, optimizer, scaler):
     """Continue from a checkpoint if there is one -> (epochs done, batches done of the next, the sum of their losses, the values measured last)."""
     if not path.exists():
         return 0, 0, torch.zeros(()), {}
-    state = read_checkpoint(path)
+    state = read_own(path, identity)
     network.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
@@ -110,7 +110,8 @@ def main(args):
     claim(folder)
     if args.overwrite:
         start_afresh(folder / "settings.json", folder, "teacher", command)
-    keep_settings(folder / "settings.json", make_settings(args, spec, stem, train, val, precision), command=command if args.overwrite else None)
+    settings = make_settings(args, spec, stem, train, val, precision)
+    keep_settings(folder / "settings.json", settings, command=command if args.overwrite else None)
     clear_leftovers(folder)
     train, note = keep_decoded(train, device)
     log = RunLog(folder.joinpath, vars(args), device)
@@ -122,8 +123,9 @@ def main(args):
     network.to(device, memory_format=memory_format_of(device))
     optimizer = torch.optim.SGD(network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=device.type == "cuda")
     scaler, statistics = make_scaler(precision, device), RunningStatistics(network)
-    first, first_batch, loss_sum, values = load_state(folder / "checkpoint.pth", network, optimizer, scaler)
-    check_agreement(first << 32 | first_batch, f"{folder / 'checkpoint.pth'}: not all processes see the same checkpoint; the run folder must be one that all machines share")
+    first, first_batch, loss_sum, values = load_state(folder / "checkpoint.pth", hash_json(settings), network, optimizer, scaler)
+    check_agreement(first << 32 | first_batch,
+                    f"{folder / 'checkpoint.pth'}: not all processes see the same checkpoint; the run folder must be one that all machines share")
     replica = replicate(network, device)
     log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(train)} images of {train.root}, {precision}")
 
@@ -137,7 +139,8 @@ def main(args):
         """Let process 0 write what a run continues from."""
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "epoch": epoch, "batches": batches_done, "loss_sum": loss_sum}
         if rank() == 0:
-            save_torch(folder / "checkpoint.pth", {"model": network.state_dict(), **state, "seed": args.seed, "values": values})
+            facts = {"identity": hash_json(settings), "seed": args.seed}
+            save_torch(folder / "checkpoint.pth", {**facts, "model": network.state_dict(), **state, "values": values})
         timer.saved()
 
     network.train()
@@ -184,11 +187,10 @@ def main(args):
 
     if rank() > 0:  # the first process writes
         return
-    if first < args.epochs or not (folder / "teacher.pth").exists():
-        facts = {key: getattr(spec, key) for key in ("mean", "std", "size", "num_classes")}
-        teacher = {"format": TEACHER_FORMAT, "arch": args.arch, "stem": stem, "class_names": train.class_names, "dataset": spec.name,
-                   "seed": args.seed, **facts, **values, "model": network.state_dict()}
-        save_torch(folder / "teacher.pth", teacher)
+    facts = {key: getattr(spec, key) for key in ("mean", "std", "size", "num_classes")}
+    teacher = {"format": TEACHER_FORMAT, "arch": args.arch, "stem": stem, "class_names": train.class_names, "dataset": spec.name,
+               "seed": args.seed, **facts, **values, "model": network.state_dict()}
+    save_torch(folder / "teacher.pth", teacher)  # the same bytes, unless the file is damaged or another run's
     finish(folder / "settings.json")
     log.line(f"done: {folder / 'teacher.pth'}, top-1 {read_checkpoint(folder / 'teacher.pth')['top1']:.2f}% on {len(val)} images")
 

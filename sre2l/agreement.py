@@ -36,23 +36,31 @@ class Agreement(NamedTuple):
         return None
 
 
+def top1_hits(sheet, own, frequency):
+    """-> (rows whose top-1 is the class of the image or of its partner, how many that would be on images dealt out anew). own (m,): the
+    classes of the images; frequency: the share of each class in the set."""
+    top1 = sheet.logits.float().argmax(1)
+    hit, by_luck = top1 == own, torch.where(top1 < len(frequency), frequency[top1.clamp(max=len(frequency) - 1)], 0.0)
+    if sheet.mix.partner is not None:
+        hit, by_luck = hit | (top1 == own[sheet.mix.partner]), 1 - (1 - by_luck) ** 2
+    return int(hit.sum()), float(by_luck.sum())
+
+
+def frequencies(labels):
+    """The share of each class in a set with these labels (n,)."""
+    return torch.bincount(torch.from_numpy(labels)) / len(labels)
+
+
 def agreement(root, labels, batches, max_rows=4000):
     """-> the Agreement of a label folder and the classes of its images, labels (n,) int64 in flat order.
 
     Chance is that of the same logits on images dealt out anew, so it knows a set of few classes. Reads whole batches until max_rows are seen."""
     right = seen = chance = 0
-    frequency = torch.bincount(torch.from_numpy(labels)) / len(labels)
+    frequency = frequencies(labels)
     for batch in batches:
         sheet = read_sheet(root, batch.epoch, batch.index, len(batch.rows))
-        own = torch.from_numpy(labels[batch.rows])
-        top1 = sheet.logits.float().argmax(1)
-        hit = top1 == own
-        if sheet.mix.partner is not None:
-            hit |= top1 == own[sheet.mix.partner]
-        by_luck = torch.where(top1 < len(frequency), frequency[top1.clamp(max=len(frequency) - 1)], 0.0)
-        if sheet.mix.partner is not None:
-            by_luck = 1 - (1 - by_luck) ** 2
-        right, seen, chance = right + int(hit.sum()), seen + len(own), chance + float(by_luck.sum())
+        hits, by_luck = top1_hits(sheet, torch.from_numpy(labels[batch.rows]), frequency)
+        right, seen, chance = right + hits, seen + len(batch.rows), chance + by_luck
         if seen >= max_rows:
             break
     return Agreement(right / seen, chance / seen, seen)

@@ -15,10 +15,14 @@ from tqdm import tqdm
 
 from sre2l.errors import UserError
 from sre2l.files import beside
+from sre2l.inside import check_links
 from sre2l.settings import recorded
 from sre2l.store import fits_memory
 
 JPEG_QUALITY = 75     # Pillow's default, which the released code uses; the student trains on that file
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # those of ImageFolder's suffixes; Pillow knows others, and starts ghostscript for one
+MAX_PIXELS = 100_000_000   # of an image; decoded, they take 0.3 GB
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns where ours refuses, and does not tell the size
 
 
 @dataclass
@@ -51,10 +55,17 @@ class Images:
 
 @contextlib.contextmanager
 def opened(path):
-    """An image file open in Pillow; raises UserError with its name for whatever is wrong with it."""
+    """An image file open in Pillow, of several pictures the first, not yet decoded; raises UserError with its name for whatever is
+    wrong with it, before or while it is decoded: a file that is no image, is cut short, is too large or would be clipped."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"{path}: its header says {image.width} x {image.height} pixels; the limit is {MAX_PIXELS:,} in all")
+            if image.mode.startswith(("I", "F")):  # Pillow makes white of nearly all of it
+                raise UserError(f"{path}: has more than 8 bits a channel (Pillow's mode {image.mode}); convert it to 8 bits")
             yield image
+    except UserError:
+        raise
     except Exception as error:  # Pillow raises a dozen kinds, among them SyntaxError and struct.error
         raise UserError(f"{path}: not a readable image ({error})") from None
 
@@ -95,10 +106,15 @@ def encode_jpeg(pixels):
     return data.getvalue()
 
 
-def read_folder(root):
-    """ImageFolder's view of a folder: Images whose labels are the sorted positions of the class folders."""
+def check_folder(root):
+    """Raise UserError unless there is such a folder."""
     if not Path(root).is_dir():
         raise UserError(f"{root}: there is no such folder")
+
+
+def read_folder(root):
+    """ImageFolder's view of a folder: Images whose labels are the sorted positions of the class folders."""
+    check_folder(root)
     try:
         folder = ImageFolder(root)
     except FileNotFoundError as error:  # no class folder, or an empty one
@@ -118,9 +134,34 @@ def check_classes(root, found, expected, owner):
                     f"the first that differs is number {at}: {here} where {wanted} is expected")
 
 
+def check_layout(root):
+    """Raise UserError for whatever is not new<class>/class<class>_id<ipc>.jpg, or an id that is there twice, in a folder where some
+    folder is named so; others may hold what they like."""
+    with os.scandir(root) as scan:
+        folders = {entry: re.fullmatch(r"new(\d+)", entry.name) for entry in scan}
+    if not any(folders.values()):
+        return
+    stray = [folder.path for folder, number in folders.items() if not number or not folder.is_dir()]
+    for folder, number in folders.items():
+        if number and folder.is_dir():
+            seen = set()
+            with os.scandir(folder) as scan:
+                for file in scan:
+                    name = re.fullmatch(r"class(\d+)_id(\d+)\.jpg", file.name)
+                    if not name or int(name[1]) != int(number[1]) or not file.is_file() or int(name[2]) in seen:
+                        stray.append(file.path)
+                    else:
+                        seen.add(int(name[2]))
+    if stray:
+        raise UserError(f"{min(stray)}: does not belong into a folder of recover's images ({len(stray)} such in {root}); remove it")
+
+
 def read_synthetic(root, num_classes, classes=None):
     """A folder of images for relabel or validate. In folders named new... the class is the number in the name; in any other it is
     the sorted position among `classes` (default: what recover recorded for the folder `root`, else all)."""
+    check_folder(root)
+    check_links(root)
+    check_layout(root)
     images = read_folder(root)
     if classes is None:
         classes = recorded_classes(root) or range(num_classes)
@@ -154,12 +195,16 @@ def fingerprint(images):
     return {"num_images": len(images), "sha256": digest.hexdigest()}
 
 
+def hash_paths(images):
+    """sha256 of the relative paths, a line each, in flat order."""
+    return hashlib.sha256("".join(f"{Path(path).relative_to(images.root).as_posix()}\n" for path in images.items).encode()).hexdigest()
+
+
 def hash_images(images):
-    """-> (sha256 of the relative paths, sha256 of all files' bytes, number of bytes), in flat order."""
-    names, contents, num_bytes = hashlib.sha256(), hashlib.sha256(), 0
+    """-> (sha256 of all files' hashes, number of bytes), in flat order."""
+    contents, num_bytes = hashlib.sha256(), 0
     for path in images.items:
         data = Path(path).read_bytes()
-        names.update(f"{Path(path).relative_to(images.root).as_posix()}\n".encode())
         contents.update(hashlib.sha256(data).digest())
         num_bytes += len(data)
-    return names.hexdigest(), contents.hexdigest(), num_bytes
+    return contents.hexdigest(), num_bytes

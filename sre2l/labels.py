@@ -1,7 +1,7 @@
 """The contract between relabel and validate: the label files, what may stand in them, and what a folder of them tells."""
 import hashlib
 import io
-import pickle
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,10 @@ import numpy as np
 import torch
 
 from sre2l.augment import Crops, Mix
-from sre2l.errors import UserError, first_line
+from sre2l.errors import UserError
+from sre2l.files import beside
+from sre2l.inside import check_link
+from sre2l.safe_load import is_whole, safe_load
 
 try:
     from numpy._core.multiarray import scalar as numpy_scalar  # numpy 2
@@ -20,6 +23,7 @@ except ImportError:
 # What a published file may hold besides tensors: numpy integers in the cutmix box, under the names of numpy 1 and 2.
 NUMPY_TYPES = [(numpy_scalar, "numpy.core.multiarray.scalar"), (numpy_scalar, "numpy._core.multiarray.scalar"),
                np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.float64))]
+torch.serialization.add_safe_globals(NUMPY_TYPES)  # once: to add and remove them at each file disturbs the other threads
 
 
 class Sheet(NamedTuple):
@@ -47,27 +51,22 @@ def encode_sheet(sheet):
 def read_fields(path, digest=None):
     """The six fields of a label file, ours or a published one, without open pickle; raises UserError for anything else.
 
-    digest: the sha256 that was recorded for it, None = unknown (torch.load does not check the zip's CRCs)."""
+    digest: the sha256 that was recorded for it, None = unknown; then the zip's own checksums are all there is."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: this label file is missing or not readable ({error.strerror})") from None
     if digest and hashlib.sha256(data).hexdigest() != digest:
-        raise UserError(f"{path}: its sha256 is not the one that relabel recorded; the same relabel command writes it again")
-    try:
-        with torch.serialization.safe_globals(NUMPY_TYPES):
-            fields = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: not a label file that loads safely (it holds objects that are not part of the format)") from None
-    except Exception as error:  # damage shows as anything from EOFError to LookupError
-        raise UserError(f"{path}: not a label file that loads safely ({first_line(error)})") from None
+        listing = beside(path.parents[1], "sha256")
+        raise UserError(f"{path}: its sha256 is not the one in {listing}; the same relabel command writes it again")
+    fields = safe_load(path, "label file", data)
     if not isinstance(fields, (list, tuple)) or len(fields) != 6:
         raise UserError(f"{path}: a label file is a list of six fields")
     return fields
 
 
 def is_tensor(value, shape, dtypes):
-    return isinstance(value, torch.Tensor) and tuple(value.shape) == tuple(shape) and value.dtype in dtypes
+    return is_whole(value) and tuple(value.shape) == tuple(shape) and value.dtype in dtypes
 
 
 def is_box(value):
@@ -80,9 +79,9 @@ def read_sheet(root, epoch, index, num_rows=None, num_classes=None, hashes=None)
     name, None for a folder without. Raises UserError."""
     path = label_path(root, epoch, index)
     if hashes is not None and label_name(epoch, index) not in hashes:
-        raise UserError(f"{path}: no hash is recorded for it beside {root}; the same relabel command writes it again")
+        raise UserError(f"{path}: no hash is recorded for it in {beside(root, 'sha256')}; the same relabel command writes it again")
     boxes, flips, partner, lam, box, logits = read_fields(path, hashes and hashes[label_name(epoch, index)])
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.dtype not in (torch.float16, torch.float32):
+    if not is_whole(logits) or logits.ndim != 2 or logits.dtype not in (torch.float16, torch.float32):
         raise UserError(f"{path}: field 5 must be logits (m, C) in float16 or float32")
     rows, outputs = (logits.shape[0] if num_rows is None else num_rows), (num_classes or logits.shape[1])
     if tuple(logits.shape) != (rows, outputs):
@@ -114,11 +113,17 @@ class LabelFolder:
     num_bytes: int
 
 
-def numbered(folder, pattern):
-    """The numbers in the names of a folder's entries, which must be 0..n-1 with nothing else beside them; raises UserError."""
+def numbered(folder, pattern, root):
+    """The numbers in the names of a folder's entries, which must be 0..n-1 with nothing else beside them, and no link out of the label
+    folder `root`; raises UserError."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such label folder")
-    matches = {entry.name: re.fullmatch(pattern, entry.name) for entry in folder.iterdir()}
+    with os.scandir(folder) as scan:
+        entries = list(scan)
+    for entry in entries:
+        if entry.is_symlink():
+            check_link(entry.path, os.path.realpath(root))
+    matches = {entry.name: re.fullmatch(pattern, entry.name) for entry in entries}
     stray = sorted(name for name, match in matches.items() if not match)
     if stray:
         raise UserError(f"{folder / stray[0]}: does not belong into a label folder")
@@ -132,8 +137,8 @@ def numbered(folder, pattern):
 def inspect_labels(root):
     """Derive the shape of a label folder from its names and from the first and last file of epoch 0; checks every epoch's names."""
     root = Path(root)
-    epochs = numbered(root, r"epoch_(\d+)")
-    counts = [numbered(root / f"epoch_{epoch}", r"batch_(\d+)\.tar") for epoch in range(epochs)]
+    epochs = numbered(root, r"epoch_(\d+)", root)
+    counts = [numbered(root / f"epoch_{epoch}", r"batch_(\d+)\.tar", root) for epoch in range(epochs)]
     odd = next((epoch for epoch, count in enumerate(counts) if count != counts[0]), None)
     if odd is not None:
         raise UserError(f"{root / f'epoch_{odd}'}: {counts[odd]} label files, epoch_0 has {counts[0]}")

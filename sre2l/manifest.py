@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from sre2l.errors import UserError
-from sre2l.files import TOKEN, alone_in, append_line, as_json, beside, is_alive, token, write_bytes
-from sre2l.images import hash_images
+from sre2l.files import TOKEN, alone_in, append_line, as_json, beside, hash_file, is_alive, token, write_bytes
+from sre2l.images import hash_images, hash_paths
 from sre2l.settings import recorded, refuse_unclaimed
 
 LABEL_FORMAT = "sre2l-labels-1"
@@ -15,11 +15,16 @@ REQUIRED = {"num_images", "classes", "paths_sha256", "images_sha256", "image_byt
 FREE = ("epochs", "measured_top1", "versions", "half_against_fp32", "images_seed")  # may differ between the runs that fill one folder
 
 
+def describe_names(images):
+    """What their names alone tell: number, classes, and a hash of the paths."""
+    return {"num_images": len(images), "classes": sorted(set(images.labels.tolist())), "class_folders": images.class_names,
+            "paths_sha256": hash_paths(images)}
+
+
 def describe_images(images):
     """The part of a manifest that ties labels to images: their number, classes, and hashes of paths and bytes."""
-    paths_sha256, images_sha256, num_bytes = hash_images(images)
-    return {"num_images": len(images), "classes": sorted(set(images.labels.tolist())), "class_folders": images.class_names,
-            "paths_sha256": paths_sha256, "images_sha256": images_sha256, "image_bytes": num_bytes}
+    images_sha256, num_bytes = hash_images(images)
+    return {**describe_names(images), "images_sha256": images_sha256, "image_bytes": num_bytes}
 
 
 def manifest_of(root):
@@ -27,6 +32,8 @@ def manifest_of(root):
     path = beside(root, "manifest.json")
     settings = recorded(path)
     if settings is None:
+        if beside(root, "sha256").exists():
+            raise UserError(f"{path}: this manifest is missing, though {beside(root, 'sha256')} is there: bring it back; labels of other origin have neither")
         return None
     if settings.get("format") != LABEL_FORMAT or not settings.keys() >= REQUIRED:
         raise UserError(f"{path}: no manifest of the format {LABEL_FORMAT!r}, or some of its keys are missing; relabel the images")
@@ -36,13 +43,18 @@ def manifest_of(root):
 def check_images(root, manifest, described, folder):
     """Raise UserError unless the labels were made for exactly these images, by number, paths and bytes.
 
-    described: describe_images of them, which reads every byte; folder: where they lie, for the message."""
+    described: describe_images of them, which reads every byte, or describe_names, which reads none; folder: where they lie, for the message."""
     here = as_json(described)
-    wrong = [key for key in ("num_images", "classes", "paths_sha256", "images_sha256") if here[key] != manifest.get(key)]
+    wrong = [key for key in ("num_images", "classes", "paths_sha256", "images_sha256") if key in here and here[key] != manifest.get(key)]
+    if wrong == ["images_sha256"]:
+        for name, digest in read_hashes(folder).items():
+            if (path := Path(folder) / name).exists() and hash_file(path) != digest:
+                raise UserError(f"{folder}/{name}: its sha256 is not the one in {beside(folder, 'sha256')}; the same recover command writes it again")
     if wrong:
         what = {"num_images": f"{manifest.get('num_images')} images, {folder} has {here['num_images']}",
                 "classes": "other classes", "paths_sha256": "images of other names", "images_sha256": "images with other contents"}
-        raise UserError(f"{root}: these labels belong to {what[wrong[0]]}; relabel {folder}, or give the images they were made for")
+        raise UserError(f"{root}: by {beside(root, 'manifest.json')} these labels belong to {what[wrong[0]]}; relabel {folder}, or give the images they "
+                        f"were made for")
 
 
 def hash_files(root):
@@ -52,15 +64,31 @@ def hash_files(root):
     return [path for path in (main, *sorted(parts, key=lambda path: path.stat().st_mtime_ns)) if path.exists()]
 
 
-def read_hash_file(path):
-    """{'epoch_0/batch_0.tar': sha256}; the last line of a name counts, and what a kill left of a line does not."""
-    matches = (re.fullmatch(r"([0-9a-f]{64})  (.+)\n", line) for line in open(path, errors="replace"))
-    return {match[2]: match[1] for match in matches if match}
+def is_inside(name):
+    """Whether a name in a hash file is that of a file inside the root: relative, no '..', nothing that is not printed."""
+    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
-def read_hashes(root):
-    """The recorded hash of each file of an image or label folder, by its path in it."""
-    return {name: digest for path in hash_files(root) for name, digest in read_hash_file(path).items()}
+def read_hash_file(path, strict=False):
+    """{'epoch_0/batch_0.tar': sha256}; the last line of a name counts, and a line that is none counts as not there, as what a kill left of one.
+
+    strict: raise UserError for such a line, and for a name that is there twice."""
+    lines, found = Path(path).read_bytes().decode(errors="replace").split("\n"), {}
+    for number, line in enumerate(lines, 1):
+        match = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
+        is_torn = number == len(lines)  # whatever it holds, its end is missing; a whole file ends with an empty one
+        if match and is_inside(match[2]) and not is_torn and not (strict and match[2] in found):
+            found[match[2]] = match[1]
+        elif strict and (line or not is_torn):
+            what = "is torn" if is_torn else "names a file for the second time" if match and match[2] in found else "is no hash of a file inside"
+            raise UserError(f"{path}: line {number} {what}: {line[:100]!r}; the same command as before mends it")
+    return found
+
+
+def read_hashes(root, strict=False):
+    """The recorded hash of each file of an image or label folder, by its path in it. strict: of a folder that nobody writes to, in which
+    every line must be one."""
+    return {name: digest for path in hash_files(root) for name, digest in read_hash_file(path, strict).items()}
 
 
 def earlier_epochs(root):
@@ -88,8 +116,9 @@ def merge_hashes(root, drop=()):
         before = read_hash_file(main) if main.exists() else {}
         hashes = {name: digest for path in ended for name, digest in read_hash_file(path).items()}
         hashes = {name: digest for name, digest in (before | hashes).items() if name not in drop}
-        if hashes != before:
-            write_bytes(main, "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=place)).encode())
+        text = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=place)).encode()
+        if text != (main.read_bytes() if main.exists() else b""):
+            write_bytes(main, text)
         for path in ended:
             path.unlink()
 

@@ -1,6 +1,9 @@
 """Networks: build one for a data set, load a teacher from torchvision or from anybody's checkpoint, frozen and in eval mode."""
+import argparse
 import difflib
 import hashlib
+import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +12,11 @@ import torchvision
 from torch import nn
 
 from sre2l.datasets import STEMS
-from sre2l.runtime import UserError, first_line
+from sre2l.errors import UserError, first_line
+from sre2l.safe_load import is_whole, safe_load
 
 TEACHER_FORMAT = "sre2l-teacher-1"
+torch.serialization.add_safe_globals([argparse.Namespace])  # the flags of a run, which torchvision's reference scripts save as well
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.", "aux_classifier.")  # training-only heads of inception_v3 and googlenet
 
 
@@ -88,14 +93,17 @@ def num_weight_bytes(network):
 
 def read_checkpoint(path):
     """torch.load without pickle -> a dict; raises UserError for a missing, broken or unsafe file."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such checkpoint") from None
-    except Exception as error:  # damage shows as anything from EOFError to LookupError
-        raise UserError(f"{path}: not a checkpoint that loads safely ({first_line(error)})") from None
+    checkpoint = safe_load(path, "checkpoint")
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path}: holds a {type(checkpoint).__name__}, a checkpoint is a dict")
+    return checkpoint
+
+
+def read_own(path, identity):
+    """A checkpoint that a run continues from: of its own settings and seed, as `identity` says. Raises UserError for another run's."""
+    checkpoint = read_checkpoint(path)
+    if checkpoint.get("identity") != identity:
+        raise UserError(f"{path}: is another run's checkpoint, of other settings or another seed; bring this run's back, or delete the file to begin anew")
     return checkpoint
 
 
@@ -104,7 +112,7 @@ def find_weights(checkpoint, path):
     weights = next((checkpoint[key] for key in ("model", "state_dict", "net") if isinstance(checkpoint.get(key), dict)), checkpoint)
     weights = {key.removeprefix("module."): value for key, value in weights.items()}
     weights = {key: value for key, value in weights.items() if not key.startswith(AUXILIARY)}
-    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not weights or not all(map(is_whole, weights.values())):
         raise UserError(f"{path}: no network weights under 'model', 'state_dict', 'net' or at the top")
     return weights
 
@@ -133,17 +141,33 @@ def hash_weights(network):
     return digest.hexdigest()
 
 
+def check_download(file):
+    """Raise UserError where torchvision's file of weights is in torch's cache folder and its sha256 does not begin as its name says:
+    torchvision looks at that only while it downloads."""
+    if file.exists():
+        begin = re.search(r"-([0-9a-f]{8,})\.", file.name)[1]
+        with open(file, "rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        if not digest.startswith(begin):
+            raise UserError(f"{file}: its sha256 begins with {digest[:len(begin)]}, not with {begin} as its name says: a broken or cut download; "
+                            f"delete it, and it is downloaded anew")
+
+
 def pretrained(arch):
-    """torchvision's IMAGENET1K_V1 weights, never DEFAULT (for ResNet-50 that is V2) -> network."""
+    """torchvision's IMAGENET1K_V1 weights, never DEFAULT (for ResNet-50 that is V2) -> network. safe_load.py forbids torchvision to
+    unpickle them freely, as it would."""
     check_arch(arch)
     try:
-        return torchvision.models.get_model(arch, weights="IMAGENET1K_V1")
+        weights = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
     except (ValueError, KeyError):
         raise UserError(f"torchvision has no IMAGENET1K_V1 weights for {arch}") from None
-    except (OSError, RuntimeError) as error:  # no network, or a broken file
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise UserError(f"could not download or read torchvision's weights of {arch} ({error}); "
-                        f"put the file into {folder}, or give recover and relabel a checkpoint with --teacher") from None
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    check_download(file)
+    try:
+        return torchvision.models.get_model(arch, weights=weights)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # no network, or no weights in the file
+        raise UserError(f"could not download or read torchvision's weights of {arch} ({first_line(error)}); "
+                        f"put the file into {file.parent}, or give recover and relabel a checkpoint with --teacher") from None
 
 
 def agree(path, stored, asked, flag):

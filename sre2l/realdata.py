@@ -6,6 +6,7 @@ import torchvision
 from PIL import Image
 
 from sre2l.images import Images, check_classes, decode_all, read_folder
+from sre2l.inside import check_name
 from sre2l.runtime import ROOT, UserError
 
 CIFAR = {"cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py"), "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python")}
@@ -34,12 +35,15 @@ def read_cifar(name, path, split):
 
 def read_tiny_val(folder):
     """Tiny-ImageNet's val/ as distributed: images/ and val_annotations.txt (file, wnid, box); classes are the sorted wnids."""
-    rows = [line.split("\t")[:2] for line in (folder / "val_annotations.txt").read_text().splitlines() if line.strip()]
+    file = folder / "val_annotations.txt"
+    rows = [line.split("\t")[:2] for line in file.read_text(errors="replace").splitlines() if line.strip()]
     if not rows or any(len(row) != 2 for row in rows):
-        raise UserError(f"{folder / 'val_annotations.txt'}: expected lines of file name, tab, class")
+        raise UserError(f"{file}: expected lines of file name, tab, class")
+    for name, _ in rows:
+        check_name(name, file)
     names = sorted({wnid for _, wnid in rows})
     labels = np.array([names.index(wnid) for _, wnid in rows])
-    return Images([str(folder / "images" / file) for file, _ in rows], labels, names, str(folder))
+    return Images([str(folder / "images" / name) for name, _ in rows], labels, names, str(folder))
 
 
 def find_split(spec, path, split):

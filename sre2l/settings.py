@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sre2l.distributed import barrier, rank
 from sre2l.errors import UserError
-from sre2l.files import TOKEN, as_json, beside, hash_json, read_json, write_json
+from sre2l.files import TOKEN, alone_in, as_json, beside, hash_file, hash_json, read_json, write_json
 
 LOGS = r"args\.json|log\.txt|metrics(\.rank\d+)?\.jsonl"
 BESIDE = rf"manifest\.json|sha256(\.{TOKEN})?|{LOGS}|png|(unit\d+\.)?(gif|snapshots)|unit\d+(\.ipc\d+)?\.state"
@@ -17,7 +17,8 @@ def read_record(path):
     """A manifest or settings.json -> {"settings": {...}, ...}; raises UserError for one that is not as it was written."""
     record = read_json(path)
     if not isinstance(record.get("settings"), dict) or record.get("sha256") != hash_json({k: v for k, v in record.items() if k != "sha256"}):
-        raise UserError(f"{path}: not as a run wrote it (its own sha256 is missing or another); bring the file back, or delete it with the output it belongs to")
+        raise UserError(f"{path}: not as a run wrote it (its own sha256 is missing or another); "
+                        f"bring the file back, or delete it with the output it belongs to")
     return record
 
 
@@ -53,16 +54,19 @@ def keep_settings(path, settings, free=(), command=None):
     barrier()
 
 
-def finish(path):
-    """The run is complete: --overwrite would now start afresh once more."""
-    if rank() == 0 and "afresh_by" in (record := read_record(path)):
-        write_record(path, {**record, "afresh_by": None})
+def finish(path, listing=None):
+    """The run is complete: --overwrite would now start afresh once more. listing: the file of hashes beside a manifest; the two then know
+    that they belong together, until another run begins."""
+    if rank() == 0:
+        with alone_in(Path(path).parent):
+            write_record(path, {**read_record(path), "afresh_by": None, "hashes": listing and hash_file(listing)})
 
 
 def refuse_unclaimed(root):
     """Raise UserError for a folder with contents that no manifest vouches for: images or labels of other origin."""
     if not beside(root, "manifest.json").exists() and Path(root).is_dir() and any(Path(root).iterdir()):
-        raise UserError(f"{root}: holds files but no manifest stands beside it, perhaps a published set; choose another folder")
+        raise UserError(f"{root}: holds files but no manifest stands beside it, perhaps a published set; choose another folder, "
+                        f"or bring {beside(root, 'manifest.json')} back")
 
 
 def outputs_of(root, kind):

@@ -1,9 +1,28 @@
 """One thread a process: the networks here are tiny, and two processes that spin for each other's cores take ten times as long."""
 import os
+from collections import Counter
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the launchers' processes
 
 import pytest  # noqa: E402
+
+LONGEST = ("test_soak", "test_launchers", "test_bench", "test_launch", "test_kernels", "test_processes", "test_recover_precision", "test_torture",
+           "test_relabel_precision", "test_fast_engine", "test_damage")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first: a file goes to one process, and none shall be left alone with a long one at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The slowest files, seconds over all their tests."""
+    seconds = Counter()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "duration")):
+        seconds[report.nodeid.partition("::")[0]] += report.duration
+    terminalreporter.section("slowest files")
+    for name, value in seconds.most_common(8):
+        terminalreporter.write_line(f"{value:6.1f} s  {name}")
 
 
 @pytest.fixture(scope="session")

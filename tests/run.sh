@@ -1,7 +1,7 @@
 #!/bin/sh
-# All tests; sets up what it needs.   sh tests/run.sh [pytest flags]
+# All tests in two processes; sets up what it needs.   sh tests/run.sh [pytest flags]      (-n 0: in one process)
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/sre2l/setup.sh"
-if ! python3 -c 'import pytest' 2>/dev/null; then python3 -m pip install -q pytest; fi
-exec python3 -m pytest -q --durations=8 -p no:cacheprovider "$root/tests" "$@"
+if ! python3 -c 'import hypothesis, pytest, xdist' 2>/dev/null; then python3 -m pip install -q -r "$root/tests/requirements.txt"; fi
+exec python3 -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -p no:cacheprovider "$root/tests" "$@"

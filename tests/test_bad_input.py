@@ -30,7 +30,7 @@ def test_class_folders_that_do_not_match_the_data_set(world, tmp_path):
     synthetic_folder(tmp_path / "images", num_classes=10)
     shutil.rmtree(tmp_path / "images" / "new004")
     message = refused(relabel, *common(world), *teacher(world), "--data", tmp_path / "images")
-    assert "9 class folders, the set has 10" in message and "number 4: '5' where '4' is expected" in message
+    assert "9 class folders, the set has 10" in message and "number 4: 'new005' where 'new004' is expected" in message
 
 
 def test_class_folders_that_do_not_match_the_teacher(tmp_path):
@@ -46,7 +46,7 @@ def test_class_folders_that_do_not_match_the_teacher(tmp_path):
 def test_incomplete_set(world, tmp_path):
     shutil.copytree(world / "run" / "images", tmp_path / "images")
     (tmp_path / "images" / "new003" / "class003_id001.jpg").unlink()
-    assert "new003 has 1 images" in refused(relabel, *common(world), *teacher(world), "--data", tmp_path / "images")
+    assert "new003/class003_id001.jpg: is missing" in refused(relabel, *common(world), *teacher(world), "--data", tmp_path / "images")
 
 
 def test_unknown_architecture_gets_close_names(world):

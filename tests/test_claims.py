@@ -185,7 +185,7 @@ def test_overwrite_deletes_what_a_run_left_and_says_so(world, capsys):
     assert (world / name / "images.notes.txt").read_text() == "mine"
     run_main(*recover_flags(world, "--lr", 0.5, name=name))
     assert files_of(world / name / "images") == second
-    assert set(read_record(world / name / "images.manifest.json")) == {"settings", "sha256"}
+    assert set(read_record(world / name / "images.manifest.json")) == {"settings", "hashes", "sha256"}
 
 
 def test_overwrite_of_a_run_that_it_began_and_that_was_killed_continues_it(tmp_path, capsys):

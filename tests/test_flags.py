@@ -4,18 +4,19 @@ import re
 import pytest
 
 from recover import recover
-from relabel import relabel
+from relabel import check, relabel
 from sre2l.flags import DEAD, number_list
 from sre2l.runtime import ROOT
 from squeeze import squeeze
 from validate import random_real, summary, train
 
-SCRIPTS = {"squeeze": squeeze, "recover": recover, "relabel": relabel, "validate": train, "random_real": random_real, "summary": summary}
+SCRIPTS = {"squeeze": squeeze, "recover": recover, "relabel": relabel, "check": check, "validate": train, "random_real": random_real, "summary": summary}
 SHARED = {  # modules of the shared package and the stage that are handed args
     "squeeze": ["squeeze/squeeze", "sre2l/flags", "sre2l/runtime"],
     "recover": ["recover/recover", "recover/watch", "sre2l/flags", "sre2l/runtime", "sre2l/teacher"],
     "relabel": ["relabel/relabel", "sre2l/flags", "sre2l/runtime", "sre2l/teacher"],
-    "validate": ["validate/train", "validate/checks", "validate/results", "sre2l/flags", "sre2l/runtime"],
+    "validate": ["validate/train", "validate/checks", "validate/protocol", "validate/results", "sre2l/flags", "sre2l/runtime"],
+    "check": ["relabel/check", "sre2l/runtime"],
     "random_real": ["validate/random_real", "sre2l/runtime"],
     "summary": ["validate/summary", "sre2l/runtime"]}
 RELEASED = {

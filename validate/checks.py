@@ -6,11 +6,11 @@ from pathlib import Path
 from sre2l.agreement import agreement
 from sre2l.batches import Batches
 from sre2l.distributed import world_size
-from sre2l.files import hash_file
+from sre2l.errors import UserError
+from sre2l.files import as_json, hash_file
 from sre2l.labels import inspect_labels, label_path
 from sre2l.manifest import check_images, describe_images, manifest_of
 from sre2l.models import build_network, check_input_size
-from sre2l.runtime import UserError, as_json
 
 
 def check_numbers(args, spec, info, manifest, num_images):

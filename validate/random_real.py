@@ -17,7 +17,7 @@ from sre2l.images import encode_jpeg, image_path, read_synthetic
 from sre2l.manifest import merge_hashes, read_hashes, write_recorded
 from sre2l.realdata import read_real, show
 from sre2l.runtime import UserError, pick_device, print_plan, run_folder, run_script, unit_rng
-from sre2l.settings import keep_settings, refuse_unclaimed, start_afresh
+from sre2l.settings import finish, keep_settings, refuse_unclaimed, start_afresh
 from validate import train
 
 
@@ -76,6 +76,7 @@ def main(args):
         write_recorded(root, {name: data for name, data in images.items()
                               if not (root / name).exists() or recorded.get(name) != hash_file(root / name)})
         merge_hashes(root)
+        finish(manifest, beside(root, "sha256"))
     barrier()
     print(f"{len(distilled)} real images ({ipc} per class, seed {args.seed}) from {real.root} -> {root}")
 
