@@ -30,7 +30,7 @@ def check_finite(stepper, units, iteration, weights, precision):
 
 def make_watch(log, bar, units, args, weights, targets, verifier, stepper, num_classes):
     """The observer of G units: progress bar, and every --print-period iterations a log line and each unit's metrics line."""
-    start, period, lines = time.monotonic(), args.print_period or max(1, args.iteration // 40), []
+    start, first, period, lines = time.monotonic(), bar.n, args.print_period or max(1, args.iteration // 40), []
 
     def watch(iteration, images, terms):
         bar.update(iteration + 1 - bar.n)
@@ -50,7 +50,7 @@ def make_watch(log, bar, units, args, weights, targets, verifier, stepper, num_c
         priors = weights.tv_l2 * mean["tv"] + weights.l2_scale * mean["l2"]
         log.line(f"{chunk_name(units)}  iteration {iteration:5d}/{args.iteration}  ce {mean['ce']:8.4f}  r_bn*bn {weights.r_bn * mean['bn']:9.4f}"
                  f"  priors {priors:8.4f}" + (f"  verifier {mean['verifier_top1']:6.2f}%" if verifier else "")
-                 + f"  {eta(iteration, args.iteration - 1, start)}")
+                 + f"  {eta(iteration - first, args.iteration - 1 - first, start)}")
         lines.append((iteration, found["ce"], found["bn"]))
         for warning in find_all_warnings(lines, [f"unit {unit.index}" for unit in units], args.iteration, weights.r_bn, num_classes):
             log.line(warning)
