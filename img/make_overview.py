@@ -13,7 +13,8 @@ from sre2l.flags import Parser, add_run_flags
 from sre2l.images import decode, read_synthetic
 from sre2l.labels import read_sheet
 from sre2l.realdata import read_digits
-from sre2l.runtime import ROOT, UserError, atomic, beside, print_plan, read_json, run_folder, run_script
+from sre2l.files import atomic, beside, read_json
+from sre2l.runtime import ROOT, UserError, print_plan, run_folder, run_script
 
 OUTPUT = ROOT / "img" / "overview.png"
 SCALE, SHOWN, TEMPERATURE, ROWS = 2, 2, 20, 4  # drawn pixels per pixel; which image of a snapshot; of the softmax; how many crops

@@ -5,7 +5,6 @@ Time: digits, 60 epochs of 100 images, about 15 s on two CPU cores.
 Result: runs/<name>/labels/epoch_0/batch_0.tar ..., and beside the folder its manifest, a hash of every file, log and metrics.
 """
 import os
-import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -14,15 +13,16 @@ import torch
 from tqdm import tqdm
 
 from sre2l.agreement import agreement
+from relabel.missing import check_room, missing_batches, num_label_bytes
 from sre2l.augment import draw_crops, draw_mix, show_batch
 from sre2l.batches import BatchDataset, Batches, in_order, load_batches
 from sre2l.claims import claim, release
-from sre2l.distributed import rank, sum_over_processes, world_size
-from sre2l.files import beside, hash_file, hash_json, make_folder
+from sre2l.distributed import rank, world_size
+from sre2l.files import beside, hash_json
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
 from sre2l.interrupts import finishing_steps, leave, stop_requested
 from sre2l.labels import Sheet, encode_sheet, label_name, label_path
-from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, describe_images, earlier_epochs, manifest_of, merge_hashes, read_hashes,
+from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, describe_images, earlier_epochs, manifest_of, merge_hashes,
                             write_recorded)
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of, pick_precision, set_tf32
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng, versions
@@ -52,36 +52,6 @@ def draw_sheet(settings, batch, sizes):
     crop, rng = settings["crop"], unit_rng(settings["seed"], batch.epoch, batch.index)
     crops = draw_crops(sizes, crop["kind"], crop["scale"], crop["padding"], crop["flip"], rng)
     return Sheet(crops, draw_mix(settings["mix"], settings["mix_alpha"], len(sizes), settings["input_size"], rng))
-
-
-def missing_batches(root, batches, threads):
-    """-> the batches whose label files are not there yet, or are not what was recorded. Of several processes each reads a part."""
-    known, intact = read_hashes(root), torch.zeros(len(batches), dtype=torch.int32)
-
-    def look(number):
-        batch = batches[number]
-        path = label_path(root, batch.epoch, batch.index)
-        intact[number] = path.exists() and known.get(label_name(batch.epoch, batch.index)) == hash_file(path)
-
-    own = range(rank(), len(batches), world_size())
-    for _ in tqdm(in_order(look, own, threads), "checking labels", total=len(own), disable=None, leave=False):
-        pass
-    return [batch for batch, is_intact in zip(batches, sum_over_processes(intact).tolist()) if not is_intact]
-
-
-def check_room(root, num_bytes):
-    """Raise UserError where the disk has no room for these bytes."""
-    make_folder(Path(root).parent)
-    free = shutil.disk_usage(Path(root).parent).free
-    if num_bytes > free:
-        raise UserError(f"{root}: {num_bytes / 1e9:.2f} GB of labels are still to be written, the disk has room for {free / 1e9:.2f} GB; "
-                        f"make room, or give another folder with --fkd-path. What is there is kept")
-
-
-def num_label_bytes(num_images, batch_size, epochs, num_classes, precision):
-    """Bytes of all label files: the logits, 25 bytes of crop, flip and partner for each row, 2,400 of zip for each file."""
-    num_files = epochs * -(-num_images // batch_size)
-    return num_images * epochs * (num_classes * (2 if precision == "fp16" else 4) + 25) + 2400 * num_files
 
 
 @torch.inference_mode()

@@ -90,10 +90,13 @@ def sync(path):
         os.close(handle)
 
 
-def make_folder(folder):
-    """Make a folder and those above it, each on the disk."""
+def make_folder(folder, within=None):
+    """Make a folder and those above it, each on the disk. within: one that must be there, nothing of it is made: a run's folder that was
+    removed under way shall not come back with the few files of a thread that had not heard of it."""
     if not folder.is_dir():
-        make_folder(folder.parent)
+        if folder == within:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+        make_folder(folder.parent, within)
         folder.mkdir(exist_ok=True)
         sync(folder.parent)
 
@@ -103,9 +106,9 @@ def atomic(path, root=None):
     """Write to a temporary name, then rename: `with atomic(path) as tmp: save(tmp)`. Once it ends, the file survives a power cut.
 
     For a file of an image or label folder `root` the temporary one lies beside the root, since the released reader counts everything in it."""
-    path = Path(path)
+    path = Path(os.path.abspath(path))
     tmp = beside(root or path, f"{token()}.{next(counter)}.tmp")  # of one process and call: threads and machines share folders
-    make_folder(path.parent)
+    make_folder(path.parent, within=tmp.parent if root else None)
     try:
         yield tmp
         sync(tmp)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sre2l.compiled import load_kernel
-from sre2l.runtime import first_line
+from sre2l.errors import first_line
 
 EXACT = "-ffp-contract=off"  # no fused multiply-add: Pillow's doubles are rounded twice
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from sre2l import claims, distributed, interrupts
 from sre2l.distributed import barrier, local_rank, local_world_size, rank, world_size
-from sre2l.errors import UserError, first_line, not_deterministic, os_error_in_words  # noqa: F401
-from sre2l.files import as_json, atomic, beside, read_json, write_json  # noqa: F401
+from sre2l.errors import UserError, not_deterministic, os_error_in_words
+from sre2l.files import as_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,5 +1,6 @@
 """Images decoded once and kept as uint8: in GPU memory if they fit, else in RAM, else in a memory-mapped file."""
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -14,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from sre2l.resize import host_cropper, vertical_first
-from sre2l.runtime import UserError, atomic
+from sre2l.files import atomic
+from sre2l.runtime import UserError
 
 MEMORY_SHARE = 0.5    # of the machine's memory, shared by its processes
 GPU_SHARE = 0.5       # of the GPU memory that is free at the start: the rest is the network's
@@ -87,6 +89,12 @@ def alone_in(folder):
         os.close(handle)
 
 
+def reserve(path, num_bytes):
+    """Make a file that has its blocks: where a disk fills under a mapped file without them, the process dies of SIGBUS."""
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+
+
 def map_file(folder, identity, images, starts, shapes):
     """The pixels in <folder>/pixels.<hash>.u8, decoded there if that file is not there yet; files of other images are removed.
 
@@ -99,10 +107,16 @@ def map_file(folder, identity, images, starts, shapes):
         if not path.exists() or path.stat().st_size != starts[-1]:
             if shutil.disk_usage(folder).free < starts[-1]:
                 return None
-            with atomic(path) as tmp:
-                buffer = np.memmap(tmp, np.uint8, "w+", shape=int(starts[-1]))
-                fill(buffer, images, starts, shapes)
-                buffer.flush()
+            try:
+                with atomic(path) as tmp:
+                    reserve(tmp, int(starts[-1]))
+                    buffer = np.memmap(tmp, np.uint8, "r+")
+                    fill(buffer, images, starts, shapes)
+                    buffer.flush()
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                return None
     return np.asarray(np.memmap(path, np.uint8, "r"))
 
 

@@ -15,7 +15,7 @@ SHARED = {  # modules of the shared package and the stage that are handed args
     "squeeze": ["squeeze/squeeze", "sre2l/flags", "sre2l/runtime"],
     "recover": ["recover/recover", "recover/watch", "sre2l/flags", "sre2l/runtime", "sre2l/teacher"],
     "relabel": ["relabel/relabel", "sre2l/flags", "sre2l/runtime", "sre2l/teacher"],
-    "validate": ["validate/train", "validate/checks", "validate/results", "sre2l/flags", "sre2l/runtime"],
+    "validate": ["validate/train", "validate/checks", "validate/protocol", "validate/results", "sre2l/flags", "sre2l/runtime"],
     "check": ["relabel/check", "sre2l/runtime"],
     "random_real": ["validate/random_real", "sre2l/runtime"],
     "summary": ["validate/summary", "sre2l/runtime"]}

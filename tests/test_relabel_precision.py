@@ -10,7 +10,8 @@ import torch
 from relabel import relabel
 from sre2l.labels import read_sheet
 from sre2l.precision import pick_precision
-from sre2l.runtime import ROOT, UserError, beside
+from sre2l.files import beside
+from sre2l.runtime import ROOT, UserError
 from tests.helpers import bare_checkpoint, refused, run_main, synthetic_folder
 from tests.worlds import common, teacher
 

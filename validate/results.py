@@ -3,7 +3,8 @@ import statistics
 from pathlib import Path
 
 from sre2l.manifest import manifest_of
-from sre2l.runtime import beside, run_folder, stage_seconds, write_json
+from sre2l.files import beside, write_json
+from sre2l.runtime import run_folder, stage_seconds
 from sre2l.settings import recorded
 
 

@@ -3,7 +3,8 @@
 Run: python -m validate.summary --dataset digits      (after all stages and both controls; demo.sh ends with it)
 """
 from sre2l.flags import Parser, add_run_flags
-from sre2l.runtime import print_plan, read_json, run_folder, run_script, write_json
+from sre2l.files import read_json, write_json
+from sre2l.runtime import print_plan, run_folder, run_script
 
 
 def collect(run, model):

@@ -20,45 +20,23 @@ from sre2l.datasets import STEMS
 from sre2l.distributed import check_agreement, largest, rank, sum_over_processes, world_size
 from sre2l.files import clear_leftovers, hash_json, save_torch
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_val_flag, check_folders, data_spec, number, number_list, override
-from sre2l.images import fingerprint
 from sre2l.interrupts import SaveTimer, finishing_steps, leave, stop_requested
 from sre2l.labels import read_sheet
 from sre2l.manifest import manifest_of, read_hashes
-from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, num_weight_bytes, read_own
+from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, num_weight_bytes
 from sre2l.parallel import RunningStatistics, replicate
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_val
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, versions
 from sre2l.settings import finish, keep_settings, start_afresh
 from sre2l.store import keep_decoded
-from sre2l.training import (autocast, check_finite, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload,
-                            weight_decay_groups)
+from sre2l.training import autocast, check_finite, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr, start_device, upload
 from sre2l.verify import read_checked, verify_images, verify_labels
 from validate.checks import check_labels, check_student, describe_labels
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
+from validate.protocol import make_optimizer, make_settings, restore
 from validate.results import summarise, write_results
 from validate.shares import share_of
-
-
-def make_settings(args, spec, stem=None, labels=None, val=None, precision=None):
-    """The protocol: what a student's accuracy depends on; stem, labels, val and precision as they turned out, None in a plan. Seeds,
-    device, workers and the number of processes are not among it."""
-    optimizer = ({"name": "SGD", "lr": args.learning_rate, "momentum": args.momentum, "weight_decay": args.weight_decay} if args.sgd
-                 else {"name": "AdamW", "lr": args.adamw_lr, "weight_decay": args.adamw_weight_decay})
-    keys = ("dataset", "model", "epochs", "warmup_epochs", "gradient_accumulation_steps", "decay_all", "hard_labels", "eval_every")
-    loss = "cross entropy on mixed classes" if args.hard_labels else "KL times T^2" if args.kl_t2 else "KL"
-    return {**{key: getattr(args, key) for key in keys}, "optimizer": optimizer, "schedule": "cosine per epoch", "loss": loss,
-            "temperature": None if args.hard_labels else args.temperature, "size": spec.size, "num_classes": spec.num_classes,
-            "stem": stem or args.stem or spec.stem, "mean": spec.mean, "std": spec.std, "eval_resize": spec.resize, "labels": labels,
-            "val": val and fingerprint(val), "precision": precision or args.precision}
-
-
-def make_optimizer(network, args, device):
-    fused = device.type == "cuda"  # NOTE: on a CPU, fused optimisers go wrong where parameter and gradient strides differ
-    if args.sgd:
-        groups = weight_decay_groups(network, args.weight_decay, args.decay_all)
-        return torch.optim.SGD(groups, args.learning_rate, args.momentum, fused=fused)
-    return torch.optim.AdamW(weight_decay_groups(network, args.adamw_weight_decay, args.decay_all), args.adamw_lr, fused=fused)
 
 
 def stored_sheet(root, num_classes, hashes, batch, sizes):
@@ -81,18 +59,6 @@ def start_micro_batch(statistics, seed, batch, number, gap):
     """Before a micro-batch: the others that lie between count for the running statistics; dropout depends on its number alone."""
     statistics.skip(gap)
     seed_torch(seed, batch.epoch, batch.index, number)
-
-
-def restore(path, identity, network, optimizer, scaler):
-    """Continue from a checkpoint if there is one -> (epochs done, batches done of the next, the sum of their losses, history of metrics)."""
-    if not path.exists():
-        return 0, 0, torch.zeros(()), []
-    state = read_own(path, identity)
-    network.load_state_dict(state["model"])
-    if "optimizer" in state:  # a finished run keeps none
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-    return state["epoch"], state.get("batches", 0), state.get("loss_sum", torch.zeros(())), state["history"]
 
 
 def train_student(args, spec, settings, images, val, info, seed, log, device, precision):

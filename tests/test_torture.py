@@ -1,0 +1,39 @@
+"""Killed at random instants, each stage's command, run again, ends with what an undisturbed run writes. The long form: sh tests/torture.sh."""
+import os
+import subprocess
+import sys
+
+import torch
+
+from sre2l.runtime import ROOT
+from tests.compare import differences
+
+
+def run(*words, tmp_path):
+    """A script of this folder in a process of its own, which forks only where no other thread runs -> its output."""
+    done = subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_three_kills_in_each_stage_change_nothing(tmp_path):
+    out = run("tests.torture", "--kills", 3, tmp_path=tmp_path)
+    last = out.splitlines()[-1]
+    assert int(last.split()[0]) >= 12 and ", 0 wrong results" in last
+    assert not list(tmp_path.glob("torture.*"))
+
+
+def test_every_difference_is_named(tmp_path):
+    """What the torture compares by: names, bytes, the values of a checkpoint; not its logs."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, text in ((one, "a"), (other, "b")):
+        (folder / "labels").mkdir(parents=True)
+        for name in ("labels/batch_0.tar", "images.log.txt", "metrics.rank1.jsonl", f"only_{text}"):
+            (folder / name).write_text(text)
+        torch.save({"model": torch.zeros(2), "history": [{"top1": 1.0}]}, folder / f"{text}.pth")  # the file's name goes into it
+        (folder / f"{text}.pth").rename(folder / "same.pth")
+        torch.save({"model": torch.tensor([1.0, ord(text)])}, folder / "changed.pth")
+    assert (one / "same.pth").read_bytes() != (other / "same.pth").read_bytes()
+    assert differences(one, other) == ["missing: only_a", "left over: only_b", "other contents: changed.pth", "other contents: labels/batch_0.tar"]
+    assert differences(one, other, may_differ=("changed.pth", "labels/batch_0.tar")) == ["missing: only_a", "left over: only_b"]
