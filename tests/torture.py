@@ -75,7 +75,7 @@ def make_stages(base):
         Stage("squeeze", "squeeze.squeeze", [(*common, *student, "--real-data", base / "real", "--arch", SMALL, "-b", 10)]),
         # the contact sheet shows what is there when a range is done: the last to draw it may have looked before the other was
         Stage("recover", "recover.recover", [(*recover, "--ipc-start", i, "--ipc-end", i + 1) for i in (0, 1)], may_differ=("images.png",)),
-        Stage("recover", "recover.recover", [(*recover, "--ipc-end", 2)] * 2, together=True),
+        Stage("recover", "recover.recover", [(*recover, "--ipc-end", 2, "--snapshot-every", 3)] * 2, together=True),
         Stage("relabel", "relabel.relabel", [(*teacher, *images, "--epochs", 4)] * 2, together=True),
         Stage("validate", "validate.train", [(*common, *student, *labels, "--val-dir", base / "real", "--model", SMALL, "--save-every-sec", 0)])]
 
