@@ -1,7 +1,5 @@
 """Images decoded once and kept as uint8: in GPU memory if they fit, else in RAM, else in a memory-mapped file."""
-import contextlib
 import errno
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -15,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from sre2l.resize import host_cropper, vertical_first
-from sre2l.files import atomic
+from sre2l.files import alone_in, atomic
 from sre2l.runtime import UserError
 
 MEMORY_SHARE = 0.5    # of the machine's memory, shared by its processes
@@ -74,19 +72,6 @@ def find_shapes(images):
     parts = [range(start, min(start + 256, len(images))) for start in range(0, len(images), 256)]
     with ThreadPool(os.cpu_count()) as pool:
         return np.concatenate(list(tqdm(pool.imap(images.shapes, parts), "reading sizes", total=len(parts), disable=None, leave=False)))
-
-
-@contextlib.contextmanager
-def alone_in(folder):
-    """Of several processes with the same run folder, one at a time in here."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks: each process then decodes for itself
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def reserve(path, num_bytes):

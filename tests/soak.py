@@ -111,7 +111,7 @@ def get_args(argv=None):
     add("--save-every-sec", default="5", help="of recover")
     add("--seed", type=int, default=0, help="of the instants")
     add("--squeeze", default="", metavar="FLAGS", help="flags beyond the launcher's own, as one word")
-    add("--recover", default="", metavar="FLAGS", help="the same")
+    add("--recover", default="--snapshot-every 5", metavar="FLAGS", help="the same (default: the demo's)")
     add("--relabel", default="", metavar="FLAGS", help="the same")
     return parser.parse_args(argv)
 

@@ -36,11 +36,13 @@ GRACE_SHARES = (0.4, 0.3, 0.25, 0.05)
 
 @dataclass
 class Tally:
-    """What happened to a stage: kills by kind, where in a run, the most in a row, runs after a kill, completions, wrong results."""
+    """What happened to a stage: kills by kind, where in a run, the most in a row, runs after a kill, those that went
+    on within a unit of recover, completions, wrong results."""
     kills: Counter = field(default_factory=Counter)
     progress: list = field(default_factory=list)
     in_a_row: int = 0
     reruns: int = 0
+    within: int = 0
     completed: int = 0
     wrong: int = 0
 
@@ -59,7 +61,7 @@ def make_stages(base):
     common = ("--dataset", "cifar10", "--name", base / "run", "--device", "cpu")
     teacher, student = (*common, "--teacher", base / "teacher.pth", "--arch", SMALL), ("--epochs", 3, "-j", 0, "--eval-every", 1)
     images, labels = ("--data", base / "images", "-b", 8, "-j", 1), ("--train-dir", base / "images", "--fkd-path", base / "labels")
-    recover = (*teacher, "--iteration", 3, "--batch-size", 5, "--no-crop-flip", "--groups", 1, "--save-every-sec", 0)
+    recover = (*teacher, "--iteration", 20, "--batch-size", 4, "--classes", "0-3", "--no-crop-flip", "--groups", 1, "--save-every-sec", 0)
     noise_folder(base / "real" / "train", NAMES, 3)
     noise_folder(base / "real" / "val", NAMES, 2, seed=1)
     synthetic_folder(base / "images")
@@ -73,7 +75,7 @@ def make_stages(base):
         Stage("squeeze", "squeeze.squeeze", [(*common, *student, "--real-data", base / "real", "--arch", SMALL, "-b", 10)]),
         # the contact sheet shows what is there when a range is done: the last to draw it may have looked before the other was
         Stage("recover", "recover.recover", [(*recover, "--ipc-start", i, "--ipc-end", i + 1) for i in (0, 1)], may_differ=("images.png",)),
-        Stage("recover", "recover.recover", [(*recover, "--ipc-end", 2)] * 2, together=True),
+        Stage("recover", "recover.recover", [(*recover, "--ipc-end", 2, "--snapshot-every", 3)] * 2, together=True),
         Stage("relabel", "relabel.relabel", [(*teacher, *images, "--epochs", 4)] * 2, together=True),
         Stage("validate", "validate.train", [(*common, *student, *labels, "--val-dir", base / "real", "--model", SMALL, "--save-every-sec", 0)])]
 
@@ -122,6 +124,8 @@ def torture_once(stage, base, reference, rng, tally):
     tally.progress += [min(1.0, seconds / reference.seconds) for _, seconds in course.deaths]
     tally.in_a_row = max(tally.in_a_row, len(course.deaths))
     tally.reruns += course.starts - 1
+    if (log := base / "run" / "images.log.txt").exists():
+        tally.within += log.read_text().count("continues after iteration")
     tally.completed += not course.problem
     return [course.problem] if course.problem else differences(reference.folder, base / "run", stage.may_differ)
 
@@ -144,10 +148,10 @@ def torture(name, stages, kills, seed, base):
 
 
 def print_table(tallies):
-    columns = ("stage", "kills", *KINDS, "reruns", "most in a row", "results", "wrong", "mean progress at kill")
+    columns = ("stage", "kills", *KINDS, "reruns", "within a unit", "most in a row", "results", "wrong", "mean progress at kill")
     print("  ".join(f"{name:>8}" for name in columns))
     for name, tally in tallies.items():
-        values = (name, tally.kills.total(), *(tally.kills[kind] for kind in KINDS), tally.reruns, tally.in_a_row, tally.completed, tally.wrong,
+        values = (name, tally.kills.total(), *(tally.kills[kind] for kind in KINDS), tally.reruns, tally.within or "-", tally.in_a_row, tally.completed, tally.wrong,
                   f"{100 * np.mean(tally.progress):.0f} %")
         print("  ".join(f"{value:>{max(8, len(column))}}" for column, value in zip(columns, values)))
 
