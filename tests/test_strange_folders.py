@@ -16,6 +16,7 @@ from sre2l.datasets import DATASETS
 from sre2l.images import check_layout, decode, read_shape, read_synthetic
 from sre2l.inside import check_links
 from sre2l.labels import inspect_labels
+from sre2l.manifest import read_hashes
 from sre2l.realdata import read_real
 from sre2l.runtime import UserError
 from tests.helpers import noise_folder, refused, synthetic_folder
@@ -218,3 +219,12 @@ def test_many_files_are_looked_at_in_no_time(tmp_path):
     check_links(tmp_path)
     check_layout(tmp_path)
     assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("name", ("../labels/epoch_0/batch_0.tar", "..", "/etc/passwd", "epoch_0/../batch_0.tar", "epoch_0//batch_0.tar", "a\\b.tar", "a\0b"))
+def test_a_hash_file_names_files_inside_its_folder(tmp_path, name):
+    """Another name counts for nothing where a run continues, and is a fault to check and validate."""
+    (tmp_path / "labels.sha256").write_text(f"{'0' * 64}  epoch_0/batch_0.tar\n{'0' * 64}  {name}\n")
+    assert list(read_hashes(tmp_path / "labels")) == ["epoch_0/batch_0.tar"]
+    with pytest.raises(UserError, match="labels.sha256: line 2"):
+        read_hashes(tmp_path / "labels", strict=True)
