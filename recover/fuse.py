@@ -126,7 +126,7 @@ def make_out_of_place(traced):
 def fuse(network, weights, size, loss_scale=1.0, on_gpu=False):
     """-> (the network rewritten, a copy; its Norms in the order in which they run). Raises anything where torch.fx cannot trace it.
 
-    weights: the objective's; size: of the images, pixels; loss_scale: factor of everything that is differentiated; on_gpu: also what kernels.py alone can do."""
+    weights: the objective's; size: of the images, pixels; loss_scale: factor of all that is differentiated; on_gpu: also what kernels.py alone can do."""
     multipliers = {layer: weights.first_bn_multiplier if i == 0 else 1.0 for i, layer in enumerate(statistics_layers(network))}
     names = {name: multipliers[layer] for name, layer in network.named_modules() if layer in multipliers}
     traced = fx.symbolic_trace(copy.deepcopy(network))

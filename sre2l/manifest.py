@@ -33,7 +33,8 @@ def manifest_of(root):
     settings = recorded(path)
     if settings is None:
         if beside(root, "sha256").exists():
-            raise UserError(f"{path}: this manifest is missing, though {beside(root, 'sha256')} is there: bring it back; labels of other origin have neither")
+            raise UserError(f"{path}: this manifest is missing, though {beside(root, 'sha256')} is there: bring it back, or delete "
+                            f"that file too where the labels are of other origin or gone")
         return None
     if settings.get("format") != LABEL_FORMAT or not settings.keys() >= REQUIRED:
         raise UserError(f"{path}: no manifest of the format {LABEL_FORMAT!r}, or some of its keys are missing; relabel the images")

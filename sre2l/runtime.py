@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from tqdm import tqdm
 
 from sre2l import claims, distributed, interrupts
@@ -98,6 +97,7 @@ def pick_device(name):
 
 def versions(device):
     """What a result depends on besides its settings, for logs and manifests."""
+    import torchvision  # not above: it takes 1.6 s, and the stages that come here have it already
     commit = "unknown"
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"],

@@ -93,7 +93,7 @@ def read_records(finding, root, kind):
         if record and json.dumps(record, indent=1) + "\n" != path.read_text():
             finding.faults.append(f"{path}: not as a run wrote it")
     elif listing.exists():
-        finding.faults.append(f"{path}: is missing, though {listing.name} stands beside it")
+        finding.faults.append(f"{path}: is missing, though {listing} is there: bring it back, or delete that file too where {root} is of other origin")
     if settings and kind == "labels":
         settings = attempt(finding, manifest_of, root)
     if listing.exists():

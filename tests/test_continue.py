@@ -35,7 +35,8 @@ def interrupt(monkeypatch, module, at):
 def test_squeeze_continues_to_the_same_teacher(at, tmp_path, monkeypatch):
     noise_folder(tmp_path / "train", NAMES, 2)
     noise_folder(tmp_path / "val", NAMES, 1)
-    flags = ("--dataset", "cifar10", "--real-data", tmp_path, "--arch", "mobilenet_v3_small", "--epochs", 3, "-b", 7, "-j", 0, "--eval-every", 1, "--device", "cpu")
+    flags = ("--dataset", "cifar10", "--real-data", tmp_path, "--arch", "mobilenet_v3_small", "--epochs", 3, "-b", 7, "-j", 0, "--eval-every", 1,
+             "--device", "cpu")
     run_main(squeeze, *flags, "--name", tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, squeeze, at)

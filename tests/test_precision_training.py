@@ -36,7 +36,8 @@ def labelled(tmp_path_factory):
 
 @pytest.mark.parametrize("device, precision", [("cpu", "bf16"), *(pytest.param("cuda", name, marks=GPU) for name in ("tf32", "bf16", "fp16"))])
 def test_half_precision_trains_like_fp32_with_float32_weights(device, precision, labelled):
-    """The first epoch's cross entropy within 3 % (fp16 10 %: its loss scaler may skip the first steps), AdamW; the protocol names the precision; another one does not continue the run."""
+    """The first epoch's cross entropy within 3 % (fp16 10 %: its loss scaler may skip the first steps), AdamW; the protocol names the precision;
+    another one does not continue the run."""
     root, flags = labelled
     losses = []
     for name in ("fp32", precision):

@@ -82,10 +82,10 @@ def test_torchvisions_cached_weights_run_nothing_even_with_the_right_hash(tmp_pa
 
 
 def test_torchvisions_cached_weights_load_whole_or_are_named(tmp_path, monkeypatch):
-    """In the format of before torch 1.6, in which torchvision's are; then with a bit flipped, then cut short, then not there at all."""
+    """In the format of before torch 1.6 and as parameters, as torchvision's old ones are; then with a bit flipped, then cut short, then not there at all."""
     torch.manual_seed(1)
     network = torchvision.models.get_model(SMALL)
-    data = saved(network.state_dict(), _use_new_zipfile_serialization=False)
+    data = saved(network.state_dict(keep_vars=True), _use_new_zipfile_serialization=False)
     file = put_weights(tmp_path, monkeypatch, data)
     found = pretrained(SMALL).state_dict()
     assert all(torch.equal(found[key], value) for key, value in network.state_dict().items())

@@ -1,0 +1,98 @@
+"""relabel/check.sh: its report, its exit codes, what it says of what is not there, and how it reads a hash file."""
+import shutil
+
+import pytest
+
+from recover import recover
+from relabel import check, relabel
+from sre2l.errors import UserError
+from sre2l.manifest import read_hash_file
+from tests.helpers import launch, refused, run_main, synthetic_folder
+from tests.worlds import common, teacher
+
+HASH = "0123456789abcdef" * 4
+
+
+@pytest.fixture(scope="module")
+def run(world):
+    """Recovered images and their labels, both with manifests and hashes."""
+    folder = world / "checked"
+    run_main(recover, *common(world, folder), *teacher(world), "--iteration", 1, "--ipc-end", 2, "--batch-size", 10, "--no-crop-flip")
+    run_main(relabel, *common(world, folder), *teacher(world), "--epochs", 2, "-b", 8, "-j", 0)
+    return folder
+
+
+def lines(capsys, *flags):
+    """The report of a check that finds no fault."""
+    run_main(check, "--dataset", "cifar10", "-j", 2, *flags)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_whole_run_has_a_line_for_each_check_and_no_fault(run, capsys):
+    report = lines(capsys, "--name", run)
+    assert report[-1] == "no fault found" and all(line.startswith("ok ") for line in report[:-1]) and len(report) == 9
+    assert f"{run}/images, contents: 20 of 20 decode, 32 by 32 pixels, 20 hashes right" in report[2]
+    assert f"{run}/labels, contents: 6 of 6 load and have the right fields, 6 hashes right" in report[6]
+
+
+def test_images_alone_are_checked_before_there_are_labels(run, tmp_path, capsys):
+    for path in run.glob("images*"):
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    report = lines(capsys, "--name", tmp_path)
+    assert any("no labels there yet, so not checked" in line for line in report) and report[-1] == "no fault found"
+
+
+def test_the_launcher_exits_1_with_the_first_fault_named_and_2_for_misuse(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    image = tmp_path / "run" / "images" / "new003" / "class003_id001.jpg"
+    image.write_bytes(image.read_bytes()[:-9])
+    result = launch("relabel/check.sh", "cifar10", "--name", tmp_path / "run")
+    assert result.returncode == 1 and str(image) in result.stderr and "FAULT" in result.stdout and "Traceback" not in result.stderr
+    assert launch("relabel/check.sh", "cifar10", "--name", tmp_path / "run", "--quick").returncode == 0
+    nothing = launch("relabel/check.sh", "cifar10", "--name", tmp_path / "none")
+    assert nothing.returncode == 2 and "neither images nor labels there yet" in nothing.stderr
+
+
+def test_a_folder_that_is_gone_while_its_records_stand_is_a_fault(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "labels")
+    with pytest.raises(SystemExit) as end:
+        run_main(check, "--dataset", "cifar10", "--name", tmp_path / "run")
+    assert end.value.code == 1 and f"{tmp_path}/run/labels: this folder is missing" in capsys.readouterr().err
+
+
+def test_folders_without_records_say_what_cannot_be_found(tmp_path, capsys):
+    report = lines(capsys, "--data", synthetic_folder(tmp_path / "images"), "--fkd-path", tmp_path, "--dry-run")
+    assert "bytes_to_read" in "".join(report)
+    report = lines(capsys, "--data", tmp_path / "images", "--name", tmp_path / "none")
+    assert any(line.startswith("note   images without hashes: a JPEG has no checksum") for line in report)
+
+
+def test_images_of_another_size_or_twice_the_same_are_named_without_records(tmp_path):
+    root = synthetic_folder(tmp_path / "images")
+    shutil.copy(synthetic_folder(tmp_path / "large", size=40) / "new002" / "class002_id000.jpg", root / "new002" / "class002_id000.jpg")
+    assert "new002/class002_id000.jpg: is 40 by 40 pixels, the set has 32 by 32" in first_fault(tmp_path)
+    shutil.copy(root / "new001" / "class001_id000.jpg", root / "new002" / "class002_id000.jpg")
+    assert "new002/class002_id000.jpg: is new001/class001_id000.jpg once more" in first_fault(tmp_path)
+
+
+def first_fault(folder):
+    return next(finding.faults[0] for finding in check.verify(folder / "images", folder / "none", 10, 32) if finding.faults)
+
+
+def test_relabel_names_the_stray_image_that_its_classes_do_not_share(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    extra = tmp_path / "run" / "images" / "new001" / "class001_id002.jpg"
+    shutil.copy(extra.with_name("class001_id000.jpg"), extra)
+    assert str(extra) in refused(relabel, *common(tmp_path, tmp_path / "run"), "--teacher", run.parent / "teacher.pth", "--arch", teacher(run)[3])
+
+
+@pytest.mark.parametrize("line", ["x" * 64 + "  a.tar\n", HASH + " a.tar\n", HASH + "  ../a.tar\n", HASH + "  /a.tar\n", HASH + "  a\\b.tar\n", "\n",
+                                  HASH.upper() + "  a.tar\n", HASH + "  a\x07.tar\n", HASH + "  b.tar\n", HASH + "  c.tar"])
+def test_a_line_that_is_no_hash_is_passed_over_by_a_run_and_named_by_check(line, tmp_path):
+    """The last two: a name for the second time, and a line without its end."""
+    path = tmp_path / "labels.sha256"
+    path.write_text(f"{HASH}  b.tar\n{line}")
+    assert read_hash_file(path) == {"b.tar": HASH}
+    with pytest.raises(UserError, match=rf"{path}: line 2 "):
+        read_hash_file(path, strict=True)
