@@ -36,8 +36,7 @@ class Killer:
         """Kill the process if it is time."""
         if time.monotonic() >= self.next:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            self.counts[name] += 1
+            self.counts[name] += process.wait() == -signal.SIGKILL  # it may have just ended
             self.next = self.draw()
 
 

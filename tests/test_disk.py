@@ -104,7 +104,7 @@ def one_sentence(said, code, *parts):
     assert code == 2 and re.fullmatch(r"error: [^\n]+\n", said) and all(part in said for part in parts), (code, said)
 
 
-@pytest.mark.parametrize("share", (0.0, 0.3, 0.6, 0.9))
+@pytest.mark.parametrize("share", (0.0, 0.4, 0.8))
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_disk_that_fills_stops_a_run_that_later_continues(stage, share, disk, run_stage, reference, monkeypatch):
     """A file system with room for a share of the result, which relabel cannot know; then with room for all."""
@@ -156,12 +156,16 @@ def test_a_full_disk_that_shows_when_a_file_is_flushed(stage, run_stage, referen
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_folder_that_cannot_be_written(stage, disk, run_stage, reference):
-    """Read-only before the run, and with its result already there: the sentence names the file."""
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    code, said = run_stage(stage, disk)
-    one_sentence(said, code, "Read-only file system", str(disk / "run"))
-    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-    assert run_stage(stage, disk) == (0, "") and differences(reference(stage), disk / "run") == []
+    """Read-only before a run, and when its result is there: the sentence names the file, and nothing is changed."""
+    for _ in range(2):
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        code, said = run_stage(stage, disk)
+        one_sentence(said, code, "Read-only file system", str(disk / "run"))
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        if (disk / "run").exists():
+            assert differences(reference(stage), disk / "run") == []
+        assert run_stage(stage, disk) == (0, "")
+    assert differences(reference(stage), disk / "run") == []
 
 
 def remove(folder):
