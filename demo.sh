@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole method on the embedded digits: teacher, images, labels, student, two controls, one table.   sh demo.sh
+# The whole method on the embedded digits: teacher, images, labels, student, a check of the files, two controls, one table.   sh demo.sh
 # About five minutes on two CPU cores, after the first call has set up .venv. Afterwards look at runs/digits/images.png and summary.json.
 set -e
 root=$(cd "$(dirname "$0")" && pwd)
@@ -8,6 +8,7 @@ if [ $# -gt 0 ]; then echo "usage: sh demo.sh      (no arguments)" >&2; exit 2; 
 sh "$root/squeeze/squeeze.sh" digits
 sh "$root/recover/recover.sh" digits --snapshot-every 5
 sh "$root/relabel/relabel.sh" digits
+sh "$root/relabel/check.sh" digits
 sh "$root/validate/train.sh" digits
 sh "$root/validate/train.sh" digits --hard-labels
 sh "$root/validate/random_real.sh" digits
