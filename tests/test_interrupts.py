@@ -23,6 +23,7 @@ def handlers():
     before = {number: signal.getsignal(number) for number in interrupts.WORDS}
     interrupts.install()
     yield
+    interrupts.Pending.signal = interrupts.Pending.reason = None
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -181,6 +182,25 @@ def test_a_second_signal_ends_at_once_but_not_an_echo(capfd, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
     assert caught.value.code == 130 and capfd.readouterr().err.count("once more: stop at once") == 1
+
+
+def test_a_signal_after_a_loops_last_look_stops_the_next_loop():
+    """One in the evaluation after the last epoch of a seed, say, shall not be forgotten when the next seed begins."""
+    with interrupts.finishing_steps():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+    with interrupts.finishing_steps():
+        assert interrupts.stop_requested()
+        with pytest.raises(SystemExit) as caught:
+            interrupts.leave()
+    assert caught.value.code == 130 and not interrupts.stop_requested()
+
+
+def test_a_process_that_leaves_with_one_that_was_signalled_ends_as_it_does():
+    """All processes of a training run leave when one was asked to, some before the signal has reached them."""
+    with pytest.raises(SystemExit) as caught, interrupts.finishing_steps():
+        interrupts.leave()
+    assert caught.value.code == 143
 
 
 def test_outside_of_steps_a_signal_ends_at_once():
