@@ -130,7 +130,7 @@ def main(args):
     args.groups = args.groups or recorded(manifest, "groups") or choose_groups(engine, units, spec.size, device)
     settings = make_settings(args, spec, classes, teacher)
     keep_settings(manifest, settings, free=("precision",), command=command if args.overwrite else None)
-    args.groups = recorded(manifest, "groups")  # where several processes chose, the first's choice
+    args.groups = settings["groups"] = recorded(manifest, "groups")  # where several processes chose, the first's choice
     log = RunLog(partial(beside, root), vars(args), device, sliced=True)
     log.line(f"{note}, {args.precision}, {args.groups} batches at a time")
     log.line(f"{len(pairs)} images in batches of {args.batch_size}: {len(units)} in all, {num_left} left to do -> {root}")

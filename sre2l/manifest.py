@@ -110,11 +110,14 @@ def is_writing(root, owner):
     return owner != token() and claim.exists() and is_alive(owner, claim, now)
 
 
+def place(name):
+    """The numbers in a name, to sort by."""
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
 def merge_hashes(root, drop=()):
     """Write the main hash file anew, in the order of its numbers, with what this process and dead ones have recorded, without the names
     in `drop`. What living processes record stays theirs until they end."""
-    def place(name):
-        return [int(number) for number in re.findall(r"\d+", name)]
     main = beside(root, "sha256")
     with alone_in(main.parent):
         parts = [path for path in hash_files(root) if path != main]

@@ -14,7 +14,7 @@ from sre2l.errors import UserError
 from sre2l.files import beside, hash_file
 from sre2l.images import check_classes, image_path, read_synthetic
 from sre2l.labels import inspect_labels, label_name, read_sheet
-from sre2l.manifest import check_images, describe_images, describe_names, manifest_of, read_hashes
+from sre2l.manifest import check_images, describe_images, describe_names, manifest_of, place, read_hashes
 from sre2l.settings import read_record
 
 AGAIN = {"images": "the same recover command writes it again", "labels": "the same relabel command writes it again"}
@@ -60,11 +60,6 @@ def scan(root, kind):
     return there, sorted(folders), sorted(stray)
 
 
-def place(name):
-    """The numbers in a name, to sort by."""
-    return [int(number) for number in re.findall(r"\d+", name)]
-
-
 def compare(finding, root, kind, there, wanted, stray, hashes):
     """Add a fault for each stray entry, each file that is there and not wanted, each that is wanted and not there, each empty one, and each
     that is not in the file of hashes, if there is one."""
@@ -100,7 +95,7 @@ def read_records(finding, root, kind):
         hashes = attempt(finding, read_hashes, root, True)
         if settings and record.get("hashes", hash_file(listing)) != hash_file(listing):
             finding.faults.append(f"{path} and {listing}: do not belong together, or one was changed; the same command as before mends the latter")
-    elif settings and "source" not in settings:  # real images that were drawn for a control have no hashes
+    elif settings:
         finding.faults.append(f"{listing}: this file of hashes is missing; bring it back, or start afresh with --overwrite")
     if not finding.faults:
         finding.text = ", ".join(text for text, value in ((path.name, settings), (f"{listing.name} for {len(hashes or ())} files", hashes)) if value)
@@ -192,7 +187,6 @@ def verify_labels(root, epochs=None):
         names.text = f"{len(there)} files, {info.epochs} epochs of {info.num_images} images, batch {facts.batch_size}, {sum(there.values()) / 1e6:.1f} MB"
     yield names
     return info if not names.faults else None, settings, hashes
-
 
 
 def read_checked(findings):

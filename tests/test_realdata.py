@@ -7,11 +7,15 @@ import pytest
 from PIL import Image
 
 from sre2l.datasets import DATASETS
+from sre2l.files import beside
 from sre2l.images import image_path, read_synthetic
+from sre2l.manifest import merge_hashes, read_hashes
 from sre2l.realdata import read_digits, read_real, read_val
 from sre2l.runtime import ROOT, UserError
+from sre2l.settings import keep_settings
+from sre2l.verify import read_checked, verify_images
 from tests.helpers import noise_folder, synthetic_folder
-from validate.random_real import draw_real_images
+from validate.random_real import draw_real_images, store_image
 
 
 def test_digits_are_the_1797_scans_split_once_and_for_all():
@@ -107,6 +111,30 @@ def test_random_real_images_are_ipc_of_each_class_and_a_prefix_of_more():
     assert draw_real_images(images, 3, seed=2) != few
     with pytest.raises(UserError, match="has 100 images, 101 are wanted"):
         draw_real_images(images, 101, seed=1)
+
+
+def test_random_real_images_are_written_once_and_checked_as_recovers_are(tmp_path):
+    """A second start writes what is missing or damaged; a set whose hashes are gone is refused."""
+    root, real = tmp_path / "images", read_digits("train", 32)
+    chosen = list(draw_real_images(real, 2, seed=1).items())
+    keep_settings(beside(root, "manifest.json"), {"source": "digits", "size": 32, "classes": list(range(10))})
+
+    def store():
+        hashes = read_hashes(root)
+        for one in chosen:
+            store_image(root, real, 32, 10, hashes, one)
+        merge_hashes(root)
+        return {path: path.stat().st_mtime_ns for path in sorted(root.rglob("*.jpg"))}
+    first = store()
+    damaged = min(first)
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[:-1])
+    second = store()
+    assert len(first) == 20 and damaged.read_bytes() == data and {path for path in first if first[path] != second[path]} == {damaged}
+    assert len(read_checked(verify_images(root, 10))) == 20
+    beside(root, "sha256").unlink()
+    with pytest.raises(UserError, match="images.sha256: this file of hashes is missing"):
+        read_checked(verify_images(root, 10))
 
 
 def test_a_subset_out_of_all_folders():

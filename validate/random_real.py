@@ -5,10 +5,12 @@ Time: that of relabel and train.
 Result: runs/<name>/random_real/ with images, labels and the student's results.json.
 """
 import os
+from functools import partial
 
 import numpy as np
 
 from relabel import relabel
+from sre2l.batches import in_order
 from sre2l.claims import claim
 from sre2l.distributed import barrier, rank, start
 from sre2l.files import beside, hash_file, hash_json, read_json
@@ -19,6 +21,8 @@ from sre2l.realdata import read_real, show
 from sre2l.runtime import UserError, pick_device, print_plan, run_folder, run_script, unit_rng
 from sre2l.settings import finish, keep_settings, refuse_unclaimed, start_afresh
 from validate import train
+
+NUM_WRITERS = 4  # threads: each file waits for the disk
 
 
 def saved_flags(path):
@@ -46,6 +50,15 @@ def draw_real_images(images, ipc, seed):
     return chosen
 
 
+def store_image(root, real, size, num_classes, recorded, chosen):
+    """Write one real image as the evaluation shows it, unless it is there as it was recorded. chosen: ((ipc, class), flat index)."""
+    (index, label), row = chosen
+    path = image_path(root, label, index, num_classes)
+    name = path.relative_to(root).as_posix()
+    if not path.exists() or recorded.get(name) != hash_file(path):
+        write_recorded(root, {name: encode_jpeg(show(real.pixels(row), size, size))})
+
+
 def main(args):
     run = run_folder(args)
     relabel_flags = saved_flags(beside(run / "labels", "args.json"))
@@ -69,12 +82,9 @@ def main(args):
     refuse_unclaimed(root)
     keep_settings(manifest, {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes})
     if rank() == 0:
-        chosen = draw_real_images(real, ipc, args.seed).items()
-        images = {image_path(root, label, index, spec.num_classes).relative_to(root).as_posix(): encode_jpeg(show(real.pixels(row), size, size))
-                  for (index, label), row in chosen}
-        recorded = read_hashes(root)
-        write_recorded(root, {name: data for name, data in images.items()
-                              if not (root / name).exists() or recorded.get(name) != hash_file(root / name)})
+        chosen, recorded = draw_real_images(real, ipc, args.seed).items(), read_hashes(root)
+        for _ in in_order(partial(store_image, root, real, size, spec.num_classes, recorded), chosen, NUM_WRITERS):
+            pass
         merge_hashes(root)
         finish(manifest, beside(root, "sha256"))
     barrier()
