@@ -150,6 +150,8 @@ def main(args):
 
     with ThreadPoolExecutor(1) as drawer, ThreadPoolExecutor(1) as writer, finishing_steps():  # beside the computation: the next noise, the last files
         keeper = Keeper(root, settings, args.ipc_start, args.save_every_sec, writer, log)
+        if rank() == 0:  # a kill may have come between a unit's last file and this
+            keeper.forget([unit for unit in units if missing.isdisjoint(unit.pairs)])
         drawn, written = [drawer.submit(draw_units, chunk) for chunk in chunks[:1]], []
         for number_done, chunk in enumerate(chunks, 1):
             noise_and_views = drawn.pop().result()

@@ -1,5 +1,4 @@
 """What a unit has come to, kept in a file while it is computed, so that a kill costs minutes and not the unit."""
-import re
 from concurrent.futures import Future
 
 import torch
@@ -61,9 +60,8 @@ class Keeper:
             self.log.line(f"warning: {path} could not be written ({error}); until it can, a kill costs the whole unit")
 
     def forget(self, units):
-        """These units are written: their states are of no use any more, those that other stacks of units began included."""
+        """These units are written: their states are of no use any more, also where another stack of units began with them. A range beside
+        this one that shares a unit has a state of its own, which stays."""
         for unit in units:
-            for path in self.root.parent.glob("*.state"):
-                if re.fullmatch(rf"{re.escape(self.root.name)}\.unit{unit.index}(\.ipc{self.ipc_start})?\.state", path.name):
-                    path.unlink(missing_ok=True)
+            state_path(self.root, [unit], self.ipc_start).unlink(missing_ok=True)
         self.timer.restart()

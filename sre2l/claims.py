@@ -1,5 +1,6 @@
 """One writer at a time: a claim is a file beside an output folder that says which process is about to write which part of it."""
 import contextlib
+import errno
 import os
 import random
 import re
@@ -12,10 +13,11 @@ import torch
 from sre2l import interrupts
 from sre2l.distributed import rank, sum_over_processes
 from sre2l.errors import UserError
-from sre2l.files import TOKEN, alone_in, beside, clear_leftovers, is_alive, read_json, token, write_json
+from sre2l.files import STALE_SEC, TOKEN, alone_in, beside, clear_leftovers, host, is_alive, read_json, token, write_json
 
 HEARTBEAT_SEC = 20  # between touches of a claim; elsewhere a process counts as dead after files.STALE_SEC without one
 PATIENCE_SEC = 5    # for a process that is just ending, such as the one that this command's last start was
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)  # other errors of a claim's file system may pass
 held = set()        # the claims of this process
 
 
@@ -25,7 +27,7 @@ def overlap(part, other):
 
 
 def others_in_the_way(root, mine, run, part):
-    """The claims of living processes of other runs on something of this part."""
+    """The claims of living processes of other runs on something of this part, each with is_far: is it another machine's?"""
     found = []
     for path in mine.parent.iterdir():
         name = re.fullmatch(rf"{re.escape(Path(root).name)}\.({TOKEN})\.claim", path.name)
@@ -34,7 +36,7 @@ def others_in_the_way(root, mine, run, part):
         with contextlib.suppress(UserError):  # gone in this moment
             claim = read_json(path)
             if claim.get("run") != run and overlap(part, claim.get("part")):
-                found.append(claim)
+                found.append({**claim, "is_far": name[2] != host()})
     return found
 
 
@@ -56,8 +58,9 @@ def claim(root, part=None):
         if time.monotonic() > until:
             other = others[0]
             what = "to it" if other["part"] is None else f"images {other['part'][0]} to {other['part'][1] - 1} of each class to it"
+            far = f" (if it is dead, that shows {STALE_SEC // 60} minutes after its last sign of life)" if other["is_far"] else ""
             raise UserError(f"{root}: process {other['pid']} on {other['host']} has been writing {what} since {other['since']}; "
-                            f"wait for it or stop it, or choose another --name or folder")
+                            f"wait for it or stop it{far}, or choose another --name or folder")
         time.sleep(0.2)
     held.add(mine)
     if len(held) == 1:
@@ -72,8 +75,8 @@ def beat():
         for path in list(held):
             try:
                 os.utime(path)
-            except OSError:
-                if path in held:
+            except OSError as error:
+                if path in held and error.errno in GONE:
                     held.discard(path)
                     interrupts.stop_because(f"{path}: this run's claim is gone; was its folder removed, or did this process sleep for long?")
 

@@ -104,9 +104,9 @@ def fail(message, code):
     sys.exit(code)
 
 
-def exit_soon_after_signals():
+def exit_soon_after_signals(before):
     """See that a signal ends this process even where it waits inside the GPU's or the network's library, out of Python's reach, and that
-    a launcher that is killed takes it along."""
+    a launcher that is killed takes it along. before() is called ahead of such an end."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     reader, writer = socket.socketpair()
@@ -118,5 +118,6 @@ def exit_soon_after_signals():
         while writer and (number := reader.recv(1)[0]) not in (signal.SIGTERM, signal.SIGINT):
             pass
         time.sleep(STEP_GRACE_SEC if Pending.in_steps else GRACE_SEC)
+        before()
         os._exit(128 + number)
     threading.Thread(target=wait, daemon=True).start()

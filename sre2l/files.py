@@ -129,12 +129,16 @@ def write_bytes(path, data, root=None):
 
 def append_line(path, text):
     """Append lines by one write and have them on the disk. text ends with a newline."""
+    is_new, data = not os.path.exists(path), text.encode()
     with open(path, "ab", buffering=0) as file:
         try:
-            file.write(text.encode())
+            if file.write(data) < len(data):  # the disk filled within it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
+    if is_new:
+        sync(Path(path).parent)
 
 
 def save_torch(path, value):
@@ -173,17 +177,32 @@ def hash_file(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-@contextlib.contextmanager
-def alone_in(folder):
-    """Of several processes with the same run folder, one at a time in here. On a file system without locks, several."""
-    make_folder(Path(folder))
-    handle = os.open(folder, os.O_RDONLY)
+def locked(path, flags):
+    """-> the handle of a file or folder that no other process has locked, None where its file system cannot lock it so."""
+    handle = os.open(path, flags, 0o666)
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return handle
+    except OSError:
+        os.close(handle)
+        return None
+
+
+@contextlib.contextmanager
+def alone_in(folder, purpose=None):
+    """Of several processes with the same folder and purpose, one at a time in here. On a file system without locks, several.
+
+    Locked is the folder itself; for a purpose, and on NFS, which locks only what is open for writing, a file in it that stays."""
+    make_folder(Path(folder))
+    handle = None if purpose else locked(folder, os.O_RDONLY)
+    if handle is None:
+        with contextlib.suppress(OSError):  # a folder that cannot be written
+            handle = locked(Path(folder) / f".{purpose or 'folder'}.lock", os.O_RDWR | os.O_CREAT)
+    try:
         yield
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 def clear_leftovers(*folders, now=None):

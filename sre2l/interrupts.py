@@ -54,8 +54,7 @@ def end(number):
 
 @contextlib.contextmanager
 def finishing_steps():
-    """Within this, a signal waits until the loop asks `stop_requested`."""
-    Pending.signal = Pending.reason = None
+    """Within this, a signal waits until the loop asks `stop_requested`; one that came after the last time it asked waits for the next loop."""
     Pending.in_steps = True
     try:
         yield
@@ -69,15 +68,17 @@ def stop_because(reason):
 
 
 def stop_requested():
-    """Has a signal come since `finishing_steps` began, or is there another reason to stop?"""
+    """Has a signal come within `finishing_steps`, or is there another reason to stop?"""
     return Pending.signal is not None or Pending.reason is not None
 
 
 def leave():
-    """End the run as was asked for, everything being saved."""
-    if Pending.reason is not None:
-        raise UserError(Pending.reason)
-    end(Pending.signal)
+    """End the run as was asked for, everything being saved. Of several processes perhaps only another was asked: that is as SIGTERM here."""
+    number, reason = Pending.signal or signal.SIGTERM, Pending.reason
+    Pending.signal = Pending.reason = None
+    if reason is not None:
+        raise UserError(reason)
+    end(number)
 
 
 class SaveTimer:

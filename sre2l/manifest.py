@@ -1,4 +1,5 @@
 """What the files of an image or label folder do not say, in two files beside its root: a manifest (JSON) and a hash of every file (sha256sum -c)."""
+import contextlib
 import hashlib
 import re
 from pathlib import Path
@@ -62,7 +63,7 @@ def hash_files(root):
     """The hash files of a folder: the main one and, while processes write, one of each, since two machines cannot append to one file."""
     main = beside(root, "sha256")
     parts = [path for path in main.parent.glob("*.sha256.*") if re.fullmatch(rf"{re.escape(main.name)}\.{TOKEN}", path.name)]
-    return [path for path in (main, *sorted(parts, key=lambda path: path.stat().st_mtime_ns)) if path.exists()]
+    return [main] * main.exists() + sorted(parts, key=lambda path: path.stat().st_mtime_ns)
 
 
 def is_inside(name):
@@ -89,7 +90,10 @@ def read_hash_file(path, strict=False):
 def read_hashes(root, strict=False):
     """The recorded hash of each file of an image or label folder, by its path in it. strict: of a folder that nobody writes to, in which
     every line must be one."""
-    return {name: digest for path in hash_files(root) for name, digest in read_hash_file(path, strict).items()}
+    for _ in range(5):
+        with contextlib.suppress(FileNotFoundError):  # a process that writes another range has just ended, and its lines are in the main file now
+            return {name: digest for path in hash_files(root) for name, digest in read_hash_file(path, strict).items()}
+    raise UserError(f"{beside(root, 'sha256')}: processes that write to {root} end all the time; wait until they are done")
 
 
 def earlier_epochs(root):
@@ -101,8 +105,9 @@ def earlier_epochs(root):
 
 def is_writing(root, owner):
     """Does another process, by its token, write to this folder? It has a claim then, and touches it now and then."""
-    claim = beside(root, f"{owner}.claim")
-    return owner != token() and claim.exists() and is_alive(owner, claim)
+    claim, mine = (beside(root, f"{name}.claim") for name in (owner, token()))
+    now = mine.stat().st_mtime if mine.exists() else None
+    return owner != token() and claim.exists() and is_alive(owner, claim, now)
 
 
 def merge_hashes(root, drop=()):

@@ -27,7 +27,7 @@ def run_script(main, get_args):
     speaks, and the launcher says why they ended."""
     if not interrupts.has_launcher():
         return run_guarded(main, get_args)
-    distributed.exit_soon_after_signals()
+    distributed.exit_soon_after_signals(claims.release)  # a claim that stays keeps other machines out for a while
     if rank() > 0:
         sys.stdout = sys.stderr = open(os.devnull, "w")
     try:

@@ -8,9 +8,11 @@ from sre2l.errors import UserError
 from sre2l.files import TOKEN, alone_in, as_json, beside, hash_file, hash_json, read_json, write_json
 
 LOGS = r"args\.json|log\.txt|metrics(\.rank\d+)?\.jsonl"
-BESIDE = rf"manifest\.json|sha256(\.{TOKEN})?|{LOGS}|png|(unit\d+\.)?(gif|snapshots)|unit\d+(\.ipc\d+)?\.state"
-INSIDE = {"images": r"new\d+/class\d+_id\d+\.jpg", "labels": r"epoch_\d+/batch_\d+\.tar", "teacher": rf"(teacher|checkpoint)\.pth|settings\.json|{LOGS}",
-          "student": rf"seed\d+/checkpoint\.pth|(settings|results)\.json|{LOGS}"}
+RECORDS = rf"manifest\.json|sha256(\.{TOKEN})?|{LOGS}"
+BESIDE = {"images": rf"{RECORDS}|png|(unit\d+\.)?(gif|snapshots)|unit\d+(\.ipc\d+)?\.state", "labels": RECORDS}
+INSIDE = {"images": r"new\d+/class\d+_id\d+\.jpg", "labels": r"epoch_\d+/batch_\d+\.tar",
+          "teacher": rf"(teacher|checkpoint)\.pth|settings\.json|\.folder\.lock|{LOGS}",
+          "student": rf"seed\d+/checkpoint\.pth|(settings|results)\.json|\.folder\.lock|{LOGS}"}
 
 
 def read_record(path):
@@ -41,16 +43,17 @@ def keep_settings(path, settings, free=(), command=None):
     if rank() > 0:
         return barrier()
     settings, record = as_json(settings), {}
-    if Path(path).exists():
-        record = read_record(path)
-        stored = record["settings"]
-        settings |= {key: stored[key] for key in free if settings.get(key) is None and key in stored}
-        keys = [k for k in sorted(set(stored) | set(settings)) if k not in free and stored.get(k) != settings.get(k)]
-        if keys:
-            differ = "; ".join(f"{k}: there {stored.get(k)!r}, here {settings.get(k)!r}" for k in keys)
-            raise UserError(f"{path}: this output belongs to a run with other settings ({differ}). "
-                            f"Choose another --name or output folder, or start afresh with --overwrite, which deletes it")
-    write_record(path, {"settings": settings, "afresh_by": record.get("afresh_by") or command})
+    with alone_in(Path(path).parent):  # of two runs that begin at once, the second sees what the first wrote
+        if Path(path).exists():
+            record = read_record(path)
+            stored = record["settings"]
+            settings |= {key: stored[key] for key in free if settings.get(key) is None and key in stored}
+            keys = [k for k in sorted(set(stored) | set(settings)) if k not in free and stored.get(k) != settings.get(k)]
+            if keys:
+                differ = "; ".join(f"{k}: there {stored.get(k)!r}, here {settings.get(k)!r}" for k in keys)
+                raise UserError(f"{path}: this output belongs to a run with other settings ({differ}). "
+                                f"Choose another --name or output folder, or start afresh with --overwrite, which deletes it")
+        write_record(path, {"settings": settings, "afresh_by": record.get("afresh_by") or command})
     barrier()
 
 
@@ -70,35 +73,41 @@ def refuse_unclaimed(root):
 
 
 def outputs_of(root, kind):
-    """-> (the files of an output folder, those beside it that belong to it). Raises UserError for anything else inside."""
-    files = sorted(Path(folder) / name for folder, _, names in os.walk(root) for name in names)
+    """-> (the files of an output folder, those beside it that belong to it). Raises UserError for anything else inside, links to folders included."""
+    files = sorted(Path(folder) / name for folder, folders, names in os.walk(root) for name in names + folders
+                   if name in names or os.path.islink(os.path.join(folder, name)))
     stray = [path for path in files if not re.fullmatch(INSIDE[kind], path.relative_to(root).as_posix())]
     if stray:
         raise UserError(f"{stray[0]}: no file of a run, so --overwrite deletes nothing; move it away first")
     around = []
-    for path in root.parent.iterdir() if kind in ("images", "labels") else ():
-        if path.name.startswith(f"{root.name}.") and re.fullmatch(BESIDE, path.name.removeprefix(f"{root.name}.")):
+    for path in root.parent.iterdir() if kind in BESIDE else ():
+        if path.name.startswith(f"{root.name}.") and re.fullmatch(BESIDE[kind], path.name.removeprefix(f"{root.name}.")):
             around += sorted(path.glob("iteration_*.png")) if path.is_dir() else [path]
     return files, around
 
 
 def start_afresh(record, root, kind, command):
-    """--overwrite: say what an earlier run left in `root` and delete it, the record of its settings last. kind: of INSIDE.
+    """--overwrite: say what an earlier run left in `root` and delete it. The record of its settings goes last, since contents without one are
+    refused: also where a kill comes in between, the same command goes on. kind: of INSIDE.
 
     A run that the same `command` (a hash of its arguments) began so, and that is not finished, is left alone: the same command continues.
     Raises UserError for contents that no run vouches for."""
-    root = Path(os.path.abspath(root))
-    if rank() == 0 and Path(record).exists():
+    root, record = (Path(os.path.abspath(path)) for path in (root, record))
+    if rank() == 0 and record.exists():
         if read_json(record).get("afresh_by") == command:
             print(f"--overwrite: {root} was started afresh by this command and is not finished; it continues")
         else:
             files, around = outputs_of(root, kind)
             num_bytes = sum(path.lstat().st_size for path in files + around)
             print(f"--overwrite: deleting {root}: {len(files)} files in it and {len(around)} beside it, {num_bytes / 1e6:.1f} MB", flush=True)
-            for path in sorted(files + around, key=lambda path: path == Path(record)):
+            for path in {*files, *around} - {record}:
                 path.unlink()
             for folder, _, _ in os.walk(root, topdown=False):
-                os.rmdir(folder)
-    elif rank() == 0 and kind in ("images", "labels"):
+                if Path(folder) != root:
+                    os.rmdir(folder)
+            record.unlink()
+            if root.is_dir() and not root.is_symlink():
+                root.rmdir()
+    elif rank() == 0 and kind in BESIDE:
         refuse_unclaimed(root)
     barrier()

@@ -86,7 +86,7 @@ def map_file(folder, identity, images, starts, shapes):
     identity: what the pixels depend on besides the decoder. -> bytes, mapped; None where the disk is too full."""
     key = hashlib.sha256(f"{identity} {PIL.__version__}".encode()).hexdigest()[:16]
     path = folder / f"pixels.{key}.u8"
-    with alone_in(folder):
+    with alone_in(folder, "pixels"):  # not the lock of claims and records: this may take an hour
         for other in set(folder.glob("pixels.*.u8")) - {path}:
             other.unlink(missing_ok=True)  # a process that has mapped it keeps it
         if not path.exists() or path.stat().st_size != starts[-1]:

@@ -25,6 +25,7 @@ def handlers():
         signal.signal(number, signal.SIG_DFL)
     interrupts.install()
     yield
+    interrupts.Pending.signal = interrupts.Pending.reason = None
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -125,6 +126,21 @@ def test_ranges_that_share_a_unit_have_states_of_their_own(unit, tmp_path):
     units = recover.make_units([0, 1, 2], 4, 0, 3)
     names = [state.state_path(tmp_path / "images", units[at:], start).name for at, start in ((0, 0), (1, 1), (1, 2), (2, 2))]
     assert names == ["images.unit0.state", "images.unit1.state", "images.unit1.ipc2.state", "images.unit2.state"]
+    for name in names:
+        (tmp_path / name).touch()
+    state.Keeper(tmp_path / "images", {}, 2, 1, None, None).forget(units[1:])  # the range from 2 on; unit1.state is that of the range before
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[:2]
+
+
+def test_a_state_left_by_a_kill_after_its_units_last_file_goes(unit, tmp_path, monkeypatch):
+    _, flags, whole = unit
+    flags, left = (*flags, "--name", tmp_path / "run"), tmp_path / "run" / "images.unit1.state"
+    interrupted(monkeypatch, Stepper, "step", 9, flags)
+    late = left.read_bytes()
+    for _ in range(2):
+        run_main(*flags)
+        assert not list(tmp_path.glob("run/*.state")) and files_of(tmp_path / "run" / "images") == whole
+        left.write_bytes(late)
 
 
 def test_relabel_stops_between_files(unit, tmp_path, monkeypatch):
@@ -183,6 +199,25 @@ def test_a_second_signal_ends_at_once_but_not_an_echo(capfd, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
     assert caught.value.code == 130 and capfd.readouterr().err.count("once more: stop at once") == 1
+
+
+def test_a_signal_after_a_loops_last_look_stops_the_next_loop():
+    """One in the evaluation after the last epoch of a seed, say, shall not be forgotten when the next seed begins."""
+    with interrupts.finishing_steps():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+    with interrupts.finishing_steps():
+        assert interrupts.stop_requested()
+        with pytest.raises(SystemExit) as caught:
+            interrupts.leave()
+    assert caught.value.code == 130 and not interrupts.stop_requested()
+
+
+def test_a_process_that_leaves_with_one_that_was_signalled_ends_as_it_does():
+    """All processes of a training run leave when one was asked to, some before the signal has reached them."""
+    with pytest.raises(SystemExit) as caught, interrupts.finishing_steps():
+        interrupts.leave()
+    assert caught.value.code == 143
 
 
 def test_outside_of_steps_a_signal_ends_at_once():

@@ -32,13 +32,14 @@ def test_a_bug_shows_one_traceback():
 
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_processes_that_wait_for_each_other(sent, code):
-    """The first process waits inside gloo, where no Python runs."""
-    process = begin("--standalone", "--nproc_per_node=2", "-m", "tests.worker", "wait")
+def test_signals_end_processes_that_wait_for_each_other(sent, code, tmp_path):
+    """The first process waits inside gloo, the last in C, where no Python runs. Neither leaves its claim, which would keep another machine out."""
+    process = begin("--standalone", "--nproc_per_node=2", "-m", "tests.worker", "wait", str(tmp_path / "images"))
     assert process.stdout.readline() == "2 processes\n"
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=25)  # torchrun itself would wait for 30 s
     assert (process.returncode, stderr) == (code, "interrupted; the same command continues\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_machines_meet_in_a_shared_folder(tmp_path):

@@ -1,9 +1,15 @@
 """Settings travel with results, and an output folder is started afresh only where it is a run's own."""
+import contextlib
 import json
+import os
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from relabel import relabel
+from sre2l import settings
 from sre2l.errors import UserError
 from sre2l.settings import finish, keep_settings, outputs_of, read_record, recorded, start_afresh
 from tests.helpers import refused, run_main
@@ -71,6 +77,67 @@ def test_overwrite_deletes_nothing_where_a_file_is_not_a_runs(tmp_path):
     assert len(files_of(root)) == 2
 
 
+@pytest.mark.parametrize("owner, name", ((Path, "unlink"), (Path, "rmdir"), (os, "rmdir")))
+@pytest.mark.parametrize("kind", ("images", "teacher"))
+def test_overwrite_that_was_killed_goes_on(kind, owner, name, tmp_path, monkeypatch):
+    """At each call that deletes something: the same command then deletes the rest."""
+    root = tmp_path / kind
+    record = tmp_path / ".." / tmp_path.name / kind / "settings.json" if kind == "teacher" else tmp_path / "images.manifest.json"
+    inside = [root / "teacher.pth"] if kind == "teacher" else [root / f"new00{label}" / f"class00{label}_id000.jpg" for label in (0, 1)]
+    original = getattr(owner, name)
+    for at in range(4):
+        keep_settings(record, {})
+        for path in inside:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        left = [at]
+
+        def die(path, **options):
+            left[0] -= 1
+            if left[0] == -1:
+                raise KeyboardInterrupt
+            return original(path, **options)
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(owner, name, die)
+            start_afresh(record, root, kind, "command")
+        start_afresh(record, root, kind, "command")
+        assert not record.exists() and not files_of(root)
+
+
+def test_overwrite_keeps_links_to_folders(tmp_path):
+    """An output folder may be a link to a larger disk; a link inside one is nobody's output."""
+    (tmp_path / "disk" / "new000").mkdir(parents=True)
+    (tmp_path / "disk" / "new000" / "class000_id000.jpg").touch()
+    root, record = tmp_path / "images", tmp_path / "images.manifest.json"
+    root.symlink_to(tmp_path / "disk")
+    keep_settings(record, {})
+    (root / "new001").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="new001: no file of a run"):
+        start_afresh(record, root, "images", "")
+    assert files_of(root)
+    (root / "new001").unlink()
+    start_afresh(record, root, "images", "")
+    assert root.is_symlink() and not list(root.iterdir()) and not record.exists()
+
+
+def test_two_runs_that_begin_at_once_do_not_both_keep_their_settings(tmp_path, monkeypatch):
+    """The second waits until the first has written its own, and is refused."""
+    write, entered, outcomes = settings.write_record, threading.Event(), []
+
+    def slowly(*args):
+        entered.set()
+        time.sleep(0.2)
+        write(*args)
+    monkeypatch.setattr(settings, "write_record", slowly)
+    first = threading.Thread(target=lambda: outcomes.append(keep_settings(tmp_path / "settings.json", {"lr": 1})))
+    first.start()
+    assert entered.wait(10)
+    with pytest.raises(UserError, match="lr: there 1, here 2"):
+        keep_settings(tmp_path / "settings.json", {"lr": 2})
+    first.join()
+    assert outcomes == [None] and recorded(tmp_path / "settings.json", "lr") == 1
+
+
 @pytest.mark.parametrize("stage", ("labels", "student"))
 def test_overwrite_in_the_other_stages(stage, world, tmp_path):
     if stage == "labels":
@@ -88,8 +155,10 @@ def test_overwrite_in_the_other_stages(stage, world, tmp_path):
 
 def test_only_what_a_run_writes_counts_as_its_output(world):
     """All that stands beside images and labels of the world belongs to them."""
-    for kind in ("images", "labels"):
+    (world / "run" / "labels.png").touch()  # a plot of somebody's
+    for kind, others in (("images", set()), ("labels", {"labels.png"})):
         root = world / "run" / kind
         inside, around = outputs_of(root, kind)
         assert len(inside) == len(files_of(root))
-        assert {path.name for path in around} == {path.name for path in root.parent.iterdir() if path.name.startswith(f"{kind}.")}
+        assert {path.name for path in around} == {path.name for path in root.parent.iterdir() if path.name.startswith(f"{kind}.")} - others
+    (world / "run" / "labels.png").unlink()

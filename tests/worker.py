@@ -1,17 +1,21 @@
-"""A process of several that ends in one of many ways: python -m sre2l.launch ... -m tests.worker HOW."""
+"""A process of several that ends in one of many ways: python -m sre2l.launch ... -m tests.worker HOW [OUTPUT FOLDER]."""
+import ctypes
 import os
 import signal
 import sys
-import time
 
 import torch
 
+from sre2l.claims import claim
 from sre2l.distributed import barrier, check_agreement, rank, start, sum_over_processes, world_size
 from sre2l.runtime import UserError, run_script
 
 
-def main(how):
+def main(words):
+    how, *folder = words
     start(torch.device("cpu"))
+    if folder:
+        claim(*folder)
     print(f"{world_size()} processes", flush=True)
     barrier()
     if how == "disagree":
@@ -23,10 +27,11 @@ def main(how):
             raise LookupError("of the last process")
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if how == "wait":
-            time.sleep(600)
+        if how == "wait":  # for a lock that it has itself: in C, where no signal reaches Python
+            lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+            lock(mutex), lock(mutex)
     print(f"sum {sum_over_processes(torch.tensor([rank() + 1])).item()}")
 
 
 if __name__ == "__main__":
-    run_script(main, lambda: sys.argv[1])
+    run_script(main, lambda: sys.argv[1:])

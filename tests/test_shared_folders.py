@@ -1,0 +1,152 @@
+"""Several processes and machines in one folder: locks, also where a folder cannot be locked, and hash files that others write and merge."""
+import errno
+import fcntl
+import os
+import stat
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sre2l import claims, files, interrupts, manifest
+from sre2l.errors import UserError
+from tests.test_claims import foreign_claim, other  # noqa: F401
+
+HASH = "0123456789abcdef" * 4
+
+
+@pytest.fixture(autouse=True)
+def no_claims_left():
+    yield
+    claims.release()
+    interrupts.Pending.reason = None
+
+
+@pytest.fixture
+def nfs(monkeypatch):
+    """Locks as NFS has them: of what is open for writing, so of no folder."""
+    flock = fcntl.flock
+
+    def lock(handle, how):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(handle, how)
+    monkeypatch.setattr(fcntl, "flock", lock)
+
+
+def enter(folder, purpose, order, name, hold_sec=0.0):
+    """Start a thread that is alone in a folder for a while -> it, once it has tried for a moment."""
+    def stay():
+        with files.alone_in(folder, purpose):
+            order.append(name)
+            time.sleep(hold_sec)
+            order.append(name)
+    thread = threading.Thread(target=stay)
+    thread.start()
+    time.sleep(0.1)
+    return thread
+
+
+@pytest.mark.parametrize("purpose", (None, "pixels"))
+@pytest.mark.parametrize("system", ("local", "nfs"))
+def test_one_at_a_time_is_alone_in_a_folder(system, purpose, tmp_path, request):
+    if system == "nfs":
+        request.getfixturevalue("nfs")
+    order = []
+    threads = [enter(tmp_path, purpose, order, name, 0.3) for name in "ab"]
+    for thread in threads:
+        thread.join()
+    assert order == ["a", "a", "b", "b"]
+
+
+def test_who_decodes_for_an_hour_keeps_no_claim_waiting(tmp_path):
+    order = []
+    threads = [enter(tmp_path, "pixels", order, "pixels", 0.5), enter(tmp_path, None, order, "claim")]
+    for thread in threads:
+        thread.join()
+    assert order == ["pixels", "claim", "claim", "pixels"]
+
+
+def test_a_lock_on_nfs_is_no_strangers_file(nfs, tmp_path):
+    from sre2l.settings import keep_settings, start_afresh
+    keep_settings(tmp_path / "teacher" / "settings.json", {})
+    assert (tmp_path / "teacher" / ".folder.lock").exists()
+    start_afresh(tmp_path / "teacher" / "settings.json", tmp_path / "teacher", "teacher", "")
+    assert not list((tmp_path / "teacher").glob("*"))
+
+
+def test_hashes_are_whole_while_another_process_merges_its_own(tmp_path, monkeypatch):
+    """Its part is gone between the look at the names and the reading; its lines are in the main file then."""
+    root, part = tmp_path / "images", tmp_path / "images.sha256.elsewhere.1.2"
+    part.write_text(f"{HASH}  new000/class000_id000.jpg\n")
+    original, calls = manifest.read_hash_file, []
+
+    def merged_meanwhile(path, strict=False):
+        calls.append(path)
+        if len(calls) == 1:
+            part.rename(tmp_path / "images.sha256")
+        return original(path, strict)
+    monkeypatch.setattr(manifest, "read_hash_file", merged_meanwhile)
+    assert manifest.read_hashes(root) == {"new000/class000_id000.jpg": HASH}
+
+
+def test_what_a_living_process_of_another_machine_records_stays_its_own(tmp_path, monkeypatch):
+    """Also where this machine's clock is an hour ahead of the file system's."""
+    root, part = tmp_path / "images", tmp_path / "images.sha256.elsewhere.1.2"
+    part.write_text(f"{HASH}  new000/class000_id000.jpg\n")
+    foreign_claim(root, "elsewhere.1.2", (0, 1))
+    claims.claim(root, (1, 2))
+    monkeypatch.setattr(files.time, "time", lambda original=time.time: original() + 3600)
+    manifest.merge_hashes(root)
+    assert part.exists()
+
+
+def test_a_heartbeat_that_fails_for_a_moment_stops_nothing(tmp_path, monkeypatch):
+    """A server that does not answer for a while is no removed folder."""
+    tried = threading.Event()
+
+    def fail(path):
+        tried.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+    monkeypatch.setattr(claims, "HEARTBEAT_SEC", 0.02)
+    monkeypatch.setattr(os, "utime", fail)
+    claims.claim(tmp_path / "images")
+    assert tried.wait(10)
+    time.sleep(0.1)
+    assert not interrupts.stop_requested() and claims.held
+
+
+def test_a_claim_of_another_machine_says_when_it_ends(tmp_path, other, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(claims, "PATIENCE_SEC", 0)
+    for owner, is_said in (("elsewhere.1.2", True), (files.token_of(other.pid), False)):
+        path = foreign_claim(tmp_path / "images", owner)
+        with pytest.raises(UserError) as caught:
+            claims.claim(tmp_path / "images")
+        assert ("10 minutes after its last sign of life" in str(caught.value)) == is_said
+        path.unlink()
+
+
+def test_a_line_that_a_full_disk_cut_is_an_error(tmp_path):
+    """A write may end early without one. The file of lines has its name on the disk before what it tells of is written."""
+    class Short:
+        def __init__(self, file):
+            self.file, self.fileno = file, file.fileno
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, data):
+            return self.file.write(data[:10])
+    path, original, synced = tmp_path / "images.sha256.x.1.2", open, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "sync", synced.append)
+        files.append_line(path, f"{HASH}  a\n")
+        assert synced == [Path(tmp_path)]
+        patch.setattr("builtins.open", lambda *args, **options: Short(original(*args, **options)))
+        with pytest.raises(OSError) as caught:
+            files.append_line(path, f"{HASH}  b\n")
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
