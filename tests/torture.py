@@ -61,7 +61,7 @@ def make_stages(base):
     common = ("--dataset", "cifar10", "--name", base / "run", "--device", "cpu")
     teacher, student = (*common, "--teacher", base / "teacher.pth", "--arch", SMALL), ("--epochs", 3, "-j", 0, "--eval-every", 1)
     images, labels = ("--data", base / "images", "-b", 8, "-j", 1), ("--train-dir", base / "images", "--fkd-path", base / "labels")
-    recover = (*teacher, "--iteration", 20, "--batch-size", 4, "--classes", "0-3", "--no-crop-flip", "--groups", 1, "--save-every-sec", 0)
+    recover = (*teacher, "--iteration", 12, "--batch-size", 4, "--classes", "0-3", "--no-crop-flip", "--groups", 1, "--save-every-sec", 0)
     noise_folder(base / "real" / "train", NAMES, 3)
     noise_folder(base / "real" / "val", NAMES, 2, seed=1)
     synthetic_folder(base / "images")
