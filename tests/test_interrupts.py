@@ -21,6 +21,8 @@ from validate import train
 def handlers():
     """Our handlers in this process, for one test."""
     before = {number: signal.getsignal(number) for number in interrupts.WORDS}
+    for number in before:  # pytest itself may have been started by a shell that has background jobs ignore Ctrl-C
+        signal.signal(number, signal.SIG_DFL)
     interrupts.install()
     yield
     interrupts.Pending.signal = interrupts.Pending.reason = None

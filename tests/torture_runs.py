@@ -37,8 +37,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Trap:
-    """How a run dies. kind: 'instant' (value: seconds after its start), 'line' ((file:line, how many runs of it)), 'bytes' (the largest
-    file it can write) or 'none', which only counts lines."""
+    """How a run dies. kind: 'instant' (SIGKILL; value: seconds after its start), 'line' (SIGKILL; (file:line, how many runs of it)), 'bytes'
+    (SIGXFSZ; the largest file that it can write) or 'none', which only counts lines."""
     kind: str = "none"
     value: object = None
 
