@@ -1,6 +1,5 @@
 """What a label folder still needs: which files, how many bytes, and whether there is room for them."""
 import shutil
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -8,7 +7,7 @@ from tqdm import tqdm
 from sre2l.batches import in_order
 from sre2l.distributed import rank, sum_over_processes, world_size
 from sre2l.errors import UserError
-from sre2l.files import hash_file, make_folder
+from sre2l.files import hash_file, make_folder, place_of
 from sre2l.labels import label_name, label_path
 from sre2l.manifest import read_hashes
 
@@ -30,8 +29,9 @@ def missing_batches(root, batches, threads):
 
 def check_room(root, num_bytes):
     """Raise UserError where the disk has no room for these bytes."""
-    make_folder(Path(root).parent)
-    free = shutil.disk_usage(Path(root).parent).free
+    folder = place_of(root).parent
+    make_folder(folder)
+    free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise UserError(f"{root}: {num_bytes / 1e9:.2f} GB of labels are still to be written, the disk has room for {free / 1e9:.2f} GB; "
                         f"make room, or give another folder with --fkd-path. What is there is kept")

@@ -13,7 +13,7 @@ import torch
 from sre2l import interrupts
 from sre2l.distributed import rank, sum_over_processes
 from sre2l.errors import UserError
-from sre2l.files import STALE_SEC, TOKEN, alone_in, beside, clear_leftovers, host, is_alive, read_json, token, write_json
+from sre2l.files import STALE_SEC, TOKEN, alone_in, beside, clear_leftovers, host, is_alive, place_of, read_json, token, write_json
 
 HEARTBEAT_SEC = 20  # between touches of a claim; elsewhere a process counts as dead after files.STALE_SEC without one
 PATIENCE_SEC = 5    # for a process that is just ending, such as the one that this command's last start was
@@ -65,7 +65,7 @@ def claim(root, part=None):
     held.add(mine)
     if len(held) == 1:
         threading.Thread(target=beat, daemon=True).start()
-    clear_leftovers(mine.parent, now=mine.stat().st_mtime)
+    clear_leftovers(mine.parent, place_of(root).parent, now=mine.stat().st_mtime)
 
 
 def beat():

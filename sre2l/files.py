@@ -101,14 +101,20 @@ def make_folder(folder, within=None):
         sync(folder.parent)
 
 
+def place_of(root):
+    """Where a folder is that may be a link."""
+    return Path(os.path.realpath(root) if os.path.islink(root) else root)
+
+
 @contextlib.contextmanager
 def atomic(path, root=None):
     """Write to a temporary name, then rename: `with atomic(path) as tmp: save(tmp)`. Once it ends, the file survives a power cut.
 
-    For a file of an image or label folder `root` the temporary one lies beside the root, since the released reader counts everything in it."""
+    For a file of an image or label folder `root` the temporary one lies beside the root, since the released reader counts everything in it;
+    where the root is a link, beside what it leads to, which may be another disk."""
     path = Path(os.path.abspath(path))
-    tmp = beside(root or path, f"{token()}.{next(counter)}.tmp")  # of one process and call: threads and machines share folders
-    make_folder(path.parent, within=tmp.parent if root else None)
+    tmp = beside(place_of(root) if root else path, f"{token()}.{next(counter)}.tmp")  # of one process and call: threads and machines share folders
+    make_folder(path.parent, within=beside(root, "").parent if root else None)
     try:
         yield tmp
         sync(tmp)

@@ -2,13 +2,16 @@
 import errno
 import fcntl
 import os
+import shutil
 import stat
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from relabel.missing import check_room
 from sre2l import claims, files, interrupts, manifest
 from sre2l.errors import UserError
 from tests.test_claims import foreign_claim, other  # noqa: F401
@@ -74,6 +77,25 @@ def test_a_lock_on_nfs_is_no_strangers_file(nfs, tmp_path):
     assert (tmp_path / "teacher" / ".folder.lock").exists()
     start_afresh(tmp_path / "teacher" / "settings.json", tmp_path / "teacher", "teacher", "")
     assert not list((tmp_path / "teacher").glob("*"))
+
+
+def test_an_output_folder_may_be_a_link_to_another_disk(tmp_path, monkeypatch):
+    """Its room is asked for, files are renamed within it, and leftovers there are removed."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or os.stat(shared).st_dev == os.stat(tmp_path).st_dev:
+        pytest.skip("needs a second file system")
+    with tempfile.TemporaryDirectory(dir=shared) as disk:
+        (Path(disk) / "large").mkdir()
+        (tmp_path / "labels").symlink_to(Path(disk) / "large")
+        left = Path(disk) / f"large.{files.host()}.1.2.0.tmp"
+        left.touch()
+        claims.claim(tmp_path / "labels")
+        asked = []
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, usage=shutil.disk_usage: asked.append(str(folder)) or usage(folder))
+        check_room(tmp_path / "labels", 0)
+        assert asked == [disk]
+        files.write_bytes(tmp_path / "labels" / "epoch_0" / "batch_0.tar", b"x", tmp_path / "labels")
+        assert not left.exists() and (Path(disk) / "large" / "epoch_0" / "batch_0.tar").read_bytes() == b"x"
 
 
 def test_hashes_are_whole_while_another_process_merges_its_own(tmp_path, monkeypatch):
