@@ -27,7 +27,8 @@ def overlap(part, other):
 
 
 def others_in_the_way(root, mine, run, part):
-    """The claims of living processes of other runs on something of this part, each with is_far: is it another machine's?"""
+    """The claims of living processes of other runs on something of this part, each with is_far (is it another machine's?), its path and when it
+    was touched last."""
     found = []
     for path in mine.parent.iterdir():
         name = re.fullmatch(rf"{re.escape(Path(root).name)}\.({TOKEN})\.claim", path.name)
@@ -36,17 +37,18 @@ def others_in_the_way(root, mine, run, part):
         with contextlib.suppress(UserError):  # gone in this moment
             claim = read_json(path)
             if claim.get("run") != run and overlap(part, claim.get("part")):
-                found.append({**claim, "is_far": name[2] != host()})
+                found.append({**claim, "is_far": name[2] != host(), "path": path, "touched": path.stat().st_mtime_ns})
     return found
 
 
 def claim(root, part=None):
     """Claim a folder, or images part = (first, end) per class of it, for this process until `release`. Several processes of one run share it.
 
-    Raises UserError where a living process of another run has a claim on it. A dead one's claim counts for nothing."""
+    Raises UserError where a living process of another run has a claim on it. A dead one's claim counts for nothing; whether one of another machine
+    is dead shows with time, and is waited for: a job that a scheduler starts anew on another machine goes on."""
     run = sum_over_processes(torch.tensor([random.SystemRandom().getrandbits(60) if rank() == 0 else 0])).item()
     mine = beside(root, f"{token()}.claim")
-    until = time.monotonic() + PATIENCE_SEC
+    until, first_seen = time.monotonic() + PATIENCE_SEC, {}
     fields = {"run": run, "part": part, "host": os.uname().nodename, "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     while True:
         with alone_in(mine.parent):
@@ -55,13 +57,17 @@ def claim(root, part=None):
             if not others:
                 break
             mine.unlink()
-        if time.monotonic() > until:
-            other = others[0]
+        living = [other for other in others if not other["is_far"] or first_seen.get(other["path"], other["touched"]) != other["touched"]]
+        if living and time.monotonic() > until:
+            other = living[0]
             what = "to it" if other["part"] is None else f"images {other['part'][0]} to {other['part'][1] - 1} of each class to it"
-            far = f" (if it is dead, that shows {STALE_SEC // 60} minutes after its last sign of life)" if other["is_far"] else ""
             raise UserError(f"{root}: process {other['pid']} on {other['host']} has been writing {what} since {other['since']}; "
-                            f"wait for it or stop it{far}, or choose another --name or folder")
-        time.sleep(0.2)
+                            f"wait for it or stop it, or choose another --name or folder")
+        if not living and not first_seen:
+            print(f"{root}: waiting for a sign of life of process {others[0]['pid']} on {others[0]['host']}, which has claimed it; "
+                  f"{STALE_SEC / 60:.0f} minutes after the last one it counts as dead", flush=True)
+        first_seen = {other["path"]: other["touched"] for other in others} | first_seen
+        time.sleep(0.2 if living else min(1.0, STALE_SEC / 10))
     held.add(mine)
     if len(held) == 1:
         threading.Thread(target=beat, daemon=True).start()

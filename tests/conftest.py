@@ -1,5 +1,7 @@
 """One thread a process: the networks here are tiny, and two processes that spin for each other's cores take ten times as long."""
 import os
+import subprocess
+import sys
 from collections import Counter
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the launchers' processes
@@ -30,3 +32,12 @@ def world(tmp_path_factory):
     """tests.worlds.make_world in a folder that the tests of bad input share."""
     from tests.worlds import make_world
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def other():
+    """Another process of this machine that lives for a while."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()

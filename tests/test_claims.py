@@ -1,8 +1,6 @@
 """One writer at a time, files whole or not at all, logs that go on."""
 import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,15 +11,6 @@ from sre2l.runtime import RunLog, UserError, read_metrics, stage_seconds
 from tests.helpers import refused
 from tests.worlds import common, recover_flags, teacher, train_flags
 from relabel import relabel
-
-
-@pytest.fixture
-def other():
-    """Another process of this machine that lives for a while."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    yield process
-    process.kill()
-    process.wait()
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +56,26 @@ def test_another_process_with_the_number_of_a_dead_one_is_not_it(tmp_path, other
     claims.claim(tmp_path / "images")
 
 
-@pytest.mark.parametrize("age_sec, free", ((0, False), (files.STALE_SEC - 60, False), (files.STALE_SEC + 60, True)))
-def test_on_another_machine_the_heartbeat_tells(tmp_path, age_sec, free):
+@pytest.mark.parametrize("age_sec", (0, 0.7, 60))
+def test_a_silent_process_of_another_machine_counts_as_dead_after_a_while(tmp_path, monkeypatch, capsys, age_sec):
+    """A job that was killed and that a scheduler starts on another machine waits for that, and goes on."""
+    monkeypatch.setattr(files, "STALE_SEC", 1)
+    monkeypatch.setattr(claims, "STALE_SEC", 1)
     foreign_claim(tmp_path / "images", "elsewhere.12.34", age_sec=age_sec)
-    if free:
-        return claims.claim(tmp_path / "images")
+    begin = time.monotonic()
+    claims.claim(tmp_path / "images")
+    assert max(0, 0.9 - age_sec) < time.monotonic() - begin < 30
+    assert ("waiting for a sign of life of process 12 on elsewhere" in capsys.readouterr().out) == (age_sec < 1)
+    assert [path.name for path in tmp_path.glob("*.claim")] == [f"images.{files.token()}.claim"]
+
+
+def test_a_process_of_another_machine_that_shows_life_keeps_others_out(tmp_path, monkeypatch):
+    path, alone = foreign_claim(tmp_path / "images", "elsewhere.12.34", age_sec=30), files.alone_in
+
+    def beat_meanwhile(folder):
+        os.utime(path)
+        return alone(folder)
+    monkeypatch.setattr(claims, "alone_in", beat_meanwhile)
     with pytest.raises(UserError, match="process 12 on elsewhere"):
         claims.claim(tmp_path / "images")
 

@@ -13,8 +13,7 @@ import pytest
 
 from relabel.missing import check_room
 from sre2l import claims, files, interrupts, manifest
-from sre2l.errors import UserError
-from tests.test_claims import foreign_claim, other  # noqa: F401
+from tests.test_claims import foreign_claim
 
 HASH = "0123456789abcdef" * 4
 
@@ -137,16 +136,6 @@ def test_a_heartbeat_that_fails_for_a_moment_stops_nothing(tmp_path, monkeypatch
     assert tried.wait(10)
     time.sleep(0.1)
     assert not interrupts.stop_requested() and claims.held
-
-
-def test_a_claim_of_another_machine_says_when_it_ends(tmp_path, other, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(claims, "PATIENCE_SEC", 0)
-    for owner, is_said in (("elsewhere.1.2", True), (files.token_of(other.pid), False)):
-        path = foreign_claim(tmp_path / "images", owner)
-        with pytest.raises(UserError) as caught:
-            claims.claim(tmp_path / "images")
-        assert ("10 minutes after its last sign of life" in str(caught.value)) == is_said
-        path.unlink()
 
 
 def test_a_line_that_a_full_disk_cut_is_an_error(tmp_path):
