@@ -35,6 +35,7 @@ from sre2l.runtime import RunLog, UserError, print_plan, run_folder, run_script
 from sre2l.settings import finish, keep_settings, recorded, refuse_unclaimed, start_afresh
 from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
+from sre2l.verify import refuse_strays
 
 
 def cosine_rates(lr, iterations):
@@ -201,8 +202,9 @@ def main(args):
     merge_hashes(root)
     if gone := sum(not image_path(root, label, ipc, spec.num_classes).exists() for ipc, label in pairs):
         raise UserError(f"{root}: {gone} images are not there any more, removed under way? The same command writes them again")
-    contact_sheet(root, beside(root, "png"))
     finish(manifest, beside(root, "sha256"))
+    refuse_strays(root, "images")
+    contact_sheet(root, beside(root, "png"))
     log.line(f"done: {len(pairs)} images in {root}, contact sheet {beside(root, 'png')}")
 
 

@@ -87,7 +87,7 @@ def intact_pairs(root, pairs, num_classes):
         path = image_path(root, label, ipc, num_classes)
         if path.exists() and not hashes:
             raise UserError(f"{beside(root, 'sha256')}: the hashes of the images in {root} are gone; bring the file back, or start afresh with --overwrite")
-        intact[index] = path.exists() and hashes.get(image_name(root, label, ipc, num_classes)) == hash_file(path)
+        intact[index] = path.exists() and not path.is_symlink() and hashes.get(image_name(root, label, ipc, num_classes)) == hash_file(path)
 
     own = range(rank(), len(pairs), world_size())
     for _ in tqdm(in_order(look, own, 4), "checking images", total=len(own), disable=None, leave=False):

@@ -27,13 +27,19 @@ def missing_batches(root, batches, threads):
     return [batch for batch, is_intact in zip(batches, sum_over_processes(intact).tolist()) if not is_intact]
 
 
+def in_bytes(number):
+    """A number of bytes as people read it: '541.1 kB'."""
+    power = min(4, (len(str(number)) - 1) // 3)
+    return f"{number / 1000 ** power:.{1 if power else 0}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
 def check_room(root, num_bytes):
     """Raise UserError where the disk has no room for these bytes."""
     folder = place_of(root).parent
     make_folder(folder)
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
-        raise UserError(f"{root}: {num_bytes / 1e9:.2f} GB of labels are still to be written, the disk has room for {free / 1e9:.2f} GB; "
+        raise UserError(f"{root}: {in_bytes(num_bytes)} of labels are still to be written, the disk has room for {in_bytes(free)}; "
                         f"make room, or give another folder with --fkd-path. What is there is kept")
 
 

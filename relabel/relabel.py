@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from sre2l.agreement import agreement
-from relabel.missing import check_room, missing_batches, num_label_bytes
+from relabel.missing import check_room, in_bytes, missing_batches, num_label_bytes
 from sre2l.augment import draw_crops, draw_mix, show_batch
 from sre2l.batches import BatchDataset, Batches, in_order, load_batches
 from sre2l.claims import claim, release
@@ -30,7 +30,7 @@ from sre2l.settings import finish, keep_settings, recorded, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
-from sre2l.verify import read_checked, verify_images
+from sre2l.verify import read_checked, refuse_strays, verify_images
 
 HALF_KL = 1e-5   # a half-precision teacher may differ from fp32 by this much at T = 20, mean KL over a batch
 NUM_WRITERS = 2  # threads that write label files; one keeps up with a GPU, two hide a slow disk
@@ -157,7 +157,7 @@ def main(args):
         merge_hashes(root, drop={label_name(batch.epoch, batch.index) for batch in todo})
     num_bytes = round(num_label_bytes(len(images), args.batch_size, args.epochs, spec.num_classes, args.label_precision) * len(todo) / len(batches))
     check_room(root, num_bytes)
-    log.line(f"{len(todo)} label files to write in {precision}, about {num_bytes / 1e6:.1f} MB -> {root}")
+    log.line(f"{len(todo)} label files to write in {precision}, about {in_bytes(num_bytes)} -> {root}")
     todo = todo[rank()::world_size()]
 
     loader = load_batches(BatchDataset(images, spec.size, partial(draw_sheet, settings)), todo, args.workers, device)
@@ -188,6 +188,7 @@ def main(args):
     log.line(f"done: {root}; {found.text}")
     if found.warning:
         log.line(found.warning)
+    refuse_strays(root, "labels")
 
 
 def get_args(argv=None):

@@ -1,0 +1,1 @@
+import sre2l  # noqa: F401 (first of all: it sees to signals while the script is still importing)

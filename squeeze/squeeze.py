@@ -127,7 +127,8 @@ def main(args):
     check_agreement(first << 32 | first_batch,
                     f"{folder / 'checkpoint.pth'}: not all processes see the same checkpoint; the run folder must be one that all machines share")
     replica = replicate(network, device)
-    log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(train)} images of {train.root}, {precision}")
+    log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(train)} images of {train.root}, {precision}"
+             + (f"; continues after batch {first_batch} of epoch {first + 1}" if first_batch else ""))
 
     batches = Batches(len(train), args.batch_size, args.seed, args.epochs, first, first_batch)
     loader = load_batches(BatchDataset(train, spec.size, partial(draw_sheet, spec, args.seed)), batches, args.workers, device, own_rows)

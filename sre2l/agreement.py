@@ -13,11 +13,15 @@ class Agreement(NamedTuple):
     chance: float
     num_rows: int
 
+    def is_within(self, factor):
+        """Is the share below `factor` times chance, or what luck gives in so few rows? Where there are few classes, factor times chance is out of reach."""
+        luck = self.chance + 3 * math.sqrt(self.chance * (1 - self.chance) / self.num_rows)
+        return self.share < min(max(factor * self.chance, luck), (1 + self.chance) / 2)
+
     @property
     def is_chance(self):
-        """Is the share what luck gives? Few rows hit more often by luck."""
-        luck = self.chance + 3 * math.sqrt(self.chance * (1 - self.chance) / self.num_rows)
-        return self.share < min(max(2 * self.chance, luck), (1 + self.chance) / 2)
+        """Is the share so near chance that labels which nothing vouches for are not believed?"""
+        return self.is_within(2)
 
     @property
     def text(self):
@@ -27,9 +31,9 @@ class Agreement(NamedTuple):
     @property
     def warning(self):
         """A sentence with the likely cause, None where there is nothing to warn of."""
-        if self.is_chance:
-            return ("warning: that is chance, and a student will learn nothing: the teacher's classes are in another order or its normalisation is another "
-                    "one, or these are images of another set")
+        if self.is_within(1.25):
+            return ("warning: that is chance, and a student will learn little: the teacher's classes are in another order or its normalisation is another "
+                    "one, these are images of another set, or recover had far too few iterations")
         if self.share < 0.5:
             return ("warning: that is low: the mix makes the images hard, recover had too few iterations for this teacher, or these labels were made for "
                     "other images")

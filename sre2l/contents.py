@@ -35,7 +35,7 @@ def look_at_image(root, hashes, path):
     try:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if hashes is not None and hashes[name] != digest:
-            return name, digest, None, f"{path}: its sha256 is not the one in {beside(root, 'sha256')}; delete it, and {AGAIN['images']}"
+            return name, digest, None, f"{path}: its sha256 is not the one in {beside(root, 'sha256')}; {AGAIN['images']}"
         return name, digest, decode(path).shape[:2], None
     except (UserError, OSError) as error:
         return name, None, None, str(error) if isinstance(error, UserError) else f"{path}: not readable ({error.strerror})"

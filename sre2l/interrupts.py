@@ -16,7 +16,7 @@ class Pending:
     """What has been asked for while steps are under way: the signal, or a reason to stop."""
     signal = reason = None
     since = 0.0  # of the signal, by time.monotonic
-    in_steps = False
+    in_steps = ending = False
 
 
 def has_launcher():
@@ -27,7 +27,7 @@ def has_launcher():
 def install():
     """Handle SIGINT and SIGTERM: at once, or within `finishing_steps` after the step under way; one more is at once again. Of several processes
     each finishes its step; the launcher's second signal changes nothing, and distributed.exit_soon_after_signals sees to the end."""
-    parent = os.getpid()
+    parent, Pending.ending = os.getpid(), False
 
     def handle(number, _):
         if os.getpid() != parent:  # a worker process, which inherits this handler
@@ -37,8 +37,10 @@ def install():
             if not has_launcher():
                 os.write(2, f"\n{WORDS[number]}: finishing this step and saving (once more: stop at once)\n".encode())
             return
-        if Pending.in_steps and (has_launcher() or time.monotonic() - Pending.since < REPEAT_SEC):
+        if (Pending.in_steps or Pending.ending) and (has_launcher() or time.monotonic() - Pending.since < REPEAT_SEC):
             return
+        if Pending.ending:
+            os._exit(128 + number)
         end(signal.Signals(number))
     for number in WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background job ignores Ctrl-C
@@ -49,6 +51,7 @@ def end(number):
     """End this run as the signal asks for: 130 or 143."""
     if not has_launcher():
         print(f"{WORDS[number]}; the same command continues", file=sys.stderr)
+    Pending.ending, Pending.since = True, time.monotonic()
     sys.exit(128 + number)
 
 

@@ -13,6 +13,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import parse_args, run
 
 from sre2l.errors import first_line
+from sre2l.interrupts import WORDS
 
 FOLLOWING = (signal.SIGTERM, signal.SIGABRT)  # what ends the rest: torchrun's own signal, and libraries that miss their peers
 
@@ -48,7 +49,7 @@ def main(argv):
         print(words, file=sys.stderr)
         sys.exit(code)
     except SignalException as error:
-        print("interrupted; the same command continues", file=sys.stderr)
+        print(f"{WORDS.get(error.sigval, 'interrupted')}; the same command continues", file=sys.stderr)
         sys.exit(128 + int(error.sigval))
     except (RendezvousError, ValueError) as error:
         print(f"error: torchrun could not bring the machines together ({first_line(error)}); "

@@ -48,7 +48,7 @@ def safe_load(path, what, data=None):
         why = f"it holds {found[1]}, which is not part of the format" if found else "it is damaged, or holds what is not part of the format"
         raise UserError(f"{path}: not a {what} that loads safely ({why})") from None
     except Exception as error:  # damage shows as anything from EOFError to LookupError
-        raise UserError(f"{path}: not a {what} that loads safely ({first_line(error)})") from None
+        raise UserError(f"{path}: not a {what} that loads safely (it is damaged, or no file of torch's: {first_line(error)})") from None
 
 
 def is_whole(value):

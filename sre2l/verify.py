@@ -13,6 +13,7 @@ import torch
 from sre2l.errors import UserError
 from sre2l.files import beside, hash_file
 from sre2l.images import check_classes, image_path, read_synthetic
+from sre2l.inside import check_links
 from sre2l.labels import inspect_labels, label_name, read_sheet
 from sre2l.manifest import check_images, describe_images, describe_names, manifest_of, place, read_hashes
 from sre2l.settings import read_record
@@ -65,8 +66,9 @@ def compare(finding, root, kind, there, wanted, stray, hashes):
     that is not in the file of hashes, if there is one."""
     unrecorded = sorted(there.keys() - hashes.keys(), key=place) if hashes is not None else []
     listing = beside(root, "sha256")
-    finding.faults += [f"{root}/{name}: does not belong into a folder of {kind}" for name in stray]
-    finding.faults += [f"{root}/{name}: no hash is recorded for it in {listing}; {AGAIN[kind]}" for name in unrecorded]
+    finding.faults += [f"{root}/{name}: does not belong into a folder of {kind}; move it away" for name in stray]
+    finding.faults += [f"{root}/{name}: no hash is recorded for it in {listing}; {AGAIN[kind] if name in wanted else 'it is none of this set: move it away'}"
+                       for name in unrecorded]
     finding.faults += [f"{root}/{name}: is one {kind[:-1]} file too many" for name in sorted(there.keys() - wanted - set(unrecorded), key=place)]
     namesakes = {name.partition("/")[2]: name for name in there}
     counts, num_folders = Counter(name.partition("/")[2] for name in there), len({name.partition("/")[0] for name in wanted})
@@ -76,6 +78,18 @@ def compare(finding, root, kind, there, wanted, stray, hashes):
         why = f", though {listing} names it" if name in (hashes or ()) else f", or {root}/{namesakes[file]} is one too many" if is_open else ""
         finding.faults.append(f"{root}/{name}: is missing{why}; {AGAIN[kind]}")
     finding.faults += [f"{root}/{name}: is empty; delete it, and {AGAIN[kind]}" for name, size in there.items() if not size]
+
+
+def refuse_strays(root, kind):
+    """What a stage that is done has to say of its own folder: raise UserError for the first entry that is no file of the set. Others may
+    be writing to it: what they write is recorded before it is there."""
+    there, folders, stray = scan(root, kind)
+    hashes = read_hashes(root)
+    used = {name.partition("/")[0] for name in hashes}
+    stray += sorted(there.keys() - hashes.keys(), key=place) + sorted(set(folders) - used)
+    if stray:
+        raise UserError(f"{root}/{stray[0]}: all is done, but this is no file of the set, and the next stage would refuse it; move it away")
+    check_links(root)
 
 
 def read_records(finding, root, kind):

@@ -18,6 +18,7 @@ from validate import train
 def test_labels_at_chance_low_and_good():
     assert "that is chance" in Agreement(0.12, 0.1, 4000).warning and Agreement(0.12, 0.1, 4000).is_chance
     assert "that is chance" in Agreement(0.21, 0.1, 40).warning    # luck, in few rows
+    assert "that is low" in Agreement(0.33, 0.19, 6000).warning    # of such labels a student has learned 67 % of digits
     assert "that is low" in Agreement(0.21, 0.1, 4000).warning and not Agreement(0.21, 0.1, 4000).is_chance
     assert Agreement(0.55, 0.19, 4000).warning is None             # the demo
     assert Agreement(0.9, 0.75, 4000).warning is None              # two classes and partners: twice chance is out of reach
@@ -58,7 +59,7 @@ def painted(root, colours):
     return root
 
 
-@pytest.mark.parametrize("shift, wanted", [(0, None), (1, "that is chance, and a student will learn nothing: the teacher's classes are in another order")])
+@pytest.mark.parametrize("shift, wanted", [(0, None), (1, "that is chance, and a student will learn little: the teacher's classes are in another order")])
 def test_a_wrong_class_order_is_warned_of_at_the_end_of_relabel_and_at_the_start_of_validate(shift, wanted, colours, tmp_path):
     folder, values = colours
     painted(tmp_path / "run" / "images", np.roll(values, shift, 0))

@@ -5,10 +5,11 @@ import pytest
 
 from recover import recover
 from relabel import check, relabel
+from relabel.missing import in_bytes
 from sre2l.errors import UserError
 from sre2l.manifest import read_hash_file
 from tests.helpers import launch, refused, run_main, synthetic_folder
-from tests.worlds import common, teacher
+from tests.worlds import common, recover_flags, teacher
 
 HASH = "0123456789abcdef" * 4
 
@@ -96,3 +97,38 @@ def test_a_line_that_is_no_hash_is_passed_over_by_a_run_and_named_by_check(line,
     assert read_hash_file(path) == {"b.tar": HASH}
     with pytest.raises(UserError, match=rf"{path}: line 2 "):
         read_hash_file(path, strict=True)
+
+
+@pytest.mark.parametrize("stray", ("new000/notes.txt", "new000/class000_id007.jpg", ".DS_Store", "new010"))
+def test_recover_says_what_does_not_belong_into_its_folder(stray, world):
+    """It is done, and the next stage would refuse the folder: exit code 2 with the name; with the file moved away all is well."""
+    name = f"strays{stray.count('n')}{len(stray)}"
+    run_main(*recover_flags(world, name=name))
+    path = world / name / "images" / stray
+    path.touch() if "." in stray else path.mkdir()
+    assert f"{path}: all is done, but this is no file of the set" in refused(*recover_flags(world, name=name))
+    path.unlink() if "." in stray else path.rmdir()
+    run_main(*recover_flags(world, name=name))
+
+
+@pytest.mark.parametrize("stray", ("notes.txt", "epoch_0/batch_9.tar", "epoch_7"))
+def test_relabel_says_what_does_not_belong_into_its_folder(stray, world, tmp_path):
+    flags = (relabel, *common(world), *teacher(world), "--epochs", 1, "-b", 8, "-j", 0, "--fkd-path", tmp_path / "labels")
+    run_main(*flags)
+    path = tmp_path / "labels" / stray
+    path.touch() if "." in stray else path.mkdir()
+    assert f"{path}: all is done, but this is no file of the set" in refused(*flags)
+
+
+def test_an_image_that_became_a_link_is_written_again(world, tmp_path):
+    run_main(*recover_flags(world, name="linked"))
+    path = world / "linked" / "images" / "new003" / "class003_id000.jpg"
+    path.rename(tmp_path / "away.jpg")
+    path.symlink_to(tmp_path / "away.jpg")
+    run_main(*recover_flags(world, name="linked"))
+    assert not path.is_symlink() and path.read_bytes() == (tmp_path / "away.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("number, text", ((0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (541_080, "541.1 kB"), (3 * 10 ** 10, "30.0 GB")))
+def test_bytes_are_shown_in_a_unit_that_fits(number, text):
+    assert in_bytes(number) == text

@@ -158,7 +158,7 @@ def test_relabel_stops_between_files(unit, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("at", (1, 2, 3, 5))  # 3: the last batch of the first epoch
-def test_squeeze_goes_on_within_an_epoch(at, tmp_path, monkeypatch):
+def test_squeeze_goes_on_within_an_epoch(at, tmp_path, monkeypatch, capsys):
     """The same bytes of teacher.pth, of a network with dropout."""
     noise_folder(tmp_path / "train", NAMES, 2)
     noise_folder(tmp_path / "val", NAMES, 1)
@@ -168,6 +168,7 @@ def test_squeeze_goes_on_within_an_epoch(at, tmp_path, monkeypatch):
     assert interrupted(monkeypatch, squeeze, "set_lr", at, (*flags, "--name", tmp_path / "cut")) == at
     assert not (tmp_path / "cut" / "teacher" / "teacher.pth").exists()
     run_main(*flags, "--name", tmp_path / "cut")
+    assert at == 3 or f"continues after batch {at if at < 3 else at - 3} of epoch {1 + at // 3}" in capsys.readouterr().out
     assert (tmp_path / "cut" / "teacher" / "teacher.pth").read_bytes() == (tmp_path / "whole" / "teacher" / "teacher.pth").read_bytes()
 
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from sre2l.interrupts import WORDS
 from sre2l.runtime import ROOT
 
 ENGINE = (sys.executable, "-m", "sre2l.launch")
@@ -40,7 +41,7 @@ def test_signals_end_processes_that_wait_for_each_other(sent, code, tmp_path):
     time.sleep(1)  # until both wait
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=25)  # torchrun itself would wait for 30 s
-    assert (process.returncode, stderr) == (code, "interrupted; the same command continues\n")
+    assert (process.returncode, stderr) == (code, f"{WORDS[sent]}; the same command continues\n")
     assert not list(tmp_path.iterdir())
 
 

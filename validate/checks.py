@@ -65,7 +65,7 @@ def check_labels(args, spec, images):
         notes.append(f"{root}: no manifest (labels of the released code?): {info.num_images} images, batch {info.batch_size}, {info.epochs} epochs, "
                      f"{info.num_classes} classes, {info.mix} read from the files; order seed {args.fkd_seed}, {spec.size} pixels and the "
                      f"normalisation of {spec.name} are assumed")
-    found = agreement(root, images.labels, Batches(info.num_images, info.batch_size, args.fkd_seed, 1))
+    found = agreement(root, images.labels, Batches(info.num_images, info.batch_size, args.fkd_seed, info.epochs))
     if not manifest and found.is_chance:
         raise UserError(f"{root}: {found.text}: these labels do not belong to {images.root}, or --fkd-seed is not {args.fkd_seed}")
     notes.append(f"{root}: {found.text}")

@@ -84,6 +84,9 @@ def train_student(args, spec, settings, images, val, info, seed, log, device, pr
     batches = Batches(info.num_images, info.batch_size, args.fkd_seed, args.epochs, first, first_batch)
     stream = load_batches(BatchDataset(images, spec.size, sheet_of), batches, args.workers, device, rows_of)
     begin, timer = time.monotonic(), SaveTimer(args.save_every_sec)
+    if first or first_batch:
+        done = f"batch {first_batch} of {batches.per_epoch} of epoch {first + 1}" if first_batch else f"epoch {first}"
+        log.line(f"seed {seed}: {'is done' if first == args.epochs else 'continues'} after {done}")
 
     def save(values, ended):
         """Let process 0 write what a run continues from; a finished run keeps no optimiser."""
