@@ -112,9 +112,9 @@ def main(args):
                         f"choose a teacher with BatchNorm, such as resnet18")
     teacher.network.to(device)
     verifier = load_verifier(args, spec, device)
-    check_top1(teacher, spec, args, device)
     manifest = beside(root, "manifest.json")
     claim(root, None if args.overwrite else (args.ipc_start, args.ipc_end))
+    check_top1(teacher, spec, args, device)
     if args.overwrite:
         start_afresh(manifest, root, "images", command)
     refuse_unclaimed(root)

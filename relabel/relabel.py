@@ -130,8 +130,8 @@ def main(args):
     device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)
     teacher.network.to(device, memory_format=memory_format_of(device))
-    measured = check_top1(teacher, spec, args, device)  # each process a part
     claim(root)
+    measured = check_top1(teacher, spec, args, device)  # each process a part
     manifest_path = beside(root, "manifest.json")
     if args.overwrite:
         start_afresh(manifest_path, root, "labels", command)
