@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from recover.pool import pool_backward, pool_forward
-from recover.tiles import add_statistics_gradient, clamped, per_channel, store_sums
+from recover.tiles import add_statistics_gradient, clamped, own_tile, per_channel, store_sums
 from sre2l.runtime import UserError
 
 PROGRAMS = 1056  # that a forward pass is cut into where it is long enough: 8 for each multiprocessor of an H100 or H200
@@ -57,12 +57,7 @@ def norm_forward(x, other, y, thin, partial, mean, scale, shift, rows, C, H, W, 
 def norm_backward(g1, g2, x, y, gx, gother, coefficients, scale, shift, rows, C, H, W, across, low, high, TWO: tl.constexpr, THIN: tl.constexpr,
                   HAS_OTHER: tl.constexpr, CLAMPS: tl.constexpr, STATS: tl.constexpr, WRITE_OTHER: tl.constexpr, ACC: tl.constexpr,
                   M: tl.constexpr, N: tl.constexpr):
-    group = tl.program_id(1)
-    row = tl.program_id(0) // across * M + tl.arange(0, M)
-    cols = tl.program_id(0) % across * N + tl.arange(0, N)
-    real = cols < C
-    mask = (row < rows)[:, None] & real[None, :]
-    begin = group.to(tl.int64) * rows * C
+    group, row, cols, real, mask, begin = own_tile(rows, C, across, M, N)
     g1, x, y, gx, gother = g1 + begin, x + begin, y + begin, gx + begin, gother + begin
     at = row[:, None] * C + cols[None, :]
     a = per_channel(scale, cols, real, ACC)

@@ -19,20 +19,19 @@ from recover.objective import Weights, statistics_layers
 from recover.pictures import animate, contact_sheet, save_snapshot, to_pixels
 from recover.step import Stepper
 from recover.state import Keeper
-from recover.units import chunk_name, draw_chunk, image_name, intact_pairs, make_chunks, make_units, write_units
+from recover.units import chunk_name, draw_chunk, image_name, make_chunks, make_units, missing_pairs, write_units
 from recover.views import draw_view
 from recover.watch import check_finite, make_watch
-from sre2l.claims import claim, release
+from sre2l.claims import claim
 from sre2l.distributed import rank, world_size
 from sre2l.files import beside, hash_json
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
-from sre2l.images import image_path
 from sre2l.interrupts import finishing_steps, leave, stop_requested
-from sre2l.manifest import merge_hashes
+from sre2l.manifest import complete
 from sre2l.models import load_teacher
 from sre2l.precision import PRECISIONS
 from sre2l.runtime import RunLog, UserError, print_plan, run_folder, run_script
-from sre2l.settings import finish, keep_settings, recorded, refuse_unclaimed, start_afresh
+from sre2l.settings import keep_settings, recorded, refuse_unclaimed, start_afresh
 from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
 from sre2l.verify import refuse_strays
@@ -119,10 +118,7 @@ def main(args):
         start_afresh(manifest, root, "images", command)
     refuse_unclaimed(root)
     pairs = [(ipc, label) for ipc in range(args.ipc_start, args.ipc_end) for label in classes]
-    intact = intact_pairs(root, pairs, spec.num_classes)
-    missing = {pair for pair, is_intact in zip(pairs, intact.tolist()) if not is_intact}
-    if rank() == 0:
-        merge_hashes(root, drop={image_name(root, label, ipc, spec.num_classes) for ipc, label in missing})
+    missing = missing_pairs(root, pairs, spec.num_classes)
     weights = Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale)
     num_left = sum(not missing.isdisjoint(unit.pairs) for unit in units)
     engine, note = make_engine(args.engine, teacher.network, weights, spec.size,
@@ -194,15 +190,8 @@ def main(args):
         for future in written:
             future.result()
 
-    if rank() > 0:
-        release()  # its part is done: the first process collects what it has recorded
-    log.wait()
-    if rank() > 0:
+    if not complete(root, [image_name(root, label, ipc, spec.num_classes) for ipc, label in pairs], log, "images"):
         return
-    merge_hashes(root)
-    if gone := sum(not image_path(root, label, ipc, spec.num_classes).exists() for ipc, label in pairs):
-        raise UserError(f"{root}: {gone} images are not there any more, removed under way? The same command writes them again")
-    finish(manifest, beside(root, "sha256"))
     refuse_strays(root, "images")
     contact_sheet(root, beside(root, "png"))
     log.line(f"done: {len(pairs)} images in {root}, contact sheet {beside(root, 'png')}")

@@ -15,6 +15,17 @@ def per_channel(values, cols, real, ACC: tl.constexpr):
 
 
 @triton.jit
+def own_tile(rows, C, across, M: tl.constexpr, N: tl.constexpr):
+    """The tile of a backward program: axis 0 counts tiles, `across` of them beside each other along the channels, axis 1 groups -> (group,
+    the rows (M,), the channels (N,), which of these there are, which elements, where the group begins)."""
+    group = tl.program_id(1)
+    row = tl.program_id(0) // across * M + tl.arange(0, M)
+    cols = tl.program_id(0) % across * N + tl.arange(0, N)
+    real = cols < C
+    return group, row, cols, real, (row < rows)[:, None] & real[None, :], group.to(tl.int64) * rows * C
+
+
+@triton.jit
 def store_sums(partial, total, square, part, group, cols, real, C):
     """A forward program's sums over its rows: (G, parts, 2, C). Programs along the rows are axis 0."""
     at = (group * tl.num_programs(0) + part) * 2 * C + cols

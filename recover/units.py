@@ -1,15 +1,13 @@
 """The units of work of recover: which (ipc, class) pairs share a batch. An image depends on its unit, never on what else runs."""
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from sre2l.batches import in_order
-from sre2l.distributed import rank, sum_over_processes, world_size
 from sre2l.errors import UserError
-from sre2l.files import beside, hash_file
+from sre2l.files import beside
 from sre2l.images import encode_jpeg, image_path
-from sre2l.manifest import read_hashes, write_recorded
+from sre2l.manifest import missing_files, read_hashes, write_recorded
 from sre2l.runtime import unit_rng
 
 
@@ -75,24 +73,14 @@ def image_name(root, label, ipc, num_classes):
     return image_path(root, label, ipc, num_classes).relative_to(root).as_posix()
 
 
-def intact_pairs(root, pairs, num_classes):
-    """Which of these (ipc, class) pairs have the image that was recorded -> bools (n,). Of several processes each reads a part.
+def missing_pairs(root, pairs, num_classes):
+    """Which of these (ipc, class) pairs do not have the image that was recorded, in a file of its own -> a set.
 
     Raises UserError where there are images and no hashes at all: to compute them anew is not what anybody wants."""
-    hashes = read_hashes(root)
-    intact = torch.zeros(len(pairs), dtype=torch.int32)
-
-    def look(index):
-        ipc, label = pairs[index]
-        path = image_path(root, label, ipc, num_classes)
-        if path.exists() and not hashes:
-            raise UserError(f"{beside(root, 'sha256')}: the hashes of the images in {root} are gone; bring the file back, or start afresh with --overwrite")
-        intact[index] = path.exists() and not path.is_symlink() and hashes.get(image_name(root, label, ipc, num_classes)) == hash_file(path)
-
-    own = range(rank(), len(pairs), world_size())
-    for _ in tqdm(in_order(look, own, 4), "checking images", total=len(own), disable=None, leave=False):
-        pass
-    return sum_over_processes(intact).bool()
+    names = {image_name(root, label, ipc, num_classes): (ipc, label) for ipc, label in pairs}
+    if Path(root).is_dir() and not read_hashes(root) and any((Path(root) / name).exists() for name in names):
+        raise UserError(f"{beside(root, 'sha256')}: the hashes of the images in {root} are gone; bring the file back, or start afresh with --overwrite")
+    return {names[name] for name in missing_files(root, list(names), 4, "images", lambda path: path.exists() and not path.is_symlink())}
 
 
 def write_units(root, units, pixels, wanted, num_classes, then):

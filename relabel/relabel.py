@@ -13,20 +13,20 @@ import torch
 from tqdm import tqdm
 
 from sre2l.agreement import agreement
-from relabel.missing import check_room, in_bytes, missing_batches, num_label_bytes
+from relabel.room import check_room, in_bytes, num_label_bytes
 from sre2l.augment import draw_crops, draw_mix, show_batch
 from sre2l.batches import BatchDataset, Batches, in_order, load_batches
-from sre2l.claims import claim, release
+from sre2l.claims import claim
 from sre2l.distributed import rank, world_size
 from sre2l.files import beside, hash_json
 from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
 from sre2l.interrupts import finishing_steps, leave, stop_requested
-from sre2l.labels import Sheet, encode_sheet, label_name, label_path
-from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, describe_images, earlier_epochs, manifest_of, merge_hashes,
+from sre2l.labels import Sheet, encode_sheet, label_name
+from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, complete, describe_images, earlier_epochs, manifest_of, missing_files,
                             write_recorded)
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of, pick_precision, set_tf32
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng, versions
-from sre2l.settings import finish, keep_settings, recorded, start_afresh
+from sre2l.settings import keep_settings, recorded, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
@@ -152,9 +152,8 @@ def main(args):
     log.line(note)
     if half := settings["half_against_fp32"]:
         log.line(f"{precision} against fp32 on the first batch: logits differ by up to {half['largest_difference']:.2g}, KL {half['kl_t20']:.1e} at T = 20")
-    todo = missing_batches(root, list(batches), args.workers)
-    if rank() == 0:
-        merge_hashes(root, drop={label_name(batch.epoch, batch.index) for batch in todo})
+    planned = {label_name(batch.epoch, batch.index): batch for batch in batches}
+    todo = [planned[name] for name in missing_files(root, list(planned), args.workers, "labels")]
     num_bytes = round(num_label_bytes(len(images), args.batch_size, args.epochs, spec.num_classes, args.label_precision) * len(todo) / len(batches))
     check_room(root, num_bytes)
     log.line(f"{len(todo)} label files to write in {precision}, about {in_bytes(num_bytes)} -> {root}")
@@ -175,15 +174,8 @@ def main(args):
                 log.line(f"stopped after {done} of {len(todo)} files")
                 leave()
 
-    if rank() > 0:
-        release()  # its part is done: the first process collects what it has recorded
-    log.wait()
-    if rank() > 0:
+    if not complete(root, planned, log, "label files"):
         return
-    merge_hashes(root)
-    if gone := sum(not label_path(root, batch.epoch, batch.index).exists() for batch in batches):
-        raise UserError(f"{root}: {gone} label files are not there any more, removed under way? The same command writes them again")
-    finish(manifest_path, beside(root, "sha256"))
     found = agreement(root, images.labels, batches)
     log.line(f"done: {root}; {found.text}")
     if found.warning:

@@ -16,7 +16,8 @@ from sre2l.errors import UserError
 from sre2l.files import beside
 from sre2l.images import decode
 from sre2l.labels import label_name, label_path, read_sheet
-from sre2l.verify import AGAIN, LAYOUT, Finding, facts_of
+from sre2l.settings import LAYOUT
+from sre2l.verify import AGAIN, Finding, facts_of
 
 CLEAR = 6  # standard deviations: among a million label files, none is so far from the others by chance
 

@@ -4,10 +4,16 @@ import hashlib
 import re
 from pathlib import Path
 
+import torch
+from tqdm import tqdm
+
+from sre2l.batches import in_order
+from sre2l.claims import release
+from sre2l.distributed import rank, sum_over_processes, world_size
 from sre2l.errors import UserError
 from sre2l.files import TOKEN, alone_in, append_line, as_json, beside, hash_file, is_alive, token, write_bytes
 from sre2l.images import hash_images, hash_paths
-from sre2l.settings import recorded, refuse_unclaimed
+from sre2l.settings import finish, recorded, refuse_unclaimed
 
 LABEL_FORMAT = "sre2l-labels-1"
 ORDER_RULE = "torch RandomSampler, own generator, two permutations an epoch, the second dropped"
@@ -130,6 +136,39 @@ def merge_hashes(root, drop=()):
             write_bytes(main, text)
         for path in ended:
             path.unlink()
+
+
+def missing_files(root, names, threads, what, counts=Path.exists):
+    """-> which of these files, by their paths in the folder, are not there or are not what was recorded; what else is recorded of them is
+    forgotten. Of several processes each reads a part. what: 'images', for the progress bar; counts: does what is at a path count as there?"""
+    hashes, intact = read_hashes(root), torch.zeros(len(names), dtype=torch.int32)
+
+    def look(number):
+        path = Path(root) / names[number]
+        intact[number] = counts(path) and hashes.get(names[number]) == hash_file(path)
+
+    own = range(rank(), len(names), world_size())
+    for _ in tqdm(in_order(look, own, threads), f"checking {what}", total=len(own), disable=None, leave=False):
+        pass
+    missing = [name for name, is_intact in zip(names, sum_over_processes(intact).tolist()) if not is_intact]
+    if rank() == 0:
+        merge_hashes(root, drop=set(missing))
+    return missing
+
+
+def complete(root, names, log, what):
+    """End what several processes have written into a folder: collect what they recorded, see that all of `names` is there, and tie the
+    manifest to its hashes -> whether this process is the first, which does what is left to do. Raises UserError for files that are gone."""
+    if rank() > 0:
+        release()  # its part is done: the first process collects what it has recorded
+    log.wait()
+    if rank() > 0:
+        return False
+    merge_hashes(root)
+    if gone := sum(not (Path(root) / name).exists() for name in names):
+        raise UserError(f"{root}: {gone} {what} are not there any more, removed under way? The same command writes them again")
+    finish(beside(root, "manifest.json"), beside(root, "sha256"))
+    return True
 
 
 def write_recorded(root, files):

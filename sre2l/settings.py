@@ -10,7 +10,8 @@ from sre2l.files import TOKEN, alone_in, as_json, beside, hash_file, hash_json, 
 LOGS = r"args\.json|log\.txt|metrics(\.rank\d+)?\.jsonl"
 RECORDS = rf"manifest\.json|sha256(\.{TOKEN})?|{LOGS}"
 BESIDE = {"images": rf"{RECORDS}|png|(unit\d+\.)?(gif|snapshots)|unit\d+(\.ipc\d+)?\.state", "labels": RECORDS}
-INSIDE = {"images": r"new\d+/class\d+_id\d+\.jpg", "labels": r"epoch_\d+/batch_\d+\.tar",
+LAYOUT = {"images": (r"new\d+", r"class\d+_id\d+\.jpg"), "labels": (r"epoch_\d+", r"batch_\d+\.tar")}  # folders, and the files in them
+INSIDE = {**{kind: "/".join(names) for kind, names in LAYOUT.items()},
           "teacher": rf"(teacher|checkpoint)\.pth|settings\.json|\.folder\.lock|{LOGS}",
           "student": rf"seed\d+/checkpoint\.pth|(settings|results)\.json|\.folder\.lock|{LOGS}"}
 

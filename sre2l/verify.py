@@ -16,10 +16,9 @@ from sre2l.images import check_classes, image_path, read_synthetic
 from sre2l.inside import check_links
 from sre2l.labels import inspect_labels, label_name, read_sheet
 from sre2l.manifest import check_images, describe_images, describe_names, manifest_of, place, read_hashes
-from sre2l.settings import read_record
+from sre2l.settings import LAYOUT, read_record
 
 AGAIN = {"images": "the same recover command writes it again", "labels": "the same relabel command writes it again"}
-LAYOUT = {"images": (r"new\d+", r"class\d+_id\d+\.jpg"), "labels": (r"epoch_\d+", r"batch_\d+\.tar")}
 FILE_OVERHEAD = 16384  # bytes of a label file that are not its tensors, at most: 2,400 with torch 2.14
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from recover import recover
 from relabel import check, relabel
-from relabel.missing import in_bytes
+from relabel.room import in_bytes
 from sre2l.errors import UserError
 from sre2l.manifest import read_hash_file
 from tests.helpers import launch, refused, run_main, synthetic_folder

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relabel.missing import check_room
+from relabel.room import check_room
 from sre2l import claims, files, interrupts, manifest
 from tests.test_claims import foreign_claim
 
