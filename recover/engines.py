@@ -5,12 +5,12 @@ import importlib.util
 import numpy as np
 import torch
 
-from recover.compiled import host_passes
 from recover.fast import FastEngine
 from recover.objective import PlainEngine
 from recover.views import View
 from sre2l.distributed import world_size
 from sre2l.errors import first_line
+from sre2l.fused.host import host_passes
 from sre2l.precision import dtype_of, pick_precision, set_tf32
 from sre2l.runtime import UserError
 

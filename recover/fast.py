@@ -1,7 +1,7 @@
 """The fast engine: the objective of objective.py, to rounding, with the work laid out for the hardware.
 
-One pass per BatchNorm layer for affine, sum, clamp and statistics, and one backward (norms.py, on a GPU kernels.py); the network rewritten for it
-(fuse.py); activations NHWC and in half precision where asked for; G batches in one forward pass, each with statistics of its own; on a GPU the view
+One pass per BatchNorm layer for affine, sum, clamp and statistics, and one backward and the network rewritten for it
+(sre2l/fused); activations NHWC and in half precision where asked for; G batches in one forward pass, each with statistics of its own; on a GPU the view
 as a table, so that nothing but the contents of tensors differs between iterations (step.py captures one as a CUDA graph).
 """
 import os
@@ -9,15 +9,21 @@ import os
 import torch
 import torch.nn.functional as F
 
-from recover import norms as formulas
-from recover.compiled import host_passes
-from recover.fuse import fuse
-from recover.objective import Terms, total_variation
+from recover.objective import Terms, statistics_layers, total_variation
 from recover.step import adam_step
 from recover.views import apply_view, tabulate
+from sre2l.fused import norms as formulas
+from sre2l.fused.fuse import fuse
+from sre2l.fused.host import host_passes
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # of weights and activations; else those of the images
 LOSS_SCALE = {"fp16": 2.0 ** 8}  # static, so that an overflow shows as a NaN in the images; why this one: README.md
+
+
+def coefficients(network, weights, loss_scale=1.0):
+    """Of each BatchNorm layer: (the coefficient of its term in what is differentiated, its weight in the BatchNorm term)."""
+    multipliers = [weights.first_bn_multiplier] + [1.0] * len(statistics_layers(network))
+    return {layer: (weights.r_bn * weight * loss_scale, weight) for layer, weight in zip(statistics_layers(network), multipliers)}
 
 
 class Unscale(torch.autograd.Function):
@@ -46,7 +52,7 @@ class FastEngine:
         self.weights, self.size, self.exact = weights, size, some.dtype
         self.dtype, self.loss_scale = DTYPES.get(precision, some.dtype), LOSS_SCALE.get(precision, 1.0)
         self.on_gpu = some.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"  # the tests run the kernels without a GPU
-        network, norms = fuse(network, weights, size, self.loss_scale, self.on_gpu)
+        network, norms = fuse(network, coefficients(network, weights, self.loss_scale), size, self.on_gpu)
         self.channels, self.adam_step, self.finish = 3, adam_step, formulas.finish
         if self.on_gpu:
             self.use_kernels(network, norms)
@@ -60,7 +66,8 @@ class FastEngine:
     def use_kernels(self, network, norms):
         """Triton comes with torch's CUDA builds alone, so it is imported here."""
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()  # shapes never change
-        from recover import kernels, look, moments, stem
+        from recover import look, moments, stem
+        from sre2l.fused import kernels
         self.channels, self.adam_step = stem.replace_stem(network, self.size), look.adam_step
         self.look_at, self.finish = look.Look.apply, moments.Finisher([norm for norm in norms if norm.coefficient]).finish
         for norm in norms:

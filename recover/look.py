@@ -3,8 +3,8 @@ import torch
 import triton
 import triton.language as tl
 
-from recover.kernels import accumulator
 from recover.step import BETAS, EPS
+from sre2l.fused.kernels import accumulator
 
 
 @triton.jit

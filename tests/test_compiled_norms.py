@@ -6,13 +6,13 @@ import torch
 import torchvision
 from tests.nets import calibrated
 
-from recover import compiled
-from recover import norms as formulas
-from recover.compiled import host_passes
 from recover.fast import FastEngine
 from recover.objective import Weights
 from recover.views import View
 from sre2l import compiled as kernels
+from sre2l.fused import host
+from sre2l.fused import norms as formulas
+from sre2l.fused.host import host_passes
 
 CLAMPS = {"none": (-formulas.INF, formulas.INF), "relu": (0.0, formulas.INF), "relu6": (0.0, 6.0)}
 
@@ -135,6 +135,6 @@ def test_without_a_compiler_torch_does_it_and_says_so(monkeypatch):
 
 
 def test_a_kernel_that_disagrees_is_not_used(passes, monkeypatch):
-    monkeypatch.setattr(compiled, "OTHER", 0)  # so that nothing is added
+    monkeypatch.setattr(host, "OTHER", 0)  # so that nothing is added
     found, line = host_passes.__wrapped__()
     assert found is formulas.Passes and "does not agree" in line

@@ -7,10 +7,10 @@ from torch import nn
 
 from recover import engines
 from recover.engines import make_engine
-from recover.fast import FastEngine
-from recover.fuse import fuse
+from recover.fast import FastEngine, coefficients
 from recover.objective import PlainEngine, Weights, statistics_layers
 from recover.views import View
+from sre2l.fused.fuse import fuse
 from sre2l.runtime import UserError
 from tests.nets import calibrated
 from tests.oddnets import PATTERNS, SIZE, OddNet
@@ -92,7 +92,8 @@ def test_the_plain_engine_where_it_is_asked_for():
 
 def fused(pattern, on_gpu=False):
     """-> (operations that are left beside the Norms and those of every pattern, the Norms)."""
-    traced, norms = fuse(odd_network(pattern), ALL, SIZE, on_gpu=on_gpu)
+    network = odd_network(pattern)
+    traced, norms = fuse(network, coefficients(network, ALL), SIZE, on_gpu=on_gpu)
     targets = [str(getattr(node.target, "__name__", node.target)) for node in traced.graph.nodes]
     return [target for target in targets if target in ("add", "relu", "relu6", "clamp", "hardtanh", "pool")], norms
 
@@ -123,10 +124,11 @@ def test_on_a_gpu_the_stem_pool_and_the_shortcuts_stride_are_within_the_norm():
 
 def test_a_layer_that_is_not_the_first_keeps_weight_one_and_the_first_its_multiplier():
     """In module order, not in the order of running; of every run of a layer that runs twice."""
-    _, norms = fuse(odd_network("first layer twice"), Weights(0.5, 7.0, 0, 0), SIZE)
+    network = odd_network("first layer twice")
+    _, norms = fuse(network, coefficients(network, Weights(0.5, 7.0, 0, 0)), SIZE)
     assert [(norm.weight, norm.coefficient) for norm in norms] == [(7.0, 3.5), (7.0, 3.5)]
     network = network_of("resnet18", 32)
-    _, norms = fuse(network, Weights(0.5, 7.0, 0, 0), 32)
+    _, norms = fuse(network, coefficients(network, Weights(0.5, 7.0, 0, 0)), 32)
     assert [norm.weight for norm in norms] == [7.0] + [1.0] * (len(statistics_layers(network)) - 1)
 
 

@@ -7,8 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from recover.pool import pool_backward, pool_forward
-from recover.tiles import add_statistics_gradient, clamped, own_tile, per_channel, store_sums
+from sre2l.fused.pool import pool_backward, pool_forward
+from sre2l.fused.tiles import add_statistics_gradient, clamped, own_tile, per_channel, store_sums
 from sre2l.runtime import UserError
 
 PROGRAMS = 1056  # that a forward pass is cut into where it is long enough: 8 for each multiprocessor of an H100 or H200

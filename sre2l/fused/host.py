@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from recover import norms as formulas
 from sre2l.compiled import load_kernel
 from sre2l.errors import first_line
+from sre2l.fused import norms as formulas
 
 HALF, STATS, SUM, CLAMPS, OTHER = 1, 2, 4, 8, 16  # of kind, as in norms.c
 SMALL = 2 ** 14  # values that one thread has done before a second has begun

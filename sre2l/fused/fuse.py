@@ -1,4 +1,4 @@
-"""A frozen network rewritten for recover: every BatchNorm, with the sum and the ReLU after it, becomes one Norm; nothing in place.
+"""A frozen network rewritten: every BatchNorm, with the sum and the ReLU after it, becomes one Norm; nothing in place.
 
 What a pattern does not fit stays as it is: slower, never wrong. A network that torch.fx cannot trace is not rewritten at all.
 """
@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from recover.norms import INF, Norm
-from recover.objective import statistics_layers
+from sre2l.fused.norms import INF, Norm
 
 ADDS = (operator.add, operator.iadd, torch.add)
 RELUS = (F.relu, torch.relu, torch.relu_, F.relu_)
@@ -123,12 +122,12 @@ def make_out_of_place(traced):
             node.kwargs = {**node.kwargs, "inplace": False}
 
 
-def fuse(network, weights, size, loss_scale=1.0, on_gpu=False):
+def fuse(network, layers, size, on_gpu=False, forward_only=False):
     """-> (the network rewritten, a copy; its Norms in the order in which they run). Raises anything where torch.fx cannot trace it.
 
-    weights: the objective's; size: of the images, pixels; loss_scale: factor of all that is differentiated; on_gpu: also what kernels.py alone can do."""
-    multipliers = {layer: weights.first_bn_multiplier if i == 0 else 1.0 for i, layer in enumerate(statistics_layers(network))}
-    names = {name: multipliers[layer] for name, layer in network.named_modules() if layer in multipliers}
+    layers: {BatchNorm layer: (coefficient, weight)}, as Norm has them; size: of the images, pixels; on_gpu: also what kernels.py alone can do;
+    forward_only: nothing that serves a backward pass alone."""
+    names = {name: layers[layer] for name, layer in network.named_modules() if layer in layers}
     traced = fx.symbolic_trace(copy.deepcopy(network))
     make_out_of_place(traced)
     some = next(network.parameters())
@@ -138,8 +137,7 @@ def fuse(network, weights, size, loss_scale=1.0, on_gpu=False):
     for node in list(traced.graph.nodes):
         if node.op != "call_module" or node.target not in names:
             continue
-        weight = names[node.target]
-        norm = Norm(modules[node.target], weights.r_bn * weight * loss_scale, weight)
+        norm = Norm(modules[node.target], *names[node.target])
         pattern, other = absorb(node, norm, modules)
         if on_gpu and other is None:
             pattern += absorb_pool(pattern[-1], norm, modules)
@@ -151,7 +149,8 @@ def fuse(network, weights, size, loss_scale=1.0, on_gpu=False):
         fused.meta = dict(pattern[-1].meta)
         for replaced in reversed(pattern):
             traced.graph.erase_node(replaced)
-        split_copies(traced.graph, fused, norm, modules, on_gpu)
+        if not forward_only:
+            split_copies(traced.graph, fused, norm, modules, on_gpu)
         norms.append(norm)
     traced.graph.eliminate_dead_code()
     traced.recompile()
