@@ -75,6 +75,7 @@ def make_pair(run, teacher, flags, visit):
 
 
 def main(args):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same bytes again are promised on a CPU
     os.environ["GIT_DIR"] = os.devnull  # a commit beside this script would show in the manifests' versions
     base, begin = Path(tempfile.mkdtemp(prefix="soak.")), time.monotonic()
     flags = {"recover": ("--save-every-sec", args.save_every_sec, *shlex.split(args.recover)), "relabel": shlex.split(args.relabel)}

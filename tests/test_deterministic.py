@@ -51,10 +51,10 @@ def results_of(root):
     """What the four stages have made: bytes of images and labels, tensors and numbers of the networks."""
     files = {str(path.relative_to(root)): path.read_bytes() for folder in ("images", "labels") for path in (root / folder).rglob("*.*")}
     for path in sorted(root.rglob("*.pth")):
-        for key, value in torch.load(path)["model"].items():
+        for key, value in torch.load(path, map_location="cpu")["model"].items():
             files[f"{path.relative_to(root)} {key}"] = value.numpy().tobytes()
     for path in root.rglob("checkpoint.pth"):
-        files[f"{path.relative_to(root)} values"] = {key: value for key, value in torch.load(path).items() if key in ("history", "values")}
+        files[f"{path.relative_to(root)} values"] = {key: value for key, value in torch.load(path, map_location="cpu").items() if key in ("history", "values")}
     return files
 
 

@@ -210,6 +210,7 @@ def test_settings_are_read_back_as_they_were_written(kept, other, name):
         assert f"{key}: there {recorded(path, key)!r}, here {other!r}" in str(caught.value)
         keep_settings(path, {**kept, key: other}, free=(key,))
         assert recorded(path, key) == (kept[key] if other is None else other)
+        assume(kept[key] != [other])
         write_json(path, {**read_json(path), "settings": {**kept, key: [other]}})
         with pytest.raises(UserError, match="not as a run wrote it"):
             recorded(path)
