@@ -13,8 +13,9 @@ import torch
 from tqdm import tqdm
 
 from sre2l.agreement import agreement
+from relabel.half import prepare_teacher, teacher_logits
 from relabel.room import check_room, in_bytes, num_label_bytes
-from sre2l.augment import draw_crops, draw_mix, show_batch
+from sre2l.augment import draw_crops, draw_mix
 from sre2l.batches import BatchDataset, Batches, in_order, load_batches
 from sre2l.claims import claim
 from sre2l.distributed import rank, world_size
@@ -24,7 +25,7 @@ from sre2l.interrupts import finishing_steps, leave, stop_requested
 from sre2l.labels import Sheet, encode_sheet, label_name
 from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, complete, describe_images, earlier_epochs, manifest_of, missing_files,
                             write_recorded)
-from sre2l.precision import PRECISIONS, dtype_of, memory_format_of, pick_precision, set_tf32
+from sre2l.precision import PRECISIONS, memory_format_of
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng, versions
 from sre2l.settings import keep_settings, recorded, start_afresh
 from sre2l.store import keep_decoded
@@ -32,7 +33,6 @@ from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
 from sre2l.verify import read_checked, refuse_strays, verify_images
 
-HALF_KL = 1e-5   # a half-precision teacher may differ from fp32 by this much at T = 20, mean KL over a batch
 NUM_WRITERS = 2  # threads that write label files; one keeps up with a GPU, two hide a slow disk
 
 
@@ -52,12 +52,6 @@ def draw_sheet(settings, batch, sizes):
     crop, rng = settings["crop"], unit_rng(settings["seed"], batch.epoch, batch.index)
     crops = draw_crops(sizes, crop["kind"], crop["scale"], crop["padding"], crop["flip"], rng)
     return Sheet(crops, draw_mix(settings["mix"], settings["mix_alpha"], len(sizes), settings["input_size"], rng))
-
-
-@torch.inference_mode()
-def teacher_logits(network, pixels, sheet, spec, precision):
-    """The teacher's raw logits on the mixed images, in its own type: pixels (m, 3, S, S) uint8 -> (m, C), both on its device."""
-    return network(show_batch(pixels, sheet.mix, spec.mean, spec.std, dtype_of(precision)).contiguous(memory_format=memory_format_of(pixels.device)))
 
 
 @torch.inference_mode()
@@ -91,23 +85,6 @@ def store_labels(root, where, labelled):
     return batch
 
 
-def measure_half(network, item, spec, precision, device):
-    """How far a half-precision teacher is from fp32 on one batch, item = (Batch, crops, Sheet) -> its largest logit difference and
-    KL(half, fp32) at T = 20, mean over rows. Raises UserError above HALF_KL. Leaves the network in that precision."""
-    _, pixels, sheet = item
-    found = {}
-    for name in ("fp32", precision):
-        set_tf32(name)
-        network.to(dtype_of(name))
-        found[name] = teacher_logits(network, pixels.to(device), sheet, spec, name).double()
-    half, full = ((found[name] / 20).log_softmax(1) for name in (precision, "fp32"))
-    largest, kl = (found[precision] - found["fp32"]).abs().max().item(), (half.exp() * (half - full)).sum(1).mean().item()
-    if not kl < HALF_KL:  # also where it is not a number
-        raise UserError(f"--precision {precision}: on the first batch the teacher's logits differ by up to {largest:.2g} from fp32, KL {kl:.1e} at T = 20; "
-                        f"labels that close as {HALF_KL:.0e} are asked for: use --precision {pick_precision(None, device)}")
-    return {"largest_difference": largest, "kl_t20": kl}
-
-
 def main(args):
     spec, command = data_spec(args), hash_json(vars(args))
     if args.min_scale_crops > args.max_scale_crops:
@@ -127,7 +104,7 @@ def main(args):
                 "bytes": count and num_label_bytes(count, args.batch_size, args.epochs, spec.num_classes, args.label_precision)}
         return print_plan(make_settings(args, spec), images=count, **plan)
 
-    device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
+    device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)
     teacher.network.to(device, memory_format=memory_format_of(device))
     claim(root)
@@ -138,20 +115,20 @@ def main(args):
     settings = make_settings(args, spec) | {"epochs": max(args.epochs, earlier_epochs(root))}
     described = describe_images(images)
     settings = {**settings, **described, "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
-                "measured_top1": measured, "versions": versions(device), "precision": precision, "half_against_fp32": None,
+                "measured_top1": measured, "versions": versions(device),
                 "images_seed": recorded(beside(args.data, "manifest.json"), "seed")}
     if manifest := manifest_of(root):
         check_images(root, manifest, described, images.root)
     batches = Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
-    if precision in ("fp16", "bf16"):
-        first = BatchDataset(images, spec.size, partial(draw_sheet, settings))[next(iter(batches))]
-        settings["half_against_fp32"] = measure_half(teacher.network, first, spec, precision, device)
+    first = BatchDataset(images, spec.size, partial(draw_sheet, settings))[next(iter(batches))]
+    network, precision, half = prepare_teacher(teacher.network, first, spec, args.precision or (manifest or {}).get("precision"), device)
+    settings |= {"precision": precision, "half_against_fp32": half}
     keep_settings(manifest_path, settings, FREE, command if args.overwrite else None)
     images, note = keep_decoded(images, device, run_folder(args), described["images_sha256"])
     log = RunLog(partial(beside, root), vars(args), device, sliced=True)
     log.line(note)
-    if half := settings["half_against_fp32"]:
-        log.line(f"{precision} against fp32 on the first batch: logits differ by up to {half['largest_difference']:.2g}, KL {half['kl_t20']:.1e} at T = 20")
+    if half:
+        log.line(f"{precision}, {half['form']}, against fp32 on the first batch: logits differ by up to {half['largest_difference']:.2g}, KL {half['kl_t20']:.1e} at T = 20")
     planned = {label_name(batch.epoch, batch.index): batch for batch in batches}
     todo = [planned[name] for name in missing_files(root, list(planned), args.workers, "labels")]
     num_bytes = round(num_label_bytes(len(images), args.batch_size, args.epochs, spec.num_classes, args.label_precision) * len(todo) / len(batches))
@@ -160,7 +137,7 @@ def main(args):
     todo = todo[rank()::world_size()]
 
     loader = load_batches(BatchDataset(images, spec.size, partial(draw_sheet, settings)), todo, args.workers, device)
-    labelled = label_batches(teacher.network, loader, spec, precision, torch.float16 if args.label_precision == "fp16" else torch.float32)
+    labelled = label_batches(network, loader, spec, precision, torch.float16 if args.label_precision == "fp16" else torch.float32)
     stored = in_order(partial(store_labels, root, f"{precision} and --label-precision {args.label_precision}"), labelled, NUM_WRITERS)
     started = logged = time.monotonic()
     with finishing_steps():
@@ -203,7 +180,7 @@ def get_args(argv=None):
     add("--max-scale-crops", type=number(float, 0, 1), default=1.0, help="largest area of a resized crop")
     add("--padding", type=number(int, 0), help="largest shift of a padded crop, pixels (default: the data set's)")
     add("--no-flip", action="store_true", help="never flip")
-    add("--precision", choices=PRECISIONS, help="of the teacher (default: tf32 on a GPU, else fp32); fp16 and bf16 are measured first")
+    add("--precision", choices=PRECISIONS, help="of the teacher (default: fp16 on a GPU where its labels are close enough, else tf32; fp32 on a CPU)")
     add("--label-precision", choices=("fp16", "fp32"), default="fp16", help="type of the stored logits")
     add("--use-fp16", dest="label_precision", action="store_const", const="fp16", help="the same as --label-precision fp16")
     add("--print-sec", type=number(float, 0), default=30.0, help="seconds between log lines")

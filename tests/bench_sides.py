@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from relabel.half import half_forms
 from relabel.relabel import NUM_WRITERS, draw_sheet, label_batches, store_labels
 from sre2l.augment import Mix, pixel_windows, show_batch
 from sre2l.batches import BatchDataset, in_order, load_batches
@@ -65,7 +66,9 @@ def our_crops(section, world, floats=False):
 def our_relabel(world, precision):
     """-> run() that labels one epoch and writes its files."""
     images, numbers, sheet_of = decoded(world), epochs_of(world), our_sheets("relabel", world)
-    network = make_network(world.device, False).to(dtype_of(precision), memory_format=memory_format_of(world.device))
+    network = make_network(world.device, False).to(memory_format=memory_format_of(world.device))
+    if precision in ("fp16", "bf16"):
+        network = next(iter(half_forms(network, world.size, dtype_of(precision)).values()))()
 
     def run():
         labelled = label_batches(network, our_stream(world, images, next(numbers), sheet_of), SPEC, precision, torch.float16)

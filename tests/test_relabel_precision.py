@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from relabel import relabel
+from relabel import half, relabel
 from sre2l.labels import read_sheet
 from sre2l.precision import pick_precision
 from sre2l.files import beside
@@ -37,22 +37,22 @@ def manifest(root):
 @pytest.mark.parametrize("precision", ("fp16", "bf16"))
 def test_half_precision_is_measured_against_fp32_before_anything_is_written(flags, tmp_path, precision):
     """The recorded difference and KL are those of the first batch's label files of two runs, one in each precision."""
-    exact, half = tmp_path / "exact", tmp_path / "half"
+    exact, rough = tmp_path / "exact", tmp_path / "half"
     run_main(*flags, "--label-precision", "fp32", "--fkd-path", exact)
-    run_main(*flags, "--label-precision", "fp32", "--fkd-path", half, "--precision", precision)
+    run_main(*flags, "--label-precision", "fp32", "--fkd-path", rough, "--precision", precision)
     assert manifest(exact)["precision"] == "fp32" and manifest(exact)["half_against_fp32"] is None
-    found = manifest(half)
-    a, b = (read_sheet(root, 0, 0).logits.double() for root in (half, exact))
+    found = manifest(rough)
+    a, b = (read_sheet(root, 0, 0).logits.double() for root in (rough, exact))
     p, q = (a / 20).softmax(1), (b / 20).softmax(1)
     kl = (p * (p / q).log()).sum(1).mean().item()
     assert found["precision"] == precision and 0 < (a - b).abs().max().item() == found["half_against_fp32"]["largest_difference"]
     assert found["half_against_fp32"]["kl_t20"] == pytest.approx(kl, rel=1e-3, abs=1e-14) and kl < 1e-5
-    assert f"{precision} against fp32 on the first batch" in beside(half, "log.txt").read_text()
-    assert (logits_of(half) - logits_of(exact)).abs().max() < 0.05
+    assert f"{precision}, as it is, against fp32 on the first batch" in beside(rough, "log.txt").read_text()
+    assert (logits_of(rough) - logits_of(exact)).abs().max() < 0.05
 
 
 def test_a_half_precision_that_is_too_far_off_is_refused_with_nothing_written(flags, tmp_path, monkeypatch):
-    monkeypatch.setattr(relabel, "HALF_KL", 1e-30)
+    monkeypatch.setattr(half, "HALF_KL", 1e-30)
     message = refused(*flags, "--precision", "bf16")
     assert "--precision bf16: on the first batch" in message and "use --precision fp32" in message
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["images"]

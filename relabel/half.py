@@ -1,0 +1,72 @@
+"""The teacher in the precision that labels are made in: the fastest form of it whose logits are close enough to fp32's."""
+import copy
+import importlib.util
+from functools import partial
+
+import torch
+
+from sre2l.augment import show_batch
+from sre2l.distributed import largest
+from sre2l.fused.folded import fold_network
+from sre2l.precision import dtype_of, memory_format_of, pick_precision, set_tf32
+from sre2l.runtime import UserError
+
+HALF_KL = 1e-5  # a half-precision teacher may differ from fp32 by this much at T = 20, mean KL over a batch
+
+
+@torch.inference_mode()
+def teacher_logits(network, pixels, sheet, spec, precision):
+    """The teacher's raw logits on the mixed images, in its own type: pixels (m, 3, S, S) uint8 -> (m, C), both on its device."""
+    return network(show_batch(pixels, sheet.mix, spec.mean, spec.std, dtype_of(precision)).contiguous(memory_format=memory_format_of(pixels.device)))
+
+
+def half_forms(network, size, dtype):
+    """{name: function that makes it} of the network's forms in a half precision, the fastest first. size: of the images, pixels."""
+    on_gpu = next(network.parameters()).is_cuda and importlib.util.find_spec("triton")
+    folded = {"BatchNorm folded": partial(fold_network, network, size, dtype)} if on_gpu else {}
+    return {**folded, "as it is": lambda: copy.deepcopy(network).to(dtype)}
+
+
+def distance(half, exact):
+    """Logits of two networks, (m, C) float64 -> their largest difference and KL(half, exact) at T = 20, mean over the rows."""
+    p, q = ((logits / 20).log_softmax(1) for logits in (half, exact))
+    return {"largest_difference": (half - exact).abs().max().item(), "kl_t20": (p.exp() * (p - q)).sum(1).mean().item()}
+
+
+def measured_half(network, item, spec, precision):
+    """-> (the fastest form of the network whose logits on one batch are close enough to fp32's, or None, the distance of the last one tried).
+
+    item: (Batch, crops, Sheet) of that batch. Every process comes to the same result."""
+    _, pixels, sheet = item
+    pixels, found = pixels.to(next(network.parameters()).device), None
+    set_tf32("fp32")
+    exact = teacher_logits(network, pixels, sheet, spec, "fp32").double()
+    for name, make in half_forms(network, spec.size, dtype_of(precision)).items():
+        try:
+            half = make()
+            found = {**distance(teacher_logits(half, pixels, sheet, spec, precision).double(), exact), "form": name}
+        except Exception:  # torch.fx or cuDNN cannot: anything
+            if name == "as it is":
+                raise
+            found = None
+        if not largest(not (found and found["kl_t20"] < HALF_KL)):  # also where it is not a number
+            return half, found
+    return None, found
+
+
+def prepare_teacher(network, item, spec, asked, device):
+    """The teacher as it labels: --precision, where none is asked for fp16 on a GPU if it is close enough there, else as in other stages.
+
+    item: as measured_half has it. -> (network, precision, the distance from fp32 or None). Raises UserError where the half precision that was asked
+    for is too far off."""
+    wanted = asked or ("fp16" if device.type == "cuda" else None)
+    if wanted in ("fp16", "bf16"):
+        half, found = measured_half(network, item, spec, wanted)
+        if half is not None:
+            return half, wanted, found
+        if asked:
+            raise UserError(f"--precision {asked}: on the first batch the teacher's logits differ by up to {found['largest_difference']:.2g} from fp32, KL "
+                            f"{found['kl_t20']:.1e} at T = 20; labels that close as {HALF_KL:.0e} are asked for: use --precision {pick_precision(None, device)}")
+    precision = pick_precision(asked, device)
+    set_tf32(precision)
+    return network, precision, None

@@ -1,0 +1,115 @@
+"""The teacher as relabel runs it on a GPU: BatchNorm folded into convolutions gives the network's own logits; default and fallback of the precision."""
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from relabel import half
+from sre2l.fused.folded import Folded, fold
+from sre2l.fused.fuse import fuse
+from sre2l.fused.norms import Norm
+from tests.helpers import run_main
+from tests.nets import calibrated
+from tests.oddnets import PATTERNS, SIZE, OddNet
+from tests.parity import network_of
+from tests.test_relabel_precision import flags, manifest  # noqa: F401 (flags is a fixture)
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+PARTS = {"resnet18": (17, 3), "mobilenet_v2": (0, 52), "googlenet": (57, 0), "densenet121": (59, 62), "small": (1, 2)}  # folded, Norms left
+
+
+def conv_relu(x, weight, bias, *geometry):
+    """What cuDNN computes, for a CPU."""
+    return F.relu(F.conv2d(x, weight, bias, *geometry))
+
+
+def conv_add_relu(x, weight, other, alpha, bias, *geometry):
+    assert alpha == 1
+    return F.relu(F.conv2d(x, weight, bias, *geometry) + other)
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """cuDNN's two operations on a CPU."""
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", conv_relu)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", conv_add_relu)
+
+
+def folded(network, size, on_gpu=False):
+    layers = {module: (0.0, 0.0) for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    traced, _ = fuse(network, layers, size, on_gpu=on_gpu, forward_only=True)
+    fold(traced, torch.float64)
+    return traced
+
+
+def count(network, kind):
+    return sum(isinstance(module, kind) for module in network.modules())
+
+
+@pytest.mark.parametrize("arch", PARTS)
+def test_a_folded_network_computes_what_the_network_computes(arch, cudnn):
+    network = network_of(arch, 32)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    traced, images = folded(network, 32), torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        wanted, found = network(images), traced(images)
+    assert (found - wanted).norm() <= 1e-12 * wanted.norm()
+    assert (count(traced, Folded), count(traced, Norm)) == PARTS[arch] and not count(traced, nn.modules.batchnorm._BatchNorm)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("pattern", ("residual", "residual in place", "layer twice", "shortcut", "two norms", "hardtanh", "pool, two ways"))
+def test_what_does_not_fold_stays_right(pattern, cudnn):
+    torch.manual_seed(1)
+    network = calibrated(OddNet(PATTERNS[pattern]), SIZE, 2)
+    images = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
+    with torch.inference_mode():
+        wanted = network(images)
+        assert (folded(network, SIZE)(images) - wanted).norm() <= 1e-12 * wanted.norm()
+
+
+def test_a_form_that_cannot_be_made_or_is_too_far_off_gives_way_to_the_next(flags, tmp_path, monkeypatch):  # noqa: F811
+    """On a GPU the default is fp16 in its fastest form that is close enough; here both are forms of a CPU's."""
+    forms, made = half.half_forms, []
+
+    def cannot():
+        made.append("cannot")
+        raise RuntimeError("no such kernel")
+
+    def far(network):
+        made.append("far")
+        other = forms(network, 32, torch.bfloat16)["as it is"]()
+        list(other.parameters())[-1].data[0] += 5  # the bias of the first class
+        return other
+
+    monkeypatch.setattr(half, "half_forms", lambda network, size, dtype: {"cannot": cannot, "far": lambda: far(network), **forms(network, size, dtype)})
+    run_main(*flags, "--precision", "bf16")
+    assert made == ["cannot", "far"] and manifest(tmp_path / "run" / "labels")["half_against_fp32"]["form"] == "as it is"
+
+
+def test_a_folder_goes_on_in_the_precision_it_was_begun_in(flags, tmp_path):  # noqa: F811
+    run_main(*flags, "--precision", "bf16")
+    run_main(*flags, "--epochs", 3)
+    assert manifest(tmp_path / "run" / "labels")["precision"] == "bf16"
+    assert len(list((tmp_path / "run" / "labels").glob("epoch_*/*.tar"))) == 9
+
+
+@GPU
+@pytest.mark.parametrize("asked, form", ((None, "BatchNorm folded"), ("fp16", "BatchNorm folded"), ("tf32", None)))
+def test_on_the_gpu_the_folded_teacher_in_fp16_is_the_default(flags, tmp_path, asked, form):  # noqa: F811
+    on_gpu = [flag if flag != "cpu" else "cuda" for flag in flags]
+    run_main(*on_gpu, *(("--precision", asked) if asked else ()))
+    found = manifest(tmp_path / "run" / "labels")
+    assert found["precision"] == (asked or "fp16") and (found["half_against_fp32"] or {"form": None})["form"] == form
+
+
+@GPU
+@pytest.mark.parametrize("arch", ("resnet18", "resnet50", "mobilenet_v2", "googlenet", "densenet121"))
+def test_on_the_gpu_a_folded_network_computes_what_the_network_computes(arch):
+    network = network_of(arch, 64).float().cuda().to(memory_format=torch.channels_last)
+    images = torch.randn(8, 3, 64, 64, device="cuda").contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        wanted = network(images)
+        forms = {name: make()(images.half()).float() for name, make in half.half_forms(network, 64, torch.float16).items()}
+    error = {name: ((found - wanted).norm() / wanted.norm()).item() for name, found in forms.items()}
+    assert error["BatchNorm folded"] < max(0.01, 2 * error["as it is"])
