@@ -31,8 +31,8 @@ from sre2l.realdata import read_real, read_val
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng
 from sre2l.settings import finish, keep_settings, start_afresh
 from sre2l.store import keep_decoded
-from sre2l.training import (at_least_float32, autocast, check_finite, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr,
-                            start_device, upload)
+from sre2l.training import (at_least_float32, autocast, check_finite, evaluate, keep_on_device, lr_factor, make_scaler, make_sgd,
+                            seed_torch, set_lr, start_device, upload)
 
 SCALE = (0.08, 1.0)  # of RandomResizedCrop
 
@@ -121,7 +121,7 @@ def main(args):
     elif world_size() > 1:
         log.line(f"on CPUs BatchNorm sees what one process has of a batch, {args.batch_size // world_size()} images: another teacher than one process trains")
     network.to(device, memory_format=memory_format_of(device))
-    optimizer = torch.optim.SGD(network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=device.type == "cuda")
+    optimizer = make_sgd(network.parameters(), args.lr, args.momentum, args.weight_decay, device)
     scaler, statistics = make_scaler(precision, device), RunningStatistics(network)
     first, first_batch, loss_sum, values = load_state(folder / "checkpoint.pth", hash_json(settings), network, optimizer, scaler)
     check_agreement(first << 32 | first_batch,

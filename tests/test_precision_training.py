@@ -13,7 +13,7 @@ from sre2l.images import Images
 from sre2l.labels import Sheet
 from sre2l.parallel import RunningStatistics
 from sre2l.runtime import unit_rng
-from sre2l.training import autocast, evaluate, keep_on_device, make_scaler
+from sre2l.training import autocast, evaluate, keep_on_device, make_scaler, make_sgd
 from squeeze import squeeze
 from tests.helpers import SMALL, refused, run_main
 from tests.nets import SmallNet
@@ -83,7 +83,7 @@ def test_a_step_of_the_student_never_waits_for_the_gpu(precision, optimizer, lab
     pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8).to(device)
     step, scaler, statistics = train.make_optimizer(network, args, device), make_scaler(precision, device), RunningStatistics(network)
     losses = []
-    for repeat in range(3):
+    for repeat in range(6):  # fp16's scaler skips the first
         torch.cuda.set_sync_debug_mode("error" if repeat else "default")  # the first step may set things up
         try:
             share = share_of(12, sheet.mix, 4, 0, 1)
@@ -96,7 +96,24 @@ def test_a_step_of_the_student_never_waits_for_the_gpu(precision, optimizer, lab
             scaler.update()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert torch.stack(losses).isfinite().all() and losses[2] < losses[0]
+    assert torch.stack(losses).isfinite().all() and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("skipped", (0, 1, 3))
+def test_sgd_begins_with_no_momentum_also_where_its_first_steps_are_skipped(skipped):
+    """As fp16's scaler skips them. torch's fused SGD has it on a CPU too."""
+    trained = []
+    for fused in (True, False):
+        parameter = torch.nn.Parameter(torch.linspace(-1, 1, 500))
+        step = make_sgd([parameter], 0.1, 0.9, 1e-3, torch.device("cuda" if fused else "cpu"))
+        for repeat in range(5):
+            parameter.grad = torch.cos(parameter.detach() * 3)
+            if fused:  # what a GradScaler does
+                step.grad_scale, step.found_inf = torch.tensor(1.0), torch.tensor(float(repeat < skipped))
+            if fused or repeat >= skipped:
+                step.step()
+        trained.append(parameter.detach())
+    assert torch.allclose(*trained, rtol=1e-6, atol=1e-7)
 
 
 @GPU

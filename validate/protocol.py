@@ -3,7 +3,7 @@ import torch
 
 from sre2l.images import fingerprint
 from sre2l.models import read_own
-from sre2l.training import weight_decay_groups
+from sre2l.training import make_sgd, weight_decay_groups
 
 
 def make_settings(args, spec, stem=None, labels=None, val=None, precision=None):
@@ -20,11 +20,10 @@ def make_settings(args, spec, stem=None, labels=None, val=None, precision=None):
 
 
 def make_optimizer(network, args, device):
-    fused = device.type == "cuda"  # NOTE: on a CPU, fused optimisers go wrong where parameter and gradient strides differ
     if args.sgd:
-        groups = weight_decay_groups(network, args.weight_decay, args.decay_all)
-        return torch.optim.SGD(groups, args.learning_rate, args.momentum, fused=fused)
-    return torch.optim.AdamW(weight_decay_groups(network, args.adamw_weight_decay, args.decay_all), args.adamw_lr, fused=fused)
+        return make_sgd(weight_decay_groups(network, args.weight_decay, args.decay_all), args.learning_rate, args.momentum, args.weight_decay, device)
+    groups = weight_decay_groups(network, args.adamw_weight_decay, args.decay_all)
+    return torch.optim.AdamW(groups, args.adamw_lr, fused=device.type == "cuda")
 
 
 def restore(path, identity, network, optimizer, scaler):
