@@ -1,5 +1,6 @@
 """What the two training stages share: evaluation, learning-rate schedule, weight-decay groups, optimiser steps in any precision."""
 import contextlib
+import importlib.util
 import math
 import os
 from dataclasses import dataclass
@@ -160,6 +161,15 @@ def make_sgd(parameters, lr, momentum, weight_decay, device):
     for parameter in (p for group in optimizer.param_groups for p in group["params"] if fused and momentum):
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def compile_network(network, device, one_pass):
+    """--compile: the network as torch.compile makes it, for batches of one size, and a short last one. one_pass: a batch is one forward and backward
+    pass; these become CUDA graphs then, which would overwrite gradients that others are added to. Raises UserError without a GPU."""
+    if device.type != "cuda" or not importlib.util.find_spec("triton"):
+        raise UserError("--compile needs an NVIDIA GPU and a torch with Triton; leave it away")
+    torch.compiler.reset()  # nothing of another student
+    return torch.compile(network, dynamic=False, mode="reduce-overhead" if one_pass else "default")
 
 
 def make_scaler(precision, device):

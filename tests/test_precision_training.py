@@ -116,6 +116,35 @@ def test_sgd_begins_with_no_momentum_also_where_its_first_steps_are_skipped(skip
     assert torch.allclose(*trained, rtol=1e-6, atol=1e-7)
 
 
+def test_compile_is_refused_without_a_gpu(labelled):
+    root, flags = labelled
+    assert "--compile needs an NVIDIA GPU" in refused(train, *flags, "--device", "cpu", "--compile", "--output-dir", root / "compiled")
+
+
+@GPU
+@pytest.mark.parametrize("steps, precision", ((1, "tf32"), (2, "fp16"), (1, "bf16")))
+def test_compiled_a_student_trains_as_it_does_without(steps, precision, labelled):
+    """Two seeds, a short last batch; losses of the first epochs within what the order of sums makes."""
+    root, flags = labelled
+    rows = []
+    for name, more in (("eager", ()), ("compiled", ("--compile",))):
+        folder = root / f"{name}_{steps}_{precision}"
+        run_main(train, *flags, "--device", "cuda", "--precision", precision, "--gradient-accumulation-steps", steps, "--seeds", "0,1", "--output-dir", folder, *more)
+        rows.append([torch.load(folder / f"seed{seed}" / "checkpoint.pth", map_location="cpu")["history"][0]["loss"] for seed in (0, 1)])
+    assert rows[1] == pytest.approx(rows[0], rel=0.05 if precision != "tf32" else 0.02)
+
+
+@GPU
+def test_compiled_a_teacher_trains_as_it_does_without(labelled):
+    root, _ = labelled
+    losses = []
+    for name, more in (("eager", ()), ("compiled", ("--compile",))):
+        run_main(squeeze, "--dataset", "cifar10", "--real-data", root / "real", "--arch", SMALL, "--epochs", 2, "-b", 8, "-j", 0, "--lr", 0.01, "--device", "cuda",
+                 "--name", root / f"teacher_{name}", *more)
+        losses.append(json.loads((root / f"teacher_{name}" / "teacher" / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
 @GPU
 def test_an_evaluation_from_the_gpus_memory_is_that_of_the_cpu():
     rng = np.random.default_rng(0)
