@@ -108,7 +108,8 @@ def label_rows(section, args, world, peaks):
     if world.device.type == "cuda":
         yield bench_labels.to_gpu(section, world, args.pairs, args.seconds)
     for precision, peak in peaks.items():
-        yield bench_labels.whole(section, world, precision, args.pairs, args.seconds, peak)
+        for compiled in (False, True) if section == "validate" and world.device.type == "cuda" else (False,):
+            yield bench_labels.whole(section, world, precision, args.pairs, args.seconds, peak, compiled)
 
 
 def growth_row(what, over, values):

@@ -43,20 +43,20 @@ def to_gpu(section, world, num_pairs, least_seconds):
             "equals_pillow": crops_equal_pillow(world)}
 
 
-def whole(section, world, precision, num_pairs, least_seconds, peak):
-    """The row of a whole stage: data path, network, label files. peak: TFLOP/s of a matrix product in this precision, or None."""
-    ours, plain = our_side(section, world, precision), plain_side(section, world)
+def whole(section, world, precision, num_pairs, least_seconds, peak, compiled=False):
+    """The row of a whole stage: data path, network, label files. peak: TFLOP/s of a matrix product in this precision, or None; compiled: with --compile."""
+    ours, plain = our_side(section, world, precision, compiled), plain_side(section, world)
     memory = {"mb": peak_memory(ours, world.device), "mb_plain": peak_memory(plain, world.device)}
     row = rates(world, time_pairs((ours, plain), world.device, num_pairs, least_seconds))
     gflop = forward_gflop("resnet18", SPEC, world.size) * (1 if section == "relabel" else 3)
     tflop_s = gflop * row["ours"]["median"] / 1e3
-    return {"section": section, "what": "whole", "network": "resnet18", "precision": precision, **row,
+    return {"section": section, "what": "whole, --compile" if compiled else "whole", "network": "resnet18", "precision": precision, **row,
             **{key: value and round(value / 1e6, 1) for key, value in memory.items()}, "decoded_mb": round(world.num_images * 3 * world.size ** 2 / 1e6, 1),
             "gflop": round(gflop, 3), "tflop_s": round(tflop_s, 3), "share_of_peak": peak and round(tflop_s / peak, 3)}
 
 
-def our_side(section, world, precision):
-    build = {"relabel": our_relabel, "validate": our_validate}[section]
+def our_side(section, world, precision, compiled=False):
+    build = {"relabel": our_relabel, "validate": partial(our_validate, compiled=compiled)}[section]
     return Side(partial(build, world, precision), tf32=(precision == "tf32",) * 2, benchmark=True)
 
 

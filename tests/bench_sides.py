@@ -15,7 +15,7 @@ from sre2l.models import build_network
 from sre2l.precision import dtype_of, memory_format_of
 from sre2l.runtime import unit_rng
 from sre2l.store import keep_decoded
-from sre2l.training import autocast, make_scaler, weight_decay_groups
+from sre2l.training import autocast, compile_network, make_scaler, weight_decay_groups
 from tests.bench_world import SPEC
 from tests.plain import PlainBatches, crop_and_flip, label_batch, open_image, train_batch
 from validate import train
@@ -77,11 +77,12 @@ def our_relabel(world, precision):
     return run
 
 
-def our_validate(world, precision):
-    """-> run() that trains one epoch from the label files."""
+def our_validate(world, precision, compiled=False):
+    """-> run() that trains one epoch from the label files, on request with --compile."""
     images, numbers, sheet_of, args = decoded(world), epochs_of(world), our_sheets("validate", world), train.get_args([])
     network = make_network(world.device, True).to(memory_format=memory_format_of(world.device))
     optimizer, scaler = train.make_optimizer(network, args, world.device), make_scaler(precision, world.device)
+    replica = compile_network(network, world.device, one_pass=STEPS == 1) if compiled else network
     loss_of, context = partial(distillation_loss, temperature=TEMPERATURE), partial(autocast, precision, world.device)
 
     def run():
@@ -89,7 +90,7 @@ def our_validate(world, precision):
             share = share_of(len(batch.rows), sheet.mix, world.batch // STEPS, 0, 1)
             mixed, targets = train.mixed_and_targets(args, SPEC, images.labels[batch.rows], pixels, sheet, share, precision)
             optimizer.zero_grad()
-            backward_in_micro_batches(network, loss_of, mixed, targets, share, scaler.scale, context=context)
+            backward_in_micro_batches(replica, loss_of, mixed, targets, share, scaler.scale, context=context)
             scaler.step(optimizer)
             scaler.update()
     return run
