@@ -1,42 +1,34 @@
-"""Overview: the four stages and what flows between them, drawn from the images and labels of one digits run.
-
-Run: python -m img.make_overview --name digits      (after `sh demo.sh`; some seconds) -> img/overview.png, 2000 x 736 pixels
-"""
+"""Overview: the four stages and what flows between them, drawn from the images and labels of a digits row. And an icon for each stage."""
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from recover.pictures import GAP, enlargement
+from img.canvas import BLUE, GREEN, GREY, INK, ORANGE, PITCH, PURPLE, TILE, Canvas, tint
 from sre2l.augment import apply_mix
 from sre2l.batches import BatchDataset, Batches
 from sre2l.datasets import DATASETS
-from sre2l.flags import Parser, add_run_flags
+from sre2l.files import beside, read_json
 from sre2l.images import decode, read_synthetic
 from sre2l.labels import read_sheet
 from sre2l.realdata import read_digits
-from sre2l.files import atomic, beside, read_json
-from sre2l.runtime import ROOT, UserError, print_plan, run_folder, run_script
 
-OUTPUT = ROOT / "img" / "overview.png"
-SCALE, SHOWN, TEMPERATURE, ROWS = 2, 2, 20, 4  # drawn pixels per pixel; which image of a snapshot; of the softmax; how many crops
+SHOWN, TEMPERATURE, ROWS = 8, 20, 4  # which class emerges from noise; of the softmax; how many crops
 WIDTH, HEIGHT, PANEL, TOP, BOTTOM, ROW = 2000, 736, 446, 48, 630, 692      # panel width and edges; y of the line of commands
-MIDDLES, CAPTION, BODY = (247, 749, 1251, 1753), 180, 200  # x of the panels' middles; y of their first captions and of what follows
-TILE, PITCH, COLUMN = 64, 74, 92  # side of an image, twice its pixels; from image to image; from crop to crop where they stand apart
-INK, GREY, BLUE, ORANGE, GREEN, PURPLE = "#1f2733", "#5b6675", "#2868c7", "#d9660a", "#14895f", "#7a49c9"
+MIDDLES, CAPTION, BODY, COLUMN = (247, 749, 1251, 1753), 180, 200, 92  # x of the panels' middles; y of first captions and of what follows; from crop to crop
 STAGES = (("Squeeze", "real images into a network", "sh squeeze.sh", "teacher.pth", BLUE),
           ("Recover", "the network into few images", "sh recover.sh", "images/", ORANGE),
           ("Relabel", "soft labels for every crop", "sh relabel.sh", "labels/", GREEN),
           ("Validate", "a student learns from both", "sh train.sh", "results.json", PURPLE))
 
 
-def read_strip(folder, size, most=5):
-    """Image SHOWN of `most` snapshots -> {iteration: (size, size, 3) uint8}; spaced geometrically, since changes come early."""
-    files = sorted(folder.glob("iteration_*.png"))
-    if len(files) < most:
-        raise UserError(f"{folder}: {len(files)} snapshots of the recovery, the figure needs {most}; run `sh demo.sh` first")
-    factor = enlargement(size)
-    chosen, tile = [files[round(i) - 1] for i in np.geomspace(1, len(files), most)], size * factor
-    left = GAP + SHOWN * (tile + GAP)
-    return {int(file.stem.split("_")[1]): decode(file)[GAP:GAP + tile:factor, left:left + tile:factor] for file in chosen}
+def read_frames(folder):
+    """The pictures of a row's recovery -> {iteration: its images side by side, (S, n * S, 3) uint8}."""
+    return {int(path.stem.split("_")[1]): decode(path) for path in sorted(folder.glob("iteration_*.jpg"))}
+
+
+def read_strip(folder, size):
+    """Image SHOWN at five times -> {iteration: (size, size, 3) uint8}; spaced geometrically, since changes come early."""
+    frames = read_frames(folder)
+    chosen = [min(frames, key=lambda iteration: abs(iteration - share * max(frames))) for share in (0, 0.05, 0.125, 0.375, 1)]
+    return {iteration: frames[iteration][:, SHOWN * size:(SHOWN + 1) * size] for iteration in chosen}
 
 
 def read_crops(root, images, spec):
@@ -50,89 +42,37 @@ def read_crops(root, images, spec):
     return mixed[:ROWS].permute(0, 2, 3, 1).numpy(), soft[:ROWS], classes[:ROWS]
 
 
-def tint(colour, share):
-    """A colour of which `share` is left on white."""
-    return tuple(round(255 - share * (255 - value)) for value in ImageColor.getrgb(colour))
+def frame(canvas, middle, number, title, subtitle, command, file, colour):
+    """A panel with its heading, and below it the command and what that writes."""
+    left, right = middle - PANEL // 2, middle + PANEL // 2
+    canvas.box(left, TOP, PANEL, BOTTOM - TOP, tint(colour, 0.05), tint(colour, 0.4), 20)
+    canvas.box(left + 31, TOP + 22, 46, 46, colour, radius=23)
+    canvas.text(left + 54, TOP + 45, str(number), 28, "white", bold=True)
+    canvas.text(left + 92, TOP + 45, title, 38, colour, "lm", bold=True)
+    canvas.text(left + 31, TOP + 91, subtitle, 26, GREY, "lm")
+    canvas.text(left + 8, ROW, command, 26, INK, "lm")
+    canvas.arrow([(left + 190, ROW), (right - 188, ROW)], GREY, 3, 11)
+    canvas.box(right - 174, ROW - 22, 174, 44, tint(colour, 0.14), colour, 12)
+    canvas.text(right - 87, ROW, file, 26, colour, bold=True)
 
 
-class Canvas:
-    """A white picture. Lengths are in pixels of the figure, x and y the upper left corner or, of texts and networks, the middle."""
-
-    def __init__(self):
-        self.image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), "white")
-        self.draw = ImageDraw.Draw(self.image)
-
-    def box(self, x, y, width, height, fill, line=None, radius=6):
-        left, top, right, bottom = (v * SCALE for v in (x, y, x + width, y + height))
-        self.draw.rounded_rectangle([left, top, right - 1, bottom - 1], radius * SCALE, fill, line, 2 * SCALE)
-
-    def text(self, x, y, words, size=25, colour=INK, anchor="mm", bold=False):
-        """anchor: Pillow's two letters. The built-in font has one weight, so bold is a thin outline."""
-        self.draw.text((x * SCALE, y * SCALE), words, colour, ImageFont.load_default(size * SCALE), anchor, 5 * SCALE, "center",
-                       stroke_width=int(bold))
-
-    def tiles(self, x, y, images, columns=5, pitch=PITCH):
-        """Images (S, S, 3) uint8 row by row, enlarged to squares of TILE."""
-        for i, pixels in enumerate(images):
-            image = Image.fromarray(pixels).resize((TILE * SCALE, TILE * SCALE), Image.Resampling.NEAREST)
-            self.image.paste(image, ((x + i % columns * pitch) * SCALE, (y + i // columns * pitch) * SCALE))
-
-    def arrow(self, points, colour, width=4, head=13):
-        """A line through the points (x, y), parallel to the axes, that ends in a triangle at the last one."""
-        points = np.array(points, float) * SCALE
-        step = np.sign(points[-1] - points[-2]) * head * SCALE
-        base, side = points[-1] - step, step[::-1] * 0.62
-        self.draw.line([tuple(point) for point in (*points[:-1], base)], colour, width * SCALE, joint="curve")
-        self.draw.polygon([tuple(point) for point in (points[-1], base + side, base - side)], colour)
-
-    def network(self, x, y, height, colour):
-        """Blocks that shrink and thicken, each with a stripe for its BatchNorm, then output units."""
-        unit, left = height / 110, x - 106 * height / 110
-        self.box(left, y - 2, 200 * unit, 4, tint(colour, 0.5), radius=0)
-        for tall, wide in ((110, 22), (88, 28), (66, 34), (46, 40)):
-            self.box(left, y - tall * unit / 2, wide * unit, tall * unit, tint(colour, 0.35), colour, 5 * unit)
-            self.box(left, y - tall * unit / 2, 9 * unit, tall * unit, colour, radius=4 * unit)
-            left += (wide + 16) * unit
-        for i in range(5):
-            self.box(left, y + (19 * i - 45) * unit, 14 * unit, 14 * unit, colour, radius=7 * unit)
-
-    def bars(self, x, y, width, shares, marked):
-        """Bars from a base line, their heights as shares of TILE; the marked ones in full colour."""
-        pitch = width / len(shares)
-        for i, height in enumerate(TILE * shares):
-            self.box(x + (i + 0.12) * pitch, y + TILE - height, 0.76 * pitch, height, tint(GREEN, 1 if i in marked else 0.35), radius=2)
-        self.box(x, y + TILE, width, 2, GREY, radius=0)
-
-    def frame(self, middle, number, title, subtitle, command, file, colour):
-        """A panel with its heading, and below it the command and what that writes."""
-        left, right = middle - PANEL // 2, middle + PANEL // 2
-        self.box(left, TOP, PANEL, BOTTOM - TOP, tint(colour, 0.05), tint(colour, 0.4), 20)
-        self.box(left + 31, TOP + 22, 46, 46, colour, radius=23)
-        self.text(left + 54, TOP + 45, str(number), 28, "white", bold=True)
-        self.text(left + 92, TOP + 45, title, 38, colour, "lm", bold=True)
-        self.text(left + 31, TOP + 91, subtitle, 26, GREY, "lm")
-        self.text(left + 8, ROW, command, 26, INK, "lm")
-        self.arrow([(left + 190, ROW), (right - 188, ROW)], GREY, 3, 11)
-        self.box(right - 174, ROW - 22, 174, 44, tint(colour, 0.14), colour, 12)
-        self.text(right - 87, ROW, file, 26, colour, bold=True)
-
-    def lane(self, first, edge, y, words, colour):
-        """What a stage gives to the one after the next: a line from panel `first` at its edge, along y, past one panel."""
-        start, end, middle = MIDDLES[first] + 169, MIDDLES[first + 2] - 169, MIDDLES[first + 1]
-        self.arrow([(start, edge), (start, y), (end, y), (end, edge)], colour, 4, 14)
-        self.box(middle - 56, y - 14, 112, 28, "white", radius=0)
-        self.text(middle, y - 1, words, 25, colour, bold=True)
+def lane(canvas, first, edge, y, words, colour):
+    """What a stage gives to the one after the next: a line from panel `first` at its edge, along y, past one panel."""
+    start, end, middle = MIDDLES[first] + 169, MIDDLES[first + 2] - 169, MIDDLES[first + 1]
+    canvas.arrow([(start, edge), (start, y), (end, y), (end, edge)], colour, 4, 14)
+    canvas.box(middle - 56, y - 14, 112, 28, "white", radius=0)
+    canvas.text(middle, y - 1, words, 25, colour, bold=True)
 
 
 def draw_overview(train, val, recovered, strip, crops, soft, classes):
     """The whole figure -> a picture (HEIGHT, WIDTH). Images (S, S, 3) uint8; strip and the last three as their readers give them."""
-    canvas, shares = Canvas(), soft / soft.max()
+    canvas, shares = Canvas(WIDTH, HEIGHT), soft / soft.max()
     for number, (x, stage) in enumerate(zip(MIDDLES, STAGES), 1):
-        canvas.frame(x, number, *stage)
+        frame(canvas, x, number, *stage)
         if number < len(STAGES):
             canvas.arrow([(x + 229, 339), (x + 273, 339)], stage[-1], 7, 22)
-    canvas.lane(0, BOTTOM, BOTTOM + 20, "teacher", BLUE)
-    canvas.lane(1, TOP, TOP - 24, "images", ORANGE)
+    lane(canvas, 0, BOTTOM, BOTTOM + 20, "teacher", BLUE)
+    lane(canvas, 1, TOP, TOP - 24, "images", ORANGE)
     x = MIDDLES[0]  # ---- squeeze: real digits train the teacher
     canvas.text(x, CAPTION, "real digits")
     canvas.tiles(x - 180, BODY, train)
@@ -173,30 +113,32 @@ def draw_overview(train, val, recovered, strip, crops, soft, classes):
     canvas.arrow([(x, 480), (x, 504)], PURPLE)
     canvas.text(x, 521, "top-1 on unseen real digits")
     canvas.tiles(x - 180, 540, val[::2])
-    return canvas.image.reduce(SCALE)
+    return canvas.picture()
 
 
-def main(args):
-    spec, run = DATASETS[args.dataset], run_folder(args)
-    if (spec.name, spec.size) != ("digits", 32):
-        raise UserError(f"{spec.name} at {spec.size} pixels: the figure shows the embedded digits at 32; give the --name of such a run")
-    if args.dry_run:
-        return print_plan(vars(args), run=str(run), output=str(OUTPUT))
-    strip, images = read_strip(beside(run / "images", "snapshots"), spec.size), read_synthetic(run / "images", spec.num_classes)
+def overview(row):
+    """The figure of a folder of results/ with all images of digits, the labels of its first batch and pictures of the recovery."""
+    spec = DATASETS["digits"]
+    images = read_synthetic(row / "images", spec.num_classes)
     train, val, recovered = ([source.pixels(first) for first in np.unique(source.labels, return_index=True)[1]]  # one of each class
                              for source in (read_digits("train", spec.size), read_digits("val", spec.size), images))
-    picture = draw_overview(train, val, recovered, strip, *read_crops(run / "labels", images, spec))
-    with atomic(OUTPUT) as tmp:
-        picture.save(tmp, "PNG", optimize=True)
-    print(f"{OUTPUT}: {OUTPUT.stat().st_size:,} bytes")
+    return draw_overview(train, val, recovered, read_strip(row / "images.snapshots", spec.size), *read_crops(row / "labels", images, spec))
 
 
-def get_args(argv=None):
-    parser = Parser(__doc__)
-    add_run_flags(parser)
-    parser.set_defaults(dataset="digits")
-    return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    run_script(main, get_args)
+def icons(row):
+    """A small picture for each stage -> {'squeeze': picture, ...}."""
+    size, found = DATASETS["digits"].size, {}
+    strip = list(read_strip(row / "images.snapshots", size).values())
+    half = np.concatenate([strip[0][:, :size // 2], strip[-1][:, size // 2:]], 1)  # noise on the left, the image on the right
+    for title, _, _, _, colour in STAGES:
+        canvas = found[title.lower()] = Canvas(120, 120)
+        canvas.box(1, 1, 118, 118, tint(colour, 0.08), tint(colour, 0.5), 26)
+        if title in ("Squeeze", "Validate"):
+            canvas.network(62, 60 if title == "Squeeze" else 46, 48, colour)
+        if title == "Recover":
+            canvas.tiles(28, 28, [half])
+        if title == "Relabel":
+            canvas.bars(20, 27, 80, np.array([0.45, 0.3, 1, 0.35, 0.6, 0.25]), (2, 4))
+        if title == "Validate":  # a tick
+            canvas.draw.line([(92, 180), (112, 200), (148, 160)], colour, 12, joint="curve")
+    return {name: canvas.picture() for name, canvas in found.items()}
