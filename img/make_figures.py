@@ -4,7 +4,6 @@ Run: python -m img.make_figures      (half a minute; needs matplotlib) -> img/*.
 """
 import re
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from img.canvas import GREY, INK
@@ -107,9 +106,9 @@ def save_plot(path, figure):
     save_png(path, picture, 64)
 
 
-def first_with(rows, inside, *datasets):
-    """The first row of the first of these data sets whose folder has all of `inside`; None where there is none."""
-    return next((row for dataset in datasets for row in rows if row.dataset == dataset and row.ipc
+def largest_with(rows, inside, *datasets):
+    """The last row, which is the largest, of the first of these data sets, whose folder has all of `inside`; None where there is none."""
+    return next((row for dataset in datasets for row in reversed(rows) if row.dataset == dataset and row.ipc
                  and all((row.path / name).exists() for name in inside)), None)
 
 
@@ -122,14 +121,14 @@ def make_figures(rows, output):
         save(output / name, picture)
         made.append(output / name)
 
-    if row := first_with(rows, ("images.snapshots", "labels"), "digits"):
+    if row := largest_with(rows, ("images.snapshots", "labels"), "digits"):
         keep("overview.png", save_png, overview(row.path))
         for stage, icon in icons(row.path).items():
             keep(f"icon_{stage}.png", save_png, icon)
-    if row := first_with(rows, ("images.snapshots",), *DATASETS):  # the hardest that there is
+    if row := largest_with(rows, ("images.snapshots",), *DATASETS):  # the hardest that there is
         keep("animation.gif", save_gif, animation(row.path / "images.snapshots"))
     for dataset in DATASETS:
-        if row := first_with(rows[::-1], ("images",), dataset):
+        if row := largest_with(rows, ("images",), dataset):
             keep(f"images_{dataset}.png", save_png, contact_sheet(dataset, row.path / "images"))
     if any(row.ipc and read_student(row.path, "soft") for row in rows):
         keep("results.png", save_plot, plot_results(rows))

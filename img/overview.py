@@ -1,7 +1,7 @@
 """Overview: the four stages and what flows between them, drawn from the images and labels of a digits row. And an icon for each stage."""
 import numpy as np
 
-from img.canvas import BLUE, GREEN, GREY, INK, ORANGE, PITCH, PURPLE, TILE, Canvas, tint
+from img.canvas import BLUE, GREEN, GREY, INK, ORANGE, PITCH, PURPLE, Canvas, tint
 from sre2l.augment import apply_mix
 from sre2l.batches import BatchDataset, Batches
 from sre2l.datasets import DATASETS

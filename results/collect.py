@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from recover.pictures import GAP, spread
 from recover.units import make_unit

@@ -3,11 +3,12 @@
 Run: python -m results.make_table      (a second) -> README.md, between its two marker comments
 """
 import re
+import statistics
 
 from results.rows import ABLATIONS, ROWS, Row, read_student, read_teacher
 from sre2l.files import write_bytes
 from sre2l.flags import Parser
-from sre2l.runtime import ROOT, UserError, print_plan, run_script
+from sre2l.runtime import ROOT, UserError, print_plan, read_metrics, run_script
 
 README = ROOT / "README.md"
 START, END = "<!-- from results/, by python -m results.make_table -->", "<!-- end of the tables -->"
@@ -58,7 +59,8 @@ def main_row(row):
     if not row.ipc and (top1 := read_teacher(row.path)) is not None:
         return [*cells, f"{top1:.2f} (1 seed){note}", "", "", *links]
     if results is None:
-        return [*cells, "not run yet", "", "", "", ""]
+        images = recovered(row) if row.ipc else None
+        return [*cells, images + note, "", "", *links] if images else [*cells, "not run yet", "", "", "", ""]
     return [*cells, f"**{accuracy(results)}** ({num_seeds(results)}){note}", protocol(results), hardware(results), *links]
 
 
@@ -66,6 +68,17 @@ def control_row(row):
     """Data set, IPC, student, teacher, and the three students that share a protocol."""
     teacher, kinds = read_teacher(row.path), [read_student(row.path, kind, row.model) for kind in ("soft", "real", "hard")]
     return [NAMES[row.dataset], str(row.ipc), NAMES[row.model], "-" if teacher is None else f"{teacher:.2f}", *map(accuracy, kinds)]
+
+
+def recovered(row):
+    """What is known of a row's images where no student has been trained on them; None without images."""
+    path = row.path / "images.metrics.jsonl"
+    last = {values["unit"]: values for values in read_metrics(path) if "ce" in values} if path.exists() else {}
+    if not last:
+        return None
+    tops = [values["verifier_top1"] for values in last.values() if "verifier_top1" in values]
+    second = f", a second network's top-1 {statistics.mean(tops):.2f}" if tops else ""
+    return f"images alone: cross entropy {statistics.mean(values['ce'] for values in last.values()):.2f} at the teacher{second}"
 
 
 def ablation_row(ablation):

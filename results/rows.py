@@ -56,6 +56,7 @@ ROWS = (
     Row("tiny-imagenet_ipc50", "tiny-imagenet", 50, "resnet50"),
     Row("tiny-imagenet_ipc50", "tiny-imagenet", 50, "mobilenet_v2"),
     Row("tiny-imagenet_ipc100", "tiny-imagenet", 100),
+    Row("imagenet1k_ipc1", "imagenet1k", 1, "mobilenet_v2", "100 classes, MobileNetV2 as the teacher"),
     Row("imagenet1k_ipc50", "imagenet1k", 50),
 )
 ABLATIONS = ()

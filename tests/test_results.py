@@ -1,15 +1,16 @@
 """results/: a run becomes a row without what is its machine's, its commands give the run's flags, and the README has the rows' numbers."""
+import importlib
 import json
 import os
 import re
 import socket
-import subprocess
 
 import numpy as np
 import pytest
 
 from results import collect, make_table, rows
 from results.rows import ABLATIONS, RESULTS, ROWS, Ablation, Row
+from sre2l.files import read_json
 from sre2l.images import decode
 from sre2l.runtime import ROOT, UserError, stage_seconds
 from tests.helpers import launch, refused, run_main
@@ -47,10 +48,29 @@ def test_a_row_is_small_and_tells_nothing_of_its_machine(folder):
         assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text) or len(socket.gethostname()) < 4, path
 
 
+@pytest.fixture
+def printing_python(tmp_path):
+    """-> a PATH whose python3 prints its arguments in place of running."""
+    fake = tmp_path / "bin" / "python3"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\ncase $1 in */preflight.py) exit 0 ;; esac\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    return f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_the_commands_of_a_row_are_shell(folder):
-    assert subprocess.run(["sh", "-n", str(folder / "commands.sh")], check=False).returncode == 0
-    assert "squeeze" in (folder / "commands.sh").read_text()
+def test_the_commands_of_a_row_start_stages_that_know_their_flags(folder, tmp_path, printing_python):
+    """Through the launchers, from anywhere, each to a stage's own parser; a teacher comes first, and images have the settings that the row says."""
+    result = launch(folder / "commands.sh", cwd=tmp_path, PATH=printing_python)
+    assert result.returncode == 0, result.stderr
+    found = {}
+    for words in re.split(r"^-m\n", result.stdout, flags=re.M)[1:]:
+        module, *flags = words.splitlines()
+        found.setdefault(module, vars(importlib.import_module(module).get_args(flags)))
+    assert "squeeze.squeeze" not in list(found)[1:] and found
+    if (folder / "images.manifest.json").exists():
+        settings, ours = read_json(folder / "images.manifest.json")["settings"], found["recover.recover"]
+        assert {key: ours[key] for key in ("dataset", "iteration", "lr", "r_bn", "seed", "batch_size")}.items() <= settings.items()
 
 
 def test_paths_of_a_machine_become_relative(row, tmp_path):
@@ -60,16 +80,11 @@ def test_paths_of_a_machine_become_relative(row, tmp_path):
     assert collect.scrub('a/b 3 / 4 "/x/y.pth" 10/60 https', row) == 'a/b 3 / 4 "y.pth" 10/60 https'
 
 
-def test_commands_give_the_flags_that_the_run_had(row, tmp_path):
+def test_commands_give_the_flags_that_the_run_had(row, printing_python):
     """The launcher, its table taken away from the log's line, hands Python the same flags again."""
     lines = (row / "commands.sh").read_text().splitlines()[4:]
     assert sorted(lines) == ["sh validate/train.sh digits --hard-labels --name try", "sh validate/train.sh digits --name try"]
-    fake = tmp_path / "bin" / "python3"
-    fake.parent.mkdir()
-    fake.write_text('#!/bin/sh\ncase $1 in */preflight.py) exit 0 ;; esac\nprintf "%s\\n" "$@"\n')
-    fake.chmod(0o755)
-    given = min(lines).split()[1:]
-    found = launch(*given, PATH=f"{fake.parent}{os.pathsep}{os.environ['PATH']}").stdout.split()
+    found = launch(*min(lines).split()[1:], PATH=printing_python).stdout.split()
     assert found == ["-m", "validate.train", *TRAIN.split(), "--hard-labels", "--name", "try"]
 
 
@@ -120,6 +135,15 @@ def test_a_row_says_what_was_measured_and_a_missing_one_that_it_was_not(row, mon
     assert lines[4].startswith("| CIFAR-10 | 10 | ResNet-18 | none | not run yet |")
     assert "| Tiny-ImageNet | 50 | ResNet-18 | 90.50 | 66.00 +- 1.25 | 78.00 +- 1.25 | 71.00 +- 1.25 |" in lines
     assert lines[-1] == "| CIFAR-10 | r_bn | 1: 66.00 +- 1.25 | one of two |"
+
+
+def test_images_without_a_student_say_so(row, monkeypatch):
+    monkeypatch.setattr(rows, "RESULTS", row.parent)
+    (row / "student_resnet18" / "results.json").unlink()
+    assert make_table.main_row(Row("row", "imagenet1k", 1))[4:7] == ["images alone: cross entropy 0.10 at the teacher", "", ""]
+    with open(row / "images.metrics.jsonl", "a") as file:
+        file.write('{"unit": 0, "iteration": 99, "ce": 0.3, "verifier_top1": 40}\n{"unit": 1, "iteration": 99, "ce": 0.1, "verifier_top1": 41}\n')
+    assert make_table.main_row(Row("row", "imagenet1k", 1))[4] == "images alone: cross entropy 0.20 at the teacher, a second network's top-1 40.50"
 
 
 def test_what_is_no_row_is_never_replaced(row, tmp_path):
