@@ -1,0 +1,164 @@
+"""Collect: what is small of a finished run, and a script that repeats it, as a row of results/.
+
+Run: python -m results.collect --dataset digits --name digits_ipc10 --row digits_ipc10      (--name may be an absolute path)
+Result: results/<row>/ laid out like the run: args, manifests, settings, logs, metrics, results.json, images (all, or some of ten classes),
+pictures of the recovery, and commands.sh. Paths of this machine are made relative.
+"""
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from recover.pictures import GAP, spread
+from recover.units import make_unit
+from results.rows import RESULTS
+from sre2l.files import beside, read_json, write_bytes
+from sre2l.flags import Parser, add_run_flags
+from sre2l.images import decode, encode_jpeg
+from sre2l.runtime import ROOT, UserError, print_plan, read_metrics, run_folder, run_script
+
+TEXTS = ("args.json", "manifest.json", "settings.json", "results.json", "log.txt", "metrics.jsonl")
+MAX_LINES, IMAGE_BYTES, CLASSES, FRAMES = 150, 120_000, 10, 24  # of a metrics file; of a row's images; shown; pictures of the recovery
+ABSOLUTE = re.compile(r"(?<![\w/:.<)*\]-])/[\w.@%+-]+(?:/[\w.@%+-]+)*")
+HEAD = ("#!/bin/sh", "# The commands of this row, in order; real images, where the data set is not built in, under data/.", "set -e",
+        'cd "$(dirname "$0")/../.."')
+STAGES = r"(squeeze/squeeze|recover/recover|relabel/relabel|validate/train|validate/random_real)"
+
+
+def shorten(path):
+    """An absolute path without what is this machine's: from runs/ or data/ on, a stage's script by its name, else the last part."""
+    for folder in ("runs", "data"):
+        if (found := path.rfind(f"/{folder}/")) >= 0:
+            return path[found + 1:]
+    stage = re.search(rf"{STAGES}\.py$", path)
+    return stage[0] if stage else Path(path).name
+
+
+def scrub(text, run):
+    """A text of the run folder `run` without absolute paths; those of the run become runs/<name>."""
+    return ABSOLUTE.sub(lambda found: shorten(found[0]), text.replace(str(run), f"runs/{run.name}"))
+
+
+def thin(lines):
+    """At most about MAX_LINES of a run's metrics, with every accuracy; the seconds of those left out are added to the next kept."""
+    step, kept, waiting = -(-len(lines) // MAX_LINES), [], 0.0
+    for number, values in enumerate(lines, 1):
+        waiting += values.get("seconds", 0)
+        if number % step == 0 or number == len(lines) or "top1" in values:
+            kept.append({**values, "seconds": round(waiting, 3)})
+            waiting = 0.0
+    return kept
+
+
+def flat_lists(text):
+    """JSON with each list of numbers or names on one line."""
+    return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text)
+
+
+def small_text(path, run):
+    """One of TEXTS as it is stored."""
+    if path.suffix == ".jsonl":
+        text = "".join(json.dumps(values) + "\n" for values in thin(read_metrics(path)))
+    else:
+        text = path.read_text(errors="replace")
+        text = flat_lists(text) if path.suffix == ".json" else text
+    return scrub(text, run)
+
+
+def table_of(launcher, dataset):
+    """The flags that a launcher's table gives for a data set."""
+    block = re.search(rf"^    (?:[\w-]+ \| )*{dataset}(?: \| [\w-]+)*\)(.*?);;", (ROOT / launcher).read_text(), re.M | re.S)
+    found = block and re.search(r"set -- (.*)\"\$@\"", block[1], re.S)
+    return shlex.split(found[1].replace("\\\n", " ")) if found else []
+
+
+def launcher_line(script, flags):
+    """The launcher's command for a stage's flags: 'recover/recover', ['--dataset', 'digits', ...] -> 'sh recover/recover.sh digits ...'."""
+    dataset, flags = flags[1], flags[2:]
+    table = table_of(f"{script}.sh", dataset)
+    if flags[:len(table)] == table:
+        flags = flags[len(table):]
+    flags = [Path(flag).name if before == "--name" else flag for before, flag in zip([None, *flags], flags)]
+    return f"sh {script}.sh {dataset} {shlex.join(flags)}".rstrip()
+
+
+def commands(logs):
+    """The distinct launcher lines of a run, in the order of time; logs: their texts, scrubbed."""
+    found = [match.groups() for text in logs for match in re.finditer(rf"^([\d-]+ [\d:]+)  {STAGES}\.py (--dataset .*)$", text, re.M)]
+    return list(dict.fromkeys(launcher_line(script, flags.split()) for _, script, flags in sorted(found)))
+
+
+def choose_images(root):
+    """Which images of a folder a row keeps: all where they are small, else as many of ten evenly spread classes as fit, one at least."""
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
+    every = [sorted(folder.glob("*.jpg")) for folder in folders]
+    if sum(path.stat().st_size for files in every for path in files) <= IMAGE_BYTES:
+        return [path for files in every for path in files]
+    chosen = spread(every, CLASSES)
+    size = sum(path.stat().st_size for files in chosen for path in files) / min(map(len, chosen))
+    return [path for files in chosen for path in files[:max(1, int(IMAGE_BYTES / size))]]
+
+
+def read_snapshot(path, settings):
+    """A picture of the first batch -> ten of its images side by side, of the classes in order, at their own size."""
+    pairs = spread(list(make_unit(0, settings["classes"], settings["batch_size"]).pairs), 25)
+    first = {label: i for i, (_, label) in reversed(list(enumerate(pairs)))}
+    sheet, columns = decode(path), -(-len(pairs) // max(1, round(len(pairs) ** 0.5)))
+    tile = (sheet.shape[1] - GAP) // columns - GAP
+    step = max(1, tile // settings["size"])
+    corners = [(GAP + first[label] // columns * (tile + GAP), GAP + first[label] % columns * (tile + GAP)) for label in spread(sorted(first), CLASSES)]
+    return np.concatenate([sheet[top:top + tile:step, left:left + tile:step] for top, left in corners], 1)
+
+
+def choose_snapshots(files):
+    """FRAMES of the pictures, close together at the start, where most changes, with the first and the last."""
+    places = (len(files) - 1) * np.linspace(0, 1, min(FRAMES, len(files))) ** 1.5
+    return [files[i] for i in sorted({round(place) for place in places} | {*range(min(6, len(files)))})]
+
+
+def collect(run, row):
+    """Write the row -> its size in bytes. Files of an earlier one that are not written anew are removed."""
+    found = sorted(path for path in run.rglob("*") if path.name.endswith(TEXTS) and path.is_file())
+    if not found:
+        raise UserError(f"{run}: no run, or nothing in it yet; give --name the run folder's name or its absolute path")
+    if row.exists() and not (row / "commands.sh").exists():
+        raise UserError(f"{row}: is no row, so nothing in it is replaced; choose another --row")
+    shutil.rmtree(row, ignore_errors=True)
+    texts = {path.relative_to(run): small_text(path, run) for path in found}
+    for name, text in texts.items():
+        write_bytes(row / name, text.encode())
+    lines = commands([text for name, text in texts.items() if name.name.endswith("log.txt")])
+    write_bytes(row / "commands.sh", "\n".join([*HEAD, *lines, ""]).encode())
+    if (images := run / "images").is_dir():
+        for path in choose_images(images):
+            write_bytes(row / path.relative_to(run), path.read_bytes())
+    if (sheet := run / "labels" / "epoch_0" / "batch_0.tar").exists() and sheet.stat().st_size < 20_000:
+        write_bytes(row / sheet.relative_to(run), sheet.read_bytes())
+    if files := sorted(beside(images, "snapshots").glob("iteration_*.png")):
+        settings = read_json(beside(images, "manifest.json"))["settings"]
+        for path in choose_snapshots(files):
+            write_bytes(beside(row / "images", "snapshots") / f"{path.stem}.jpg", encode_jpeg(read_snapshot(path, settings)))
+    return sum(path.stat().st_size for path in row.rglob("*") if path.is_file())
+
+
+def main(args):
+    row = RESULTS / args.row
+    if not re.fullmatch(r"[a-z0-9][\w.-]*", args.row):
+        raise UserError(f"--row {args.row}: give the name of a folder of results/, such as cifar10_ipc10")
+    if args.dry_run:
+        return print_plan(vars(args), run=str(run_folder(args)), output=str(row))
+    print(f"{row}: {collect(run_folder(args), row):,} bytes")
+
+
+def get_args(argv=None):
+    parser = Parser(__doc__)
+    add_run_flags(parser)
+    parser.add_argument("--row", required=True, help="folder of results/, such as cifar10_ipc10")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_script(main, get_args)

@@ -1,0 +1,124 @@
+"""The README's result tables, rebuilt from results/.
+
+Run: python -m results.make_table      (a second) -> README.md, between its two marker comments
+"""
+import re
+import statistics
+
+from results.rows import ABLATIONS, ROWS, Row, read_student, read_teacher
+from sre2l.files import write_bytes
+from sre2l.flags import Parser
+from sre2l.runtime import ROOT, UserError, print_plan, read_metrics, run_script
+
+README = ROOT / "README.md"
+START, END = "<!-- from results/, by python -m results.make_table -->", "<!-- end of the tables -->"
+NAMES = {"digits": "digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet", "imagenet1k": "ImageNet-1K",
+         "resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet101": "ResNet-101", "mobilenet_v2": "MobileNetV2"}
+
+
+def accuracy(results):
+    """'96.32 +- 0.19' of the last epoch, the spread only over several seeds; a dash without results."""
+    if results is None:
+        return "-"
+    top1 = results["top1"]
+    return f"{top1['mean']:.2f}" + (f" +- {top1['std']:.2f}" if top1["std"] is not None else "")
+
+
+def num_seeds(results):
+    count = len(results["seeds"])
+    return f"{count} seed{'s' * (count > 1)}"
+
+
+def protocol(results):
+    """What the student was trained by, in a table's words."""
+    found = results["protocol"]
+    labels, optimizer = found["labels"], found["optimizer"]
+    loss = {"KL times T^2": ", loss x T^2"}.get(found["loss"], "")
+    mix = labels["mix"] if labels["mix"] not in (None, "none") else "no mix"
+    return (f"{found['epochs']} epochs, batch {min(labels['batch_size'], labels['num_images'])}, {mix}, "
+            f"{optimizer['name']} {optimizer['lr']:g}, T {found['temperature']:g}{loss}, {found['precision']}")
+
+
+def hardware(results):
+    """Where the student was trained, and the seconds of every stage that is known."""
+    device = re.sub(r"^cpu, (\d+) threads$", r"\1 CPU threads", results["versions"]["device"])
+    seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in results["seconds"].items() if value is not None)
+    return f"{device}: {seconds}"
+
+
+def table(head, rows):
+    return "\n".join(" | ".join(["", *cells, ""]).strip() for cells in [head, ["---"] * len(head), *rows])
+
+
+def main_row(row):
+    """A row's cells: data set, IPC, student, published, ours, protocol, hardware and seconds, command, log."""
+    results = read_student(row.path, "soft", row.model) if row.ipc else None
+    cells = [NAMES[row.dataset], str(row.ipc or "-"), NAMES[row.model] + " (teacher)" * (not row.ipc), row.published]
+    links = [f"`sh results/{row.folder}/commands.sh`", f"[{row.folder}](results/{row.folder})"]
+    note = f"; {row.note}" * bool(row.note)
+    if not row.ipc and (top1 := read_teacher(row.path)) is not None:
+        return [*cells, f"{top1:.2f} (1 seed){note}", "", "", *links]
+    if results is None:
+        images = recovered(row) if row.ipc else None
+        return [*cells, images + note, "", "", *links] if images else [*cells, "not run yet", "", "", "", ""]
+    return [*cells, f"**{accuracy(results)}** ({num_seeds(results)}){note}", protocol(results), hardware(results), *links]
+
+
+def control_row(row):
+    """Data set, IPC, student, teacher, and the three students that share a protocol."""
+    teacher, kinds = read_teacher(row.path), [read_student(row.path, kind, row.model) for kind in ("soft", "real", "hard")]
+    return [NAMES[row.dataset], str(row.ipc), NAMES[row.model], "-" if teacher is None else f"{teacher:.2f}", *map(accuracy, kinds)]
+
+
+def recovered(row):
+    """What is known of a row's images where no student has been trained on them; None without images."""
+    path = row.path / "images.metrics.jsonl"
+    last = {values["unit"]: values for values in read_metrics(path) if "ce" in values} if path.exists() else {}
+    if not last:
+        return None
+    tops = [values["verifier_top1"] for values in last.values() if "verifier_top1" in values]
+    second = f", a second network's top-1 {statistics.mean(tops):.2f}" if tops else ""
+    return f"images alone: cross entropy {statistics.mean(values['ce'] for values in last.values()):.2f} at the teacher{second}"
+
+
+def ablation_row(ablation):
+    found = [(text, read_student(Row(folder, ablation.dataset, 1).path, "soft")) for text, folder in ablation.values]
+    values = ", ".join(f"{text}: {accuracy(results)}" for text, results in found if results)
+    return [NAMES[ablation.dataset], ablation.varied, values or "not run yet", ablation.sentence]
+
+
+def make_tables(rows=ROWS, ablations=ABLATIONS):
+    """All tables as markdown."""
+    parts = [table(["data set", "IPC", "student", "published", "ours", "protocol of the student", "hardware: seconds per stage", "command", "log"],
+                   map(main_row, rows)),
+             "Top-1 in percent of the last epoch, mean and spread (standard deviation) over the seeds of the student; seconds of validate are those of all its "
+             "seeds. Under the same protocol, the controls:",
+             table(["data set", "IPC", "student", "teacher", "distilled, soft labels", "random real, soft labels", "distilled, hard labels"],
+                   [control_row(row) for row in rows if row.ipc and read_student(row.path, "soft", row.model)])]
+    if ablations:
+        parts += ["One setting varied, one student each:", table(["data set", "varied", "top-1", "what it tells"], map(ablation_row, ablations))]
+    return "\n\n".join(parts)
+
+
+def with_tables(text, tables):
+    """The README's text with new tables between its marker comments."""
+    if text.count(START) != 1 or text.count(END) != 1:
+        raise UserError(f"{README}: the tables stand between the lines {START!r} and {END!r}, each once; bring them back")
+    return f"{text.partition(START)[0]}{START}\n{tables}\n{END}{text.partition(END)[2]}"
+
+
+def main(args):
+    if args.dry_run:
+        return print_plan(vars(args), output=str(README))
+    write_bytes(README, with_tables(README.read_text(), make_tables()).encode())
+    print(f"{README}: {sum(row.path.is_dir() for row in ROWS)} of {len(ROWS)} rows have results")
+
+
+def get_args(argv=None):
+    parser = Parser(__doc__)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be written, then stop")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_script(main, get_args)

@@ -1,0 +1,80 @@
+"""The rows of the README's tables: what is published, and which folder of results/ holds our run. Another row is another line here."""
+from dataclasses import dataclass
+from pathlib import Path
+
+from sre2l.files import read_json
+from sre2l.runtime import ROOT, read_metrics
+
+RESULTS = ROOT / "results"
+PUBLISHED = {  # (data set, student): {IPC: top-1 in percent, and its spread where one was given}, from the paper's tables
+    ("imagenet1k", "resnet18"): {10: "21.3", 50: "46.8", 100: "52.8", 200: "57.0"},
+    ("tiny-imagenet", "resnet18"): {50: "41.1 +- 0.4", 100: "49.7 +- 0.3"},
+    ("tiny-imagenet", "resnet50"): {50: "42.2", 100: "51.2"},
+    ("tiny-imagenet", "resnet101"): {50: "42.5", 100: "51.5"},
+    ("cifar100", "resnet18"): {50: "49.4"}}
+TEACHERS = {"imagenet1k": "69.76", "tiny-imagenet": "59.57", "cifar100": "78.72"}  # ResNet-18; Tiny-ImageNet's after 50 epochs
+
+
+@dataclass(frozen=True)
+class Row:
+    """folder: of results/, may be missing; ipc: images per class, None for a row about the teacher alone; model: the student, or the
+    teacher; note: what a reader must know beside the number."""
+    folder: str
+    dataset: str
+    ipc: int | None
+    model: str = "resnet18"
+    note: str = ""
+
+    @property
+    def published(self):
+        """The published top-1 as text, 'none' where there is none."""
+        return PUBLISHED.get((self.dataset, self.model), {}).get(self.ipc, "none") if self.ipc else TEACHERS.get(self.dataset, "none")
+
+    @property
+    def path(self):
+        return RESULTS / self.folder
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One setting varied, one student each. values: (as the table says it, folder of results/); sentence: what they tell."""
+    dataset: str
+    varied: str
+    values: tuple
+    sentence: str = ""
+
+
+ROWS = (
+    Row("digits_ipc1", "digits", 1),
+    Row("digits_ipc10", "digits", 10),
+    Row("cifar10_ipc10", "cifar10", None),
+    Row("cifar10_ipc10", "cifar10", 10),
+    Row("cifar10_ipc50", "cifar10", 50),
+    Row("tiny-imagenet_ipc50", "tiny-imagenet", None),
+    Row("tiny-imagenet_ipc10", "tiny-imagenet", 10),
+    Row("tiny-imagenet_ipc50", "tiny-imagenet", 50),
+    Row("tiny-imagenet_ipc50", "tiny-imagenet", 50, "resnet50"),
+    Row("tiny-imagenet_ipc50", "tiny-imagenet", 50, "mobilenet_v2"),
+    Row("tiny-imagenet_ipc100", "tiny-imagenet", 100),
+    Row("imagenet1k_ipc1", "imagenet1k", 1, "mobilenet_v2", "100 classes, MobileNetV2 as the teacher"),
+    Row("imagenet1k_ipc50", "imagenet1k", 50),
+)
+ABLATIONS = ()
+
+
+def read_student(folder, kind, model="resnet18"):
+    """results.json of a row's 'soft', 'hard' or 'real' student; None where it is not there."""
+    name = {"soft": f"student_{model}", "hard": f"student_{model}_hard", "real": f"random_real/student_{model}"}[kind]
+    path = Path(folder) / name / "results.json"
+    return read_json(path) if path.exists() else None
+
+
+def read_teacher(folder):
+    """The teacher's top-1 in percent, as measured when it was trained or by the labels; None where nothing tells."""
+    path = Path(folder) / "teacher" / "metrics.jsonl"
+    measured = [values["top1"] for values in read_metrics(path) if "top1" in values] if path.exists() else []
+    if measured:
+        return measured[-1]
+    path = Path(folder) / "labels.manifest.json"
+    labels = read_json(path)["settings"] if path.exists() else {}
+    return labels.get("measured_top1") or (labels.get("teacher") or {}).get("top1")

@@ -1,0 +1,162 @@
+"""results/: a run becomes a row without what is its machine's, its commands give the run's flags, and the README has the rows' numbers."""
+import importlib
+import json
+import os
+import re
+import socket
+
+import numpy as np
+import pytest
+
+from results import collect, make_table, rows
+from results.rows import ABLATIONS, RESULTS, ROWS, Ablation, Row
+from sre2l.files import read_json
+from sre2l.images import decode
+from sre2l.runtime import ROOT, UserError, stage_seconds
+from tests.helpers import launch, refused, run_main
+from tests.synthetic_run import TRAIN, synthetic_run
+
+FOLDERS = sorted(path.parent for path in RESULTS.glob("*/commands.sh"))
+
+
+@pytest.fixture
+def row(tmp_path):
+    """A row made of a synthetic run."""
+    collect.collect(synthetic_run(tmp_path / "runs" / "try"), tmp_path / "row")
+    return tmp_path / "row"
+
+
+def texts(folder):
+    return {path: path.read_text() for path in folder.rglob("*") if path.suffix in (".json", ".jsonl", ".txt", ".sh")}
+
+
+def test_the_readme_has_the_tables_that_results_give():
+    text = make_table.README.read_text()
+    assert make_table.with_tables(text, make_table.make_tables()) == text, "run `python -m results.make_table`"
+
+
+def test_every_folder_is_a_row_of_the_tables():
+    named = {row.folder for row in ROWS} | {folder for ablation in ABLATIONS for _, folder in ablation.values}
+    assert {path.name for path in FOLDERS} <= named
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_a_row_is_small_and_tells_nothing_of_its_machine(folder):
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 400_000
+    for path, text in texts(folder).items():
+        assert not re.search(r"(^|[\s\"'=:,(])/(work|tmp|home|root|mnt|data|runs|usr)\b|://", text), path
+        assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text) or len(socket.gethostname()) < 4, path
+
+
+@pytest.fixture
+def printing_python(tmp_path):
+    """-> a PATH whose python3 prints its arguments in place of running."""
+    fake = tmp_path / "bin" / "python3"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\ncase $1 in */preflight.py) exit 0 ;; esac\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    return f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_the_commands_of_a_row_start_stages_that_know_their_flags(folder, tmp_path, printing_python):
+    """Through the launchers, from anywhere, each to a stage's own parser; a teacher comes first, and images have the settings that the row says."""
+    result = launch(folder / "commands.sh", cwd=tmp_path, PATH=printing_python)
+    assert result.returncode == 0, result.stderr
+    found = {}
+    for words in re.split(r"^-m\n", result.stdout, flags=re.M)[1:]:
+        module, *flags = words.splitlines()
+        found.setdefault(module, vars(importlib.import_module(module).get_args(flags)))
+    assert "squeeze.squeeze" not in list(found)[1:] and found
+    if (folder / "images.manifest.json").exists():
+        settings, ours = read_json(folder / "images.manifest.json")["settings"], found["recover.recover"]
+        assert {key: ours[key] for key in ("dataset", "iteration", "lr", "r_bn", "seed", "batch_size")}.items() <= settings.items()
+
+
+def test_paths_of_a_machine_become_relative(row, tmp_path):
+    found = json.loads((row / "images.args.json").read_text())
+    assert found == {"teacher": "runs/try/teacher/teacher.pth", "val_dir": "data/digits/val", "name": "runs/try"}
+    assert not [path for path, text in texts(row).items() if str(tmp_path) in text or "someone" in text or "disk7" in text]
+    assert collect.scrub('a/b 3 / 4 "/x/y.pth" 10/60 https', row) == 'a/b 3 / 4 "y.pth" 10/60 https'
+
+
+def test_commands_give_the_flags_that_the_run_had(row, printing_python):
+    """The launcher, its table taken away from the log's line, hands Python the same flags again."""
+    lines = (row / "commands.sh").read_text().splitlines()[4:]
+    assert sorted(lines) == ["sh validate/train.sh digits --hard-labels --name try", "sh validate/train.sh digits --name try"]
+    found = launch(*min(lines).split()[1:], PATH=printing_python).stdout.split()
+    assert found == ["-m", "validate.train", *TRAIN.split(), "--hard-labels", "--name", "try"]
+
+
+def test_a_launcher_whose_table_has_changed_since_is_given_all_flags():
+    flags = ["--dataset", "digits", "--epochs", "61", "--name", "/x/runs/try"]
+    assert collect.launcher_line("validate/train", flags) == "sh validate/train.sh digits --epochs 61 --name try"
+
+
+def test_thinned_metrics_keep_their_seconds_and_every_accuracy(tmp_path):
+    lines = [{"epoch": i, "loss": 1.0, "seconds": 0.25, **({"top1": i} if i % 37 == 0 else {})} for i in range(1000)]
+    thinned = collect.thin(lines)
+    assert len(thinned) < 200 and thinned[-1]["epoch"] == 999
+    assert [values["top1"] for values in thinned if "top1" in values] == list(range(0, 1000, 37))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(values) + "\n" for values in thinned))
+    assert stage_seconds(tmp_path / "metrics.jsonl") == 250
+
+
+def test_a_large_set_gives_some_images_of_ten_classes(tmp_path, monkeypatch):
+    run = synthetic_run(tmp_path / "runs" / "try", ipc=4, classes=30)
+    monkeypatch.setattr(collect, "IMAGE_BYTES", 10 ** 6)
+    every = collect.choose_images(run / "images")
+    assert len(every) == 120
+    monkeypatch.setattr(collect, "IMAGE_BYTES", sum(path.stat().st_size for path in every) * 0.17)
+    assert len(collect.choose_images(run / "images")) == 20
+    monkeypatch.setattr(collect, "IMAGE_BYTES", 1)
+    assert [path.name for path in collect.choose_images(run / "images")][::9] == ["class000_id000.jpg", "class029_id000.jpg"]
+
+
+@pytest.mark.parametrize("dataset, classes, side", [("digits", 10, 32), ("tiny-imagenet", 200, 64), ("imagenet1k", 100, 112)])
+def test_pictures_of_the_recovery_show_ten_classes_in_order(tmp_path, dataset, classes, side):
+    run = synthetic_run(tmp_path / "runs" / "try", dataset, 1, classes)
+    collect.collect(run, tmp_path / "row")
+    strip = decode(tmp_path / "row" / "images.snapshots" / "iteration_000020.jpg")
+    assert strip.shape == (side, 10 * side, 3)
+    levels = [strip[:, i * side:(i + 1) * side].mean() - 40 for i in range(10)]
+    wanted = np.arange(10) if classes == 10 else np.array([0, 12, 21, 33, 45, 54, 66, 78, 87, 99]) % 20
+    assert np.abs(levels - wanted).max() < 2.5
+
+
+def test_a_row_says_what_was_measured_and_a_missing_one_that_it_was_not(row, monkeypatch):
+    monkeypatch.setattr(rows, "RESULTS", row.parent)
+    found = [Row("row", "tiny-imagenet", 50, note="a note"), Row("row", "tiny-imagenet", None), Row("gone", "cifar10", 10)]
+    lines = make_table.make_tables(found, [Ablation("cifar10", "r_bn", (("0", "gone"), ("1", "row")), "one of two")]).splitlines()
+    assert lines[2] == ("| Tiny-ImageNet | 50 | ResNet-18 | 41.1 +- 0.4 | **66.00 +- 1.25** (3 seeds); a note "
+                        "| 60 epochs, batch 20, cutmix, AdamW 0.002, T 20, fp32 | 2 CPU threads: squeeze 40, validate 100 "
+                        "| `sh results/row/commands.sh` | [row](results/row) |")
+    assert lines[3].startswith("| Tiny-ImageNet | - | ResNet-18 (teacher) | 59.57 | 90.50 (1 seed) |")
+    assert lines[4].startswith("| CIFAR-10 | 10 | ResNet-18 | none | not run yet |")
+    assert "| Tiny-ImageNet | 50 | ResNet-18 | 90.50 | 66.00 +- 1.25 | 78.00 +- 1.25 | 71.00 +- 1.25 |" in lines
+    assert lines[-1] == "| CIFAR-10 | r_bn | 1: 66.00 +- 1.25 | one of two |"
+
+
+def test_images_without_a_student_say_so(row, monkeypatch):
+    monkeypatch.setattr(rows, "RESULTS", row.parent)
+    (row / "student_resnet18" / "results.json").unlink()
+    assert make_table.main_row(Row("row", "imagenet1k", 1))[4:7] == ["images alone: cross entropy 0.10 at the teacher", "", ""]
+    with open(row / "images.metrics.jsonl", "a") as file:
+        file.write('{"unit": 0, "iteration": 99, "ce": 0.3, "verifier_top1": 40}\n{"unit": 1, "iteration": 99, "ce": 0.1, "verifier_top1": 41}\n')
+    assert make_table.main_row(Row("row", "imagenet1k", 1))[4] == "images alone: cross entropy 0.20 at the teacher, a second network's top-1 40.50"
+
+
+def test_what_is_no_row_is_never_replaced(row, tmp_path):
+    (row / "commands.sh").unlink()
+    with pytest.raises(UserError, match="is no row"):
+        collect.collect(tmp_path / "runs" / "try", row)
+    assert "folder of results/" in refused(collect, "--row", "../img")
+    assert "no run" in refused(collect, "--name", tmp_path / "gone", "--row", "x")
+    with pytest.raises(UserError, match="each once"):
+        make_table.with_tables("no markers", "")
+
+
+@pytest.mark.parametrize("script", (collect, make_table))
+def test_a_dry_run_writes_nothing(script, capsys):
+    run_main(script, "--dry-run", *["--row", "x"] * (script is collect))
+    assert json.loads(capsys.readouterr().out)["output"] and not (ROOT / "results" / "x").exists()
