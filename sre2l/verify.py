@@ -15,6 +15,7 @@ from sre2l.files import beside, hash_file
 from sre2l.images import check_classes, image_path, read_synthetic
 from sre2l.inside import check_links
 from sre2l.labels import inspect_labels, label_name, read_sheet
+from sre2l.layout import scan
 from sre2l.manifest import check_images, describe_images, describe_names, manifest_of, place, read_hashes
 from sre2l.settings import LAYOUT, read_record
 
@@ -41,23 +42,6 @@ def attempt(finding, function, *args):
     except UserError as error:
         finding.faults.append(str(error))
         return None
-
-
-def scan(root, kind):
-    """-> ({'epoch_0/batch_0.tar': bytes}, the class or epoch folders, the entries that do not belong into such a folder)."""
-    (folder_name, file_name), there, folders, stray = LAYOUT[kind], {}, [], []
-    for folder in os.scandir(root):
-        if not re.fullmatch(folder_name, folder.name) or not folder.is_dir():
-            stray.append(folder.name)
-            continue
-        folders.append(folder.name)
-        for entry in os.scandir(folder):
-            name = f"{folder.name}/{entry.name}"
-            if re.fullmatch(file_name, entry.name) and entry.is_file():
-                there[name] = entry.stat().st_size
-            else:
-                stray.append(name)
-    return there, sorted(folders), sorted(stray)
 
 
 def compare(finding, root, kind, there, wanted, stray, hashes):
