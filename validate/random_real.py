@@ -5,7 +5,6 @@ Time: that of relabel and train.
 Result: runs/<name>/random_real/ with images, labels and the student's results.json.
 """
 import os
-from functools import partial
 
 import numpy as np
 
@@ -13,13 +12,14 @@ from relabel import relabel
 from sre2l.batches import in_order
 from sre2l.claims import claim
 from sre2l.distributed import barrier, rank, start
-from sre2l.files import beside, hash_file, hash_json, read_json
+from sre2l.files import beside, hash_json, read_json
 from sre2l.flags import Parser, add_run_flags, data_spec, number
-from sre2l.images import encode_jpeg, image_path, read_synthetic
-from sre2l.manifest import merge_hashes, read_hashes, write_recorded
+from sre2l.images import encode_jpeg, image_path
+from sre2l.manifest import merge_hashes, missing_files, write_recorded
 from sre2l.realdata import read_real, show
 from sre2l.runtime import UserError, pick_device, print_plan, run_folder, run_script, unit_rng
 from sre2l.settings import finish, keep_settings, refuse_unclaimed, start_afresh
+from sre2l.verify import read_checked, verify_images
 from validate import train
 
 NUM_WRITERS = 4  # threads: each file waits for the disk
@@ -50,13 +50,16 @@ def draw_real_images(images, ipc, seed):
     return chosen
 
 
-def store_image(root, real, size, num_classes, recorded, chosen):
-    """Write one real image as the evaluation shows it, unless it is there as it was recorded. chosen: ((ipc, class), flat index)."""
-    (index, label), row = chosen
-    path = image_path(root, label, index, num_classes)
-    name = path.relative_to(root).as_posix()
-    if not path.exists() or recorded.get(name) != hash_file(path):
-        write_recorded(root, {name: encode_jpeg(show(real.pixels(row), size, size))})
+def store_images(root, real, chosen, size, num_classes):
+    """Write the chosen real images as the evaluation shows them, those that are not there as they were recorded. chosen: of draw_real_images.
+
+    Of several processes the first writes."""
+    rows = {image_path("", label, index, num_classes).as_posix(): row for (index, label), row in chosen.items()}
+    missing = missing_files(root, list(rows), NUM_WRITERS, "images")
+    if rank() == 0:
+        for _ in in_order(lambda name: write_recorded(root, {name: encode_jpeg(show(real.pixels(rows[name]), size, size))}), missing, NUM_WRITERS):
+            pass
+        merge_hashes(root)
 
 
 def main(args):
@@ -65,7 +68,7 @@ def main(args):
     train_flags = saved_flags(run / f"student_{args.model}" / "args.json")
     relabelled = relabel.get_args(relabel_flags)
     spec = data_spec(relabelled)
-    distilled = read_synthetic(relabelled.data, spec.num_classes, relabelled.classes)
+    distilled = read_checked(verify_images(relabelled.data, spec.num_classes, relabelled.classes))
     classes = sorted(set(distilled.labels.tolist()))
     ipc = len(distilled) // len(classes)
     folder = run / "random_real"
@@ -81,12 +84,8 @@ def main(args):
         start_afresh(manifest, root, "images", hash_json(vars(args)))
     refuse_unclaimed(root)
     keep_settings(manifest, {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes})
-    if rank() == 0:
-        chosen, recorded = draw_real_images(real, ipc, args.seed).items(), read_hashes(root)
-        for _ in in_order(partial(store_image, root, real, size, spec.num_classes, recorded), chosen, NUM_WRITERS):
-            pass
-        merge_hashes(root)
-        finish(manifest, beside(root, "sha256"))
+    store_images(root, real, draw_real_images(real, ipc, args.seed), size, spec.num_classes)
+    finish(manifest, beside(root, "sha256"))
     barrier()
     print(f"{len(distilled)} real images ({ipc} per class, seed {args.seed}) from {real.root} -> {root}")
 
