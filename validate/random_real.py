@@ -20,7 +20,7 @@ from sre2l.realdata import read_real, show
 from sre2l.runtime import UserError, pick_device, print_plan, run_folder, run_script, unit_rng
 from sre2l.settings import finish, keep_settings, refuse_unclaimed, start_afresh
 from sre2l.verify import read_checked, verify_images
-from validate import train
+from validate import protocol, train
 
 NUM_WRITERS = 4  # threads: each file waits for the disk
 
@@ -66,7 +66,7 @@ def main(args):
     run = run_folder(args)
     relabel_flags = saved_flags(beside(run / "labels", "args.json"))
     train_flags = saved_flags(run / f"student_{args.model}" / "args.json")
-    relabelled = relabel.get_args(relabel_flags)
+    relabelled, trained = relabel.get_args(relabel_flags), train.get_args(train_flags)
     spec = data_spec(relabelled)
     distilled = read_checked(verify_images(relabelled.data, spec.num_classes, relabelled.classes))
     classes = sorted(set(distilled.labels.tolist()))
@@ -74,7 +74,8 @@ def main(args):
     folder = run / "random_real"
     size = distilled.pixels(0).shape[0]
     if args.dry_run:
-        return print_plan(vars(args), images=len(distilled), ipc=ipc, output=str(folder))
+        repeated = {"relabel": relabel.make_settings(relabelled, spec), "validate": protocol.make_settings(trained, data_spec(trained))}
+        return print_plan(vars(args), images=len(distilled), ipc=ipc, repeated=repeated, output=str(folder))
 
     start(pick_device(relabelled.device))
     real = read_real(spec, args.real_data, "train", classes)
