@@ -31,7 +31,7 @@ from sre2l.manifest import complete
 from sre2l.models import load_teacher
 from sre2l.precision import PRECISIONS
 from sre2l.runtime import RunLog, UserError, print_plan, run_folder, run_script
-from sre2l.settings import keep_settings, recorded, refuse_unclaimed, start_afresh
+from sre2l.settings import keep_settings, planned_deletion, recorded, refuse_unclaimed, start_afresh
 from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
 from sre2l.verify import refuse_strays
@@ -93,7 +93,7 @@ def check_args(args, spec):
 
 
 def main(args):
-    spec, command = data_spec(args), hash_json(vars(args))
+    spec, command = data_spec(args), hash_json(vars(args) | {"dry_run": False})
     check_folders(args.val_dir)
     classes = check_args(args, spec)
     root = Path(args.syn_data_path or run_folder(args)) / args.exp_name
@@ -101,8 +101,9 @@ def main(args):
     if args.dry_run:
         num_images = (args.ipc_end - args.ipc_start) * len(classes)
         size = num_images * (620 + spec.size ** 2 // 3)  # a JPEG's header, and about a third of a byte for each noise-like pixel
+        deletes = planned_deletion(beside(root, "manifest.json"), root, "images", command) if args.overwrite else None
         return print_plan(make_settings(args, spec, classes, None), images=num_images, units=len(units),
-                          images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root))
+                          images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root), deletes=deletes)
 
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)

@@ -26,7 +26,7 @@ from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, comple
                             write_recorded)
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of, pick_precision, set_tf32
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng, versions
-from sre2l.settings import keep_settings, recorded, start_afresh
+from sre2l.settings import keep_settings, planned_deletion, recorded, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.teacher import check_top1, find_teacher
 from sre2l.training import start_device
@@ -109,7 +109,7 @@ def measure_half(network, item, spec, precision, device):
 
 
 def main(args):
-    spec, command = data_spec(args), hash_json(vars(args))
+    spec, command = data_spec(args), hash_json(vars(args) | {"dry_run": False})
     if args.min_scale_crops > args.max_scale_crops:
         raise UserError(f"--min-scale-crops {args.min_scale_crops} is above --max-scale-crops {args.max_scale_crops}")
     if (args.padding or 0) > spec.size // 2:
@@ -125,7 +125,8 @@ def main(args):
         count = len(images) if images else None
         plan = {"batches": count and len(Batches(count, args.batch_size, 0, args.epochs)), "output": str(root),
                 "bytes": count and num_label_bytes(count, args.batch_size, args.epochs, spec.num_classes, args.label_precision)}
-        return print_plan(make_settings(args, spec), images=count, **plan)
+        deletes = planned_deletion(beside(root, "manifest.json"), root, "labels", command) if args.overwrite else None
+        return print_plan(make_settings(args, spec), images=count, deletes=deletes, **plan)
 
     device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)

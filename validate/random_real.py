@@ -18,7 +18,7 @@ from sre2l.images import encode_jpeg, image_path
 from sre2l.manifest import merge_hashes, missing_files, write_recorded
 from sre2l.realdata import read_real, show
 from sre2l.runtime import UserError, pick_device, print_plan, run_folder, run_script, unit_rng
-from sre2l.settings import finish, keep_settings, refuse_unclaimed, start_afresh
+from sre2l.settings import finish, keep_settings, planned_deletion, refuse_unclaimed, start_afresh
 from sre2l.verify import read_checked, verify_images
 from validate import protocol, train
 
@@ -66,23 +66,29 @@ def main(args):
     run = run_folder(args)
     relabel_flags = saved_flags(beside(run / "labels", "args.json"))
     train_flags = saved_flags(run / f"student_{args.model}" / "args.json")
-    relabelled, trained = relabel.get_args(relabel_flags), train.get_args(train_flags)
-    spec = data_spec(relabelled)
+    relabelled = relabel.get_args(relabel_flags)
+    spec, command = data_spec(relabelled), hash_json(vars(args) | {"dry_run": False})
     distilled = read_checked(verify_images(relabelled.data, spec.num_classes, relabelled.classes))
     classes = sorted(set(distilled.labels.tolist()))
     ipc = len(distilled) // len(classes)
     folder = run / "random_real"
+    root, labels, student = folder / "images", folder / "labels", folder / f"student_{args.model}"
+    again, manifest = ["--overwrite"] * args.overwrite, beside(root, "manifest.json")
+    to_relabel = relabel.get_args([*relabel_flags, *again, "--data", str(root), "--fkd-path", str(labels)])
+    to_train = train.get_args([*train_flags, *again, "--train-dir", str(root), "--fkd-path", str(labels), "--output-dir", str(student)])
     size = distilled.pixels(0).shape[0]
     if args.dry_run:
-        repeated = {"relabel": relabel.make_settings(relabelled, spec), "validate": protocol.make_settings(trained, data_spec(trained))}
-        return print_plan(vars(args), images=len(distilled), ipc=ipc, repeated=repeated, output=str(folder))
+        repeated = {"relabel": relabel.make_settings(to_relabel, spec), "validate": protocol.make_settings(to_train, data_spec(to_train))}
+        outputs = ((manifest, root, "images", command), (beside(labels, "manifest.json"), labels, "labels", hash_json(vars(to_relabel))),
+                   (student / "settings.json", student, "student", hash_json(vars(to_train))))
+        deletes = [planned_deletion(*output) for output in outputs] if args.overwrite else None
+        return print_plan(vars(args), images=len(distilled), ipc=ipc, repeated=repeated, output=str(folder), deletes=deletes)
 
     start(pick_device(relabelled.device))
     real = read_real(spec, args.real_data, "train", classes)
-    root, manifest = folder / "images", beside(folder / "images", "manifest.json")
     claim(root)
     if args.overwrite:
-        start_afresh(manifest, root, "images", hash_json(vars(args)))
+        start_afresh(manifest, root, "images", command)
     refuse_unclaimed(root)
     keep_settings(manifest, {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes})
     store_images(root, real, draw_real_images(real, ipc, args.seed), size, spec.num_classes)
@@ -90,10 +96,8 @@ def main(args):
     barrier()
     print(f"{len(distilled)} real images ({ipc} per class, seed {args.seed}) from {real.root} -> {root}")
 
-    paths = {"images": str(folder / "images"), "labels": str(folder / "labels"), "student": str(folder / f"student_{args.model}")}
-    again = ["--overwrite"] * args.overwrite
-    relabel.main(relabel.get_args([*relabel_flags, *again, "--data", paths["images"], "--fkd-path", paths["labels"]]))
-    train.main(train.get_args([*train_flags, *again, "--train-dir", paths["images"], "--fkd-path", paths["labels"], "--output-dir", paths["student"]]))
+    relabel.main(to_relabel)
+    train.main(to_train)
 
 
 def get_args(argv=None):
