@@ -28,7 +28,7 @@ from sre2l.precision import PRECISIONS, dtype_of, memory_format_of, pick_precisi
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng, versions
 from sre2l.settings import keep_settings, planned_deletion, recorded, start_afresh
 from sre2l.store import keep_decoded
-from sre2l.teacher import check_top1, find_teacher
+from sre2l.teacher import check_top1, find_teacher, teacher_at_hand
 from sre2l.training import start_device
 from sre2l.verify import read_checked, refuse_strays, verify_images
 
@@ -122,11 +122,12 @@ def main(args):
         raise UserError(f"{args.data}: no images there yet; run recover.sh first, or give some with --data DIR")
     images = read_checked(verify_images(args.data, spec.num_classes, args.classes)) if there else None
     if args.dry_run:
+        teacher, spec = teacher_at_hand(args, spec)
         count = len(images) if images else None
         plan = {"batches": count and len(Batches(count, args.batch_size, 0, args.epochs)), "output": str(root),
                 "bytes": count and num_label_bytes(count, args.batch_size, args.epochs, spec.num_classes, args.label_precision)}
         deletes = planned_deletion(beside(root, "manifest.json"), root, "labels", command) if args.overwrite else None
-        return print_plan(make_settings(args, spec), images=count, deletes=deletes, **plan)
+        return print_plan(make_settings(args, spec), images=count, teacher=teacher and teacher.describe(), deletes=deletes, **plan)
 
     device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)
