@@ -26,6 +26,7 @@ unzip -q {IMAGES}.zip '*/class*_id*.jpg' -d published/images
 tar xzf {LABELS}.tar.gz -C published/labels --exclude='._*' --exclude=.DS_Store"""
 TRAIN = f"sh validate/train.sh --train-dir published/images/{IMAGES} --fkd-path published/labels/{LABELS} --val-dir /data/imagenet --name published"
 FIRST_TEN = f"unzip -q {IMAGES.replace('50', '200')}.zip '*/class*_id00[0-9].jpg' -d published/ipc10"
+FIRST_FIFTY = "'*/class*_id0[0-4][0-9].jpg'"
 FIRST_FIVE = FIRST_TEN.replace("ipc200", "ipc50").replace("[0-9]", "[0-4]").replace("ipc10", "ipc5")  # of a set that has ten
 TOPS = {"in a folder of its name": (IMAGES, LABELS), "deeper": (f"SRe2L_IN-1K/{IMAGES}", f"relabel/{LABELS}"), "without a folder": ("", ""),
         "from a Mac": (IMAGES, LABELS)}
@@ -141,6 +142,18 @@ def test_the_first_images_of_each_class_are_unpacked_relabelled_and_trained_on(s
     assert json.loads((tmp_path / "part" / f"student_{SMALL}" / "results.json").read_text())["protocol"]["labels"]["num_images"] == 50
 
 
+def test_the_readmes_patterns_are_the_first_ten_and_fifty_of_each_class(tmp_path):
+    with zipfile.ZipFile(tmp_path / "200.zip", "w") as archive:
+        for label in (0, 999):
+            for i in range(200):
+                archive.writestr(f"set/new{label:03d}/class{label:03d}_id{i:03d}.jpg", b"")
+    for number, pattern in ((10, FIRST_TEN.split()[3]), (50, FIRST_FIFTY)):
+        shell(f"unzip -q 200.zip {pattern} -d {number}", tmp_path)
+        for label in (0, 999):
+            found = sorted(path.name for path in (tmp_path / f"{number}" / "set" / f"new{label:03d}").iterdir())
+            assert found == [f"class{label:03d}_id{i:03d}.jpg" for i in range(number)]
+
+
 def roll_classes(_, labels):
     """Labels of a teacher with another class order."""
     for path in labels.glob("*/*.tar"):
@@ -181,5 +194,5 @@ def test_the_readme_gives_these_commands():
     text = (ROOT / "README.md").read_text()
     if f"{IMAGES}.zip" not in text:
         pytest.skip("the README has no section on the archives")
-    for line in (*UNPACK.splitlines(), TRAIN, FIRST_TEN):
+    for line in (*UNPACK.splitlines(), TRAIN, FIRST_TEN, FIRST_FIFTY):
         assert line in text
