@@ -31,8 +31,8 @@ from sre2l.manifest import complete
 from sre2l.models import load_teacher
 from sre2l.precision import PRECISIONS
 from sre2l.runtime import RunLog, UserError, print_plan, run_folder, run_script
-from sre2l.settings import keep_settings, recorded, refuse_unclaimed, start_afresh
-from sre2l.teacher import check_top1, find_teacher
+from sre2l.settings import keep_settings, planned_deletion, recorded, refuse_unclaimed, start_afresh
+from sre2l.teacher import check_top1, find_teacher, teacher_at_hand
 from sre2l.training import start_device
 from sre2l.verify import refuse_strays
 
@@ -92,23 +92,32 @@ def check_args(args, spec):
     return classes
 
 
+def check_statistics(teacher):
+    """Raise UserError for a network without statistics to match."""
+    if not statistics_layers(teacher.network):
+        raise UserError(f"{teacher.arch} has no BatchNorm layer with running statistics, so there is nothing to match; "
+                        f"choose a teacher with BatchNorm, such as resnet18")
+
+
 def main(args):
-    spec, command = data_spec(args), hash_json(vars(args))
+    spec, command = data_spec(args), hash_json(vars(args) | {"dry_run": False})
     check_folders(args.val_dir)
     classes = check_args(args, spec)
     root = Path(args.syn_data_path or run_folder(args)) / args.exp_name
     units = make_units(classes, args.batch_size, args.ipc_start, args.ipc_end)
     if args.dry_run:
+        teacher, spec = teacher_at_hand(args, spec)
+        if teacher:
+            check_statistics(teacher)
         num_images = (args.ipc_end - args.ipc_start) * len(classes)
         size = num_images * (620 + spec.size ** 2 // 3)  # a JPEG's header, and about a third of a byte for each noise-like pixel
-        return print_plan(make_settings(args, spec, classes, None), images=num_images, units=len(units),
-                          images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root))
+        deletes = planned_deletion(beside(root, "manifest.json"), root, "images", command) if args.overwrite else None
+        return print_plan(make_settings(args, spec, classes, teacher), images=num_images, units=len(units),
+                          images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root), deletes=deletes)
 
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)
-    if not statistics_layers(teacher.network):
-        raise UserError(f"{teacher.arch} has no BatchNorm layer with running statistics, so there is nothing to match; "
-                        f"choose a teacher with BatchNorm, such as resnet18")
+    check_statistics(teacher)
     teacher.network.to(device)
     verifier = load_verifier(args, spec, device)
     manifest = beside(root, "manifest.json")

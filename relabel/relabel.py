@@ -27,9 +27,9 @@ from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, comple
                             write_recorded)
 from sre2l.precision import PRECISIONS, memory_format_of
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng, versions
-from sre2l.settings import keep_settings, recorded, start_afresh
+from sre2l.settings import keep_settings, planned_deletion, recorded, start_afresh
 from sre2l.store import keep_decoded
-from sre2l.teacher import check_top1, find_teacher
+from sre2l.teacher import check_top1, find_teacher, teacher_at_hand
 from sre2l.training import start_device
 from sre2l.verify import read_checked, refuse_strays, verify_images
 
@@ -86,7 +86,7 @@ def store_labels(root, where, labelled):
 
 
 def main(args):
-    spec, command = data_spec(args), hash_json(vars(args))
+    spec, command = data_spec(args), hash_json(vars(args) | {"dry_run": False})
     if args.min_scale_crops > args.max_scale_crops:
         raise UserError(f"--min-scale-crops {args.min_scale_crops} is above --max-scale-crops {args.max_scale_crops}")
     if (args.padding or 0) > spec.size // 2:
@@ -99,10 +99,12 @@ def main(args):
         raise UserError(f"{args.data}: no images there yet; run recover.sh first, or give some with --data DIR")
     images = read_checked(verify_images(args.data, spec.num_classes, args.classes)) if there else None
     if args.dry_run:
+        teacher, spec = teacher_at_hand(args, spec)
         count = len(images) if images else None
         plan = {"batches": count and len(Batches(count, args.batch_size, 0, args.epochs)), "output": str(root),
                 "bytes": count and num_label_bytes(count, args.batch_size, args.epochs, spec.num_classes, args.label_precision)}
-        return print_plan(make_settings(args, spec), images=count, **plan)
+        deletes = planned_deletion(beside(root, "manifest.json"), root, "labels", command) if args.overwrite else None
+        return print_plan(make_settings(args, spec), images=count, teacher=teacher and teacher.describe(), deletes=deletes, **plan)
 
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)

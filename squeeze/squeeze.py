@@ -29,7 +29,7 @@ from sre2l.parallel import RunningStatistics, replicate
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_real, read_val
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng
-from sre2l.settings import finish, keep_settings, start_afresh
+from sre2l.settings import finish, keep_settings, planned_deletion, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.training import (at_least_float32, autocast, check_finite, compile_network, evaluate, keep_on_device, lr_factor, make_scaler, make_sgd,
                             seed_torch, set_lr, start_device, upload)
@@ -88,14 +88,15 @@ def load_state(path, identity, network, optimizer, scaler):
 
 
 def main(args):
-    spec, command = data_spec(args), hash_json(vars(args))
+    spec, command = data_spec(args), hash_json(vars(args) | {"dry_run": False})
     check_folders(args.real_data)
     folder = run_folder(args) / "teacher"
     if args.dry_run:
         if spec.name == "imagenet1k":
             return print_plan({"dataset": spec.name, "arch": args.arch}, epochs=0, bytes=0, note="nothing to train: IMAGENET1K_V1 weights are checked")
         network, stem = build_network(args.arch, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
-        return print_plan(make_settings(args, spec, stem), epochs=args.epochs, output=str(folder),
+        deletes = planned_deletion(folder / "settings.json", folder, "teacher", command) if args.overwrite else None
+        return print_plan(make_settings(args, spec, stem), epochs=args.epochs, output=str(folder), deletes=deletes,
                           bytes=3 * num_weight_bytes(network))  # the teacher, and a checkpoint with momentum
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)

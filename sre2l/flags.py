@@ -144,6 +144,8 @@ def add_val_flag(parser):
 def check_folders(*paths):
     """Raise UserError for a folder that the user typed and that is not there, before anything is loaded. None = not typed."""
     for path in paths:
+        if path is not None and os.path.isfile(path):
+            raise UserError(f"{path}: is a file; give a folder, that of an unpacked archive for instance")
         if path is not None and not os.path.isdir(path):
             raise UserError(f"{path}: there is no such folder")
 

@@ -134,34 +134,11 @@ def check_classes(root, found, expected, owner):
                     f"the first that differs is number {at}: {here} where {wanted} is expected")
 
 
-def check_layout(root):
-    """Raise UserError for whatever is not new<class>/class<class>_id<ipc>.jpg, or an id that is there twice, in a folder where some
-    folder is named so; others may hold what they like."""
-    with os.scandir(root) as scan:
-        folders = {entry: re.fullmatch(r"new(\d+)", entry.name) for entry in scan}
-    if not any(folders.values()):
-        return
-    stray = [folder.path for folder, number in folders.items() if not number or not folder.is_dir()]
-    for folder, number in folders.items():
-        if number and folder.is_dir():
-            seen = set()
-            with os.scandir(folder) as scan:
-                for file in scan:
-                    name = re.fullmatch(r"class(\d+)_id(\d+)\.jpg", file.name)
-                    if not name or int(name[1]) != int(number[1]) or not file.is_file() or int(name[2]) in seen:
-                        stray.append(file.path)
-                    else:
-                        seen.add(int(name[2]))
-    if stray:
-        raise UserError(f"{min(stray)}: does not belong into a folder of recover's images ({len(stray)} such in {root}); remove it")
-
-
 def read_synthetic(root, num_classes, classes=None):
-    """A folder of images for relabel or validate. In folders named new... the class is the number in the name; in any other it is
-    the sorted position among `classes` (default: what recover recorded for the folder `root`, else all)."""
+    """A folder of images, whose file names verify_images has looked at. In folders named new... the class is the number in the name; in any
+    other it is the sorted position among `classes` (default: what recover recorded for the folder `root`, else all)."""
     check_folder(root)
     check_links(root)
-    check_layout(root)
     images = read_folder(root)
     if classes is None:
         classes = recorded_classes(root) or range(num_classes)

@@ -87,15 +87,30 @@ def outputs_of(root, kind):
     return files, around
 
 
+def is_under_way(record, command):
+    """Whether a run that this command (a hash of its arguments) began with --overwrite is not finished: the same command continues it."""
+    return read_json(record).get("afresh_by") == command
+
+
+def planned_deletion(record, root, kind, command):
+    """What start_afresh would delete, for --dry-run: how many files of the folder, which beside it, bytes of all. Raises UserError as it would."""
+    root, record = (Path(os.path.abspath(path)) for path in (root, record))
+    if not record.exists() and kind in BESIDE:
+        refuse_unclaimed(root)
+    files, around = outputs_of(root, kind) if record.exists() and not is_under_way(record, command) else ([], [])
+    return {"folder": str(root), "files": len(files), "beside": sorted(path.relative_to(root.parent).as_posix() for path in around),
+            "bytes": sum(path.lstat().st_size for path in files + around)}
+
+
 def start_afresh(record, root, kind, command):
     """--overwrite: say what an earlier run left in `root` and delete it. The record of its settings goes last, since contents without one are
     refused: also where a kill comes in between, the same command goes on. kind: of INSIDE.
 
-    A run that the same `command` (a hash of its arguments) began so, and that is not finished, is left alone: the same command continues.
+    A run that the same `command` began so, and that is not finished, is left alone: the same command continues.
     Raises UserError for contents that no run vouches for."""
     root, record = (Path(os.path.abspath(path)) for path in (root, record))
     if rank() == 0 and record.exists():
-        if read_json(record).get("afresh_by") == command:
+        if is_under_way(record, command):
             print(f"--overwrite: {root} was started afresh by this command and is not finished; it continues")
         else:
             files, around = outputs_of(root, kind)

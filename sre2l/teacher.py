@@ -22,6 +22,13 @@ def find_teacher(args, spec):
     return dataclasses.replace(teacher, mean=spec.mean, std=spec.std), spec
 
 
+def teacher_at_hand(args, spec):
+    """find_teacher for --dry-run -> (Teacher, row), or (None, row as it was) where it would first have to be downloaded or trained."""
+    if args.teacher is None and (args.dataset == "imagenet1k" or not (run_folder(args) / "teacher" / "teacher.pth").exists()):
+        return None, spec
+    return find_teacher(args, spec)
+
+
 def check_top1(teacher, spec, args, device):
     """Measure the teacher's top-1 in percent where real validation images are given or built in; None where not.
 

@@ -15,6 +15,7 @@ from sre2l.files import beside, hash_file
 from sre2l.images import check_classes, image_path, read_synthetic
 from sre2l.inside import check_links
 from sre2l.labels import inspect_labels, label_name, read_sheet
+from sre2l.layout import misplaced, scan
 from sre2l.manifest import check_images, describe_images, describe_names, manifest_of, place, read_hashes
 from sre2l.settings import LAYOUT, read_record
 
@@ -29,9 +30,13 @@ class Finding:
     text: str = ""
     faults: list = field(default_factory=list)
 
+    @property
+    def fault(self):
+        """The first fault, and how many more there are."""
+        return self.faults[0] + (f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else "")
+
     def __str__(self):
-        more = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
-        return f"FAULT  {self.subject}: {self.faults[0]}{more}" if self.faults else f"ok     {self.subject}: {self.text}"
+        return f"FAULT  {self.subject}: {self.fault}" if self.faults else f"ok     {self.subject}: {self.text}"
 
 
 def attempt(finding, function, *args):
@@ -43,21 +48,9 @@ def attempt(finding, function, *args):
         return None
 
 
-def scan(root, kind):
-    """-> ({'epoch_0/batch_0.tar': bytes}, the class or epoch folders, the entries that do not belong into such a folder)."""
-    (folder_name, file_name), there, folders, stray = LAYOUT[kind], {}, [], []
-    for folder in os.scandir(root):
-        if not re.fullmatch(folder_name, folder.name) or not folder.is_dir():
-            stray.append(folder.name)
-            continue
-        folders.append(folder.name)
-        for entry in os.scandir(folder):
-            name = f"{folder.name}/{entry.name}"
-            if re.fullmatch(file_name, entry.name) and entry.is_file():
-                there[name] = entry.stat().st_size
-            else:
-                stray.append(name)
-    return there, sorted(folders), sorted(stray)
+def bring_back(kind, hashes):
+    """How a file of a set comes back: what a stage has recorded, it writes again; a set without hashes came from elsewhere."""
+    return AGAIN[kind] if hashes is not None else f"bring it back from where these {kind} came from"
 
 
 def compare(finding, root, kind, there, wanted, stray, hashes):
@@ -75,8 +68,8 @@ def compare(finding, root, kind, there, wanted, stray, hashes):
         file = name.partition("/")[2]
         is_open = hashes is None and 0 < 2 * counts[file] <= num_folders  # as many epochs have it as not
         why = f", though {listing} names it" if name in (hashes or ()) else f", or {root}/{namesakes[file]} is one too many" if is_open else ""
-        finding.faults.append(f"{root}/{name}: is missing{why}; {AGAIN[kind]}")
-    finding.faults += [f"{root}/{name}: is empty; delete it, and {AGAIN[kind]}" for name, size in there.items() if not size]
+        finding.faults.append(f"{root}/{name}: is missing{why}; {bring_back(kind, hashes)}")
+    finding.faults += [f"{root}/{name}: is empty; delete it, and {bring_back(kind, hashes)}" for name, size in there.items() if not size]
 
 
 def refuse_strays(root, kind):
@@ -140,6 +133,8 @@ def verify_images(root, num_classes, classes=None):
         stray += sorted(set(folders) - {name.partition("/")[0] for name in wanted})
         compare(names, root, "images", there, wanted, stray, hashes)
     images = None if record.faults or names.faults else attempt(names, read_synthetic, root, num_classes, classes)
+    if names.faults and not there and (sentence := misplaced(root, "images")):
+        names.faults = [sentence]
     names.text = f"{len(images)} images in {len(images.class_names)} class folders" if images else f"{len(there)} images"
     yield names
     return images, settings, hashes
@@ -162,13 +157,14 @@ def facts_of(root, settings, info):
     return Facts(info.num_images, info.batch_size, info.num_classes, info.mix, read_sheet(root, 0, 0).logits.dtype)
 
 
-def check_sizes(finding, root, there, facts):
+def check_sizes(finding, root, there, facts, hashes):
     """Add a fault for each label file whose size cannot be that of its rows: cut off, or another's."""
     for name, size in there.items():
         rows = min(facts.batch_size, facts.num_images - place(name)[1] * facts.batch_size)
         least = rows * (facts.num_classes * facts.dtype.itemsize + 17 + (8 if facts.mix != "none" else 0))
         if not least < size < least + FILE_OVERHEAD:
-            finding.faults.append(f"{root}/{name}: has {size} bytes, {rows} rows of {facts.num_classes} classes have {least} and some; {AGAIN['labels']}")
+            finding.faults.append(f"{root}/{name}: has {size} bytes, {rows} rows of {facts.num_classes} classes have {least} and some; "
+                                  + bring_back("labels", hashes))
 
 
 def wanted_labels(there, folders, settings):
@@ -195,8 +191,10 @@ def verify_labels(root, epochs=None):
     stray += sorted(set(folders) - {name.partition("/")[0] for name in wanted | there.keys()})
     compare(names, root, "labels", there, wanted, stray, hashes)
     info = None if names.faults else attempt(names, inspect_labels, root)
+    if names.faults and not there and (sentence := misplaced(root, "labels")):
+        names.faults = [sentence]
     if info:
-        check_sizes(names, root, there, facts := facts_of(root, settings, info))
+        check_sizes(names, root, there, facts := facts_of(root, settings, info), hashes)
         names.text = f"{len(there)} files, {info.epochs} epochs of {info.num_images} images, batch {facts.batch_size}, {sum(there.values()) / 1e6:.1f} MB"
     yield names
     return info if not names.faults else None, settings, hashes
@@ -207,7 +205,7 @@ def read_checked(findings):
     try:
         while True:
             if (finding := next(findings)).faults:
-                raise UserError(finding.faults[0])
+                raise UserError(finding.fault)
     except StopIteration as end:
         return end.value[0]
 

@@ -6,6 +6,8 @@ import torch
 
 from recover import recover
 from relabel import relabel
+from sre2l.datasets import DATASETS
+from sre2l.models import load_teacher
 from sre2l.runtime import UserError
 from squeeze import squeeze
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
@@ -137,3 +139,21 @@ def test_a_network_that_cannot_take_the_images(world):
 def test_padding_and_stems_out_of_range(world):
     assert "more than half of the images' 32 pixels" in refused(relabel, *common(world), *teacher(world), "--padding", 17)
     assert "torchvision's weights have torchvision's stem" in refused(recover, "--name", world / "i", "--stem", "conv3x3")
+
+
+@pytest.mark.parametrize("stage", (recover, relabel))
+def test_a_dry_run_opens_the_teacher_that_is_there(stage, world, tmp_path, capsys):
+    """One that does not fit, is broken or is missing is named before anything is begun; one that is still to be trained is not asked for."""
+    flags = (stage, *common(world, "run" if stage is relabel else "plan"), "--dry-run")
+    run_main(*flags, *teacher(world))
+    assert load_teacher(DATASETS["cifar10"], world / "teacher.pth", SMALL).sha256 in capsys.readouterr().out
+    bare_checkpoint(tmp_path / "c100.pth", num_classes=100)
+    assert "fc.weight is (100, 1024) in the checkpoint" in refused(*flags, "--teacher", tmp_path / "c100.pth", "--arch", SMALL)
+    assert "no such checkpoint" in refused(*flags, "--teacher", tmp_path / "none.pth")
+    run_main(*flags)
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "teacher.pth").write_bytes(b"")
+    assert "not a checkpoint that loads safely" in refused(*flags, "--name", tmp_path)
+    if stage is recover:
+        bare_checkpoint(tmp_path / "s.pth", "squeezenet1_1")
+        assert "has no BatchNorm layer" in refused(*flags, "--teacher", tmp_path / "s.pth", "--arch", "squeezenet1_1")

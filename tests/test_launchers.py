@@ -123,6 +123,10 @@ def test_four_stages_and_both_controls_on_noise(tmp_path):
     assert all(seconds > 0 for seconds in results["seconds"].values())
     control = json.loads((run / "random_real" / f"student_{SMALL}" / "results.json").read_text())
     assert control["protocol"]["labels"]["num_images"] == 20
-    assert launch("validate/random_real.sh", "cifar10", "--name", run, "--model", SMALL, "--dry-run").returncode == 0
+    plan = json.loads(launch("validate/random_real.sh", "cifar10", "--name", run, "--model", SMALL, "--overwrite", "--dry-run").stdout)
+    assert [(Path(part["folder"]).name, part["files"]) for part in plan["deletes"]] == [("images", 20), ("labels", 2 * 3), (f"student_{SMALL}", 7)]
+    repeated = plan["repeated"]
+    assert (repeated["relabel"]["batch_size"], repeated["relabel"]["epochs"], repeated["relabel"]["mix"]) == (8, 2, "mixup")
+    assert (repeated["validate"]["model"], repeated["validate"]["epochs"]) == (SMALL, 2)
     differing = {key for key in results["protocol"] if key != "labels" and results["protocol"][key] != control["protocol"][key]}
     assert not differing

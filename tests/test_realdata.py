@@ -9,13 +9,12 @@ from PIL import Image
 from sre2l.datasets import DATASETS
 from sre2l.files import beside
 from sre2l.images import image_path, read_synthetic
-from sre2l.manifest import merge_hashes, read_hashes
 from sre2l.realdata import read_digits, read_real, read_val
 from sre2l.runtime import ROOT, UserError
 from sre2l.settings import keep_settings
 from sre2l.verify import read_checked, verify_images
 from tests.helpers import noise_folder, synthetic_folder
-from validate.random_real import draw_real_images, store_image
+from validate.random_real import draw_real_images, store_images
 
 
 def test_digits_are_the_1797_scans_split_once_and_for_all():
@@ -116,14 +115,11 @@ def test_random_real_images_are_ipc_of_each_class_and_a_prefix_of_more():
 def test_random_real_images_are_written_once_and_checked_as_recovers_are(tmp_path):
     """A second start writes what is missing or damaged; a set whose hashes are gone is refused."""
     root, real = tmp_path / "images", read_digits("train", 32)
-    chosen = list(draw_real_images(real, 2, seed=1).items())
+    chosen = draw_real_images(real, 2, seed=1)
     keep_settings(beside(root, "manifest.json"), {"source": "digits", "size": 32, "classes": list(range(10))})
 
     def store():
-        hashes = read_hashes(root)
-        for one in chosen:
-            store_image(root, real, 32, 10, hashes, one)
-        merge_hashes(root)
+        store_images(root, real, chosen, 32, 10)
         return {path: path.stat().st_mtime_ns for path in sorted(root.rglob("*.jpg"))}
     first = store()
     damaged = min(first)

@@ -11,8 +11,9 @@ import pytest
 from relabel import relabel
 from sre2l import settings
 from sre2l.errors import UserError
-from sre2l.settings import finish, keep_settings, outputs_of, read_record, recorded, start_afresh
-from tests.helpers import refused, run_main
+from sre2l.settings import finish, keep_settings, outputs_of, planned_deletion, read_record, recorded, start_afresh
+from squeeze import squeeze
+from tests.helpers import SMALL, refused, run_main
 from tests.test_continue import files_of
 from tests.worlds import common, recover_flags, teacher, train_flags
 
@@ -162,3 +163,44 @@ def test_only_what_a_run_writes_counts_as_its_output(world):
         assert len(inside) == len(files_of(root))
         assert {path.name for path in around} == {path.name for path in root.parent.iterdir() if path.name.startswith(f"{kind}.")} - others
     (world / "run" / "labels.png").unlink()
+
+
+def planned(capsys, *flags):
+    """The plan of a stage's --dry-run."""
+    capsys.readouterr()
+    run_main(*flags, "--dry-run")
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("stage", ("teacher", "images", "labels", "student"))
+def test_a_dry_run_says_what_overwrite_would_delete_and_deletes_nothing(stage, world, tmp_path, capsys):
+    """What the run then deletes; nothing where there is nothing yet, and nothing but a refusal where a file is no run's."""
+    flags = {"teacher": (squeeze, *common(tmp_path, tmp_path), "--real-data", world / "real", "--arch", SMALL, "--epochs", 1, "-b", 10, "-j", 0),
+             "images": recover_flags(world, "--syn-data-path", tmp_path, name=tmp_path),
+             "labels": (relabel, *common(world), *teacher(world), "--epochs", 1, "-b", 8, "-j", 0, "--fkd-path", tmp_path / "labels"),
+             "student": train_flags(world, "--output-dir", tmp_path / "student")}[stage]
+    root = tmp_path / stage
+    assert planned(capsys, *flags)["deletes"] is None
+    assert planned(capsys, *flags, "--overwrite")["deletes"] == {"folder": str(root), "files": 0, "beside": [], "bytes": 0}
+    run_main(*flags)
+    before = files_of(tmp_path)
+    plan = planned(capsys, *flags, "--overwrite")["deletes"]
+    assert files_of(tmp_path) == before and plan["files"] == len(files_of(root)) > 0
+    assert plan["beside"] == sorted(path.name for path in tmp_path.iterdir() if path.is_file())
+    run_main(*flags, "--overwrite")
+    said = f"deleting {root}: {plan['files']} files in it and {len(plan['beside'])} beside it, {plan['bytes'] / 1e6:.1f} MB"
+    assert said in capsys.readouterr().out
+    (root / "notes.txt").touch()
+    assert "notes.txt: no file of a run, so --overwrite deletes nothing" in refused(*flags, "--overwrite", "--dry-run")
+
+
+def test_a_dry_run_knows_the_run_that_the_same_command_would_continue(tmp_path):
+    root, record = tmp_path / "images", tmp_path / "images.manifest.json"
+    (root / "new000").mkdir(parents=True)
+    (root / "new000" / "class000_id000.jpg").touch()
+    keep_settings(record, {}, command="command")
+    assert planned_deletion(record, root, "images", "command")["files"] == 0
+    assert planned_deletion(record, root, "images", "another")["files"] == 1
+    record.unlink()
+    with pytest.raises(UserError, match="no manifest stands beside it"):
+        planned_deletion(record, root, "images", "command")

@@ -13,12 +13,14 @@ from PIL import Image, ImageFile
 
 from relabel import relabel
 from sre2l.datasets import DATASETS
-from sre2l.images import check_layout, decode, read_shape, read_synthetic
+from sre2l.images import decode, read_shape, read_synthetic
 from sre2l.inside import check_links
 from sre2l.labels import inspect_labels
+from sre2l.layout import scan
 from sre2l.manifest import read_hashes
 from sre2l.realdata import read_real
 from sre2l.runtime import UserError
+from sre2l.verify import read_checked, verify_images
 from tests.helpers import noise_folder, refused, synthetic_folder
 from tests.test_realdata import tiny_folder
 from tests.worlds import NAMES, common, teacher
@@ -195,8 +197,8 @@ def test_strays_in_a_folder_of_recovers_images_are_named(tmp_path, name):
     root = synthetic_folder(tmp_path / "images")
     (root / name).parent.mkdir(exist_ok=True)
     (root / name).write_bytes((root / "new000" / "class000_id000.jpg").read_bytes())
-    with pytest.raises(UserError, match="does not belong into a folder of recover's images") as caught:
-        read_synthetic(root, 10)
+    with pytest.raises(UserError, match="does not belong into a folder of images|is one image file too many") as caught:
+        read_checked(verify_images(root, 10))
     first = str(caught.value).partition(": ")[0]
     assert (root / name).is_relative_to(first) or Path(first).name == "class003_id001.jpg"  # of an id twice either may be called the stray
 
@@ -205,8 +207,8 @@ def test_one_renamed_class_folder_is_no_folder_of_real_images(tmp_path):
     """Ten folders of which nine are recover's: the tenth was taken for the tenth class."""
     root = synthetic_folder(tmp_path / "images")
     (root / "new009").rename(root / "zebra")
-    with pytest.raises(UserError, match="zebra: does not belong"):
-        read_synthetic(root, 10)
+    with pytest.raises(UserError, match="number 9: no folder where 'new009' is expected"):
+        read_checked(verify_images(root, 10))
 
 
 def test_many_files_are_looked_at_in_no_time(tmp_path):
@@ -217,7 +219,7 @@ def test_many_files_are_looked_at_in_no_time(tmp_path):
             (tmp_path / f"new{label:03d}" / f"class{label:03d}_id{i:03d}.jpg").touch()
     start = time.process_time()
     check_links(tmp_path)
-    check_layout(tmp_path)
+    scan(tmp_path, "images")
     assert time.process_time() - start < 0.5
 
 

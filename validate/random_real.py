@@ -5,7 +5,6 @@ Time: that of relabel and train.
 Result: runs/<name>/random_real/ with images, labels and the student's results.json.
 """
 import os
-from functools import partial
 
 import numpy as np
 
@@ -13,14 +12,15 @@ from relabel import relabel
 from sre2l.batches import in_order
 from sre2l.claims import claim
 from sre2l.distributed import barrier, rank, start
-from sre2l.files import beside, hash_file, hash_json, read_json
+from sre2l.files import beside, hash_json, read_json
 from sre2l.flags import Parser, add_run_flags, data_spec, number
-from sre2l.images import encode_jpeg, image_path, read_synthetic
-from sre2l.manifest import merge_hashes, read_hashes, write_recorded
+from sre2l.images import encode_jpeg, image_path
+from sre2l.manifest import merge_hashes, missing_files, write_recorded
 from sre2l.realdata import read_real, show
 from sre2l.runtime import UserError, pick_device, print_plan, run_folder, run_script, unit_rng
-from sre2l.settings import finish, keep_settings, refuse_unclaimed, start_afresh
-from validate import train
+from sre2l.settings import finish, keep_settings, planned_deletion, refuse_unclaimed, start_afresh
+from sre2l.verify import read_checked, verify_images
+from validate import protocol, train
 
 NUM_WRITERS = 4  # threads: each file waits for the disk
 
@@ -50,13 +50,16 @@ def draw_real_images(images, ipc, seed):
     return chosen
 
 
-def store_image(root, real, size, num_classes, recorded, chosen):
-    """Write one real image as the evaluation shows it, unless it is there as it was recorded. chosen: ((ipc, class), flat index)."""
-    (index, label), row = chosen
-    path = image_path(root, label, index, num_classes)
-    name = path.relative_to(root).as_posix()
-    if not path.exists() or recorded.get(name) != hash_file(path):
-        write_recorded(root, {name: encode_jpeg(show(real.pixels(row), size, size))})
+def store_images(root, real, chosen, size, num_classes):
+    """Write the chosen real images as the evaluation shows them, those that are not there as they were recorded. chosen: of draw_real_images.
+
+    Of several processes the first writes."""
+    rows = {image_path("", label, index, num_classes).as_posix(): row for (index, label), row in chosen.items()}
+    missing = missing_files(root, list(rows), NUM_WRITERS, "images")
+    if rank() == 0:
+        for _ in in_order(lambda name: write_recorded(root, {name: encode_jpeg(show(real.pixels(rows[name]), size, size))}), missing, NUM_WRITERS):
+            pass
+        merge_hashes(root)
 
 
 def main(args):
@@ -64,36 +67,37 @@ def main(args):
     relabel_flags = saved_flags(beside(run / "labels", "args.json"))
     train_flags = saved_flags(run / f"student_{args.model}" / "args.json")
     relabelled = relabel.get_args(relabel_flags)
-    spec = data_spec(relabelled)
-    distilled = read_synthetic(relabelled.data, spec.num_classes, relabelled.classes)
+    spec, command = data_spec(relabelled), hash_json(vars(args) | {"dry_run": False})
+    distilled = read_checked(verify_images(relabelled.data, spec.num_classes, relabelled.classes))
     classes = sorted(set(distilled.labels.tolist()))
     ipc = len(distilled) // len(classes)
     folder = run / "random_real"
+    root, labels, student = folder / "images", folder / "labels", folder / f"student_{args.model}"
+    again, manifest = ["--overwrite"] * args.overwrite, beside(root, "manifest.json")
+    to_relabel = relabel.get_args([*relabel_flags, *again, "--data", str(root), "--fkd-path", str(labels)])
+    to_train = train.get_args([*train_flags, *again, "--train-dir", str(root), "--fkd-path", str(labels), "--output-dir", str(student)])
     size = distilled.pixels(0).shape[0]
     if args.dry_run:
-        return print_plan(vars(args), images=len(distilled), ipc=ipc, output=str(folder))
+        repeated = {"relabel": relabel.make_settings(to_relabel, spec), "validate": protocol.make_settings(to_train, data_spec(to_train))}
+        outputs = ((manifest, root, "images", command), (beside(labels, "manifest.json"), labels, "labels", hash_json(vars(to_relabel))),
+                   (student / "settings.json", student, "student", hash_json(vars(to_train))))
+        deletes = [planned_deletion(*output) for output in outputs] if args.overwrite else None
+        return print_plan(vars(args), images=len(distilled), ipc=ipc, repeated=repeated, output=str(folder), deletes=deletes)
 
     start(pick_device(relabelled.device))
     real = read_real(spec, args.real_data, "train", classes)
-    root, manifest = folder / "images", beside(folder / "images", "manifest.json")
     claim(root)
     if args.overwrite:
-        start_afresh(manifest, root, "images", hash_json(vars(args)))
+        start_afresh(manifest, root, "images", command)
     refuse_unclaimed(root)
     keep_settings(manifest, {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes})
-    if rank() == 0:
-        chosen, recorded = draw_real_images(real, ipc, args.seed).items(), read_hashes(root)
-        for _ in in_order(partial(store_image, root, real, size, spec.num_classes, recorded), chosen, NUM_WRITERS):
-            pass
-        merge_hashes(root)
-        finish(manifest, beside(root, "sha256"))
+    store_images(root, real, draw_real_images(real, ipc, args.seed), size, spec.num_classes)
+    finish(manifest, beside(root, "sha256"))
     barrier()
     print(f"{len(distilled)} real images ({ipc} per class, seed {args.seed}) from {real.root} -> {root}")
 
-    paths = {"images": str(folder / "images"), "labels": str(folder / "labels"), "student": str(folder / f"student_{args.model}")}
-    again = ["--overwrite"] * args.overwrite
-    relabel.main(relabel.get_args([*relabel_flags, *again, "--data", paths["images"], "--fkd-path", paths["labels"]]))
-    train.main(train.get_args([*train_flags, *again, "--train-dir", paths["images"], "--fkd-path", paths["labels"], "--output-dir", paths["student"]]))
+    relabel.main(to_relabel)
+    train.main(to_train)
 
 
 def get_args(argv=None):

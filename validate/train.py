@@ -28,7 +28,7 @@ from sre2l.parallel import RunningStatistics, replicate
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_val
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, versions
-from sre2l.settings import finish, keep_settings, start_afresh
+from sre2l.settings import finish, keep_settings, planned_deletion, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.training import (autocast, check_finite, compile_network, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr,
                             start_device, upload)
@@ -152,7 +152,7 @@ def evaluate_checkpoint(args, spec, device, precision):
 
 
 def main(args):
-    spec, run, command = data_spec(args), run_folder(args), hash_json(vars(args))
+    spec, run, command = data_spec(args), run_folder(args), hash_json(vars(args) | {"dry_run": False})
     if args.evaluate and not args.dry_run:
         return evaluate_checkpoint(args, spec, *start_device(args.device, args.precision, args.deterministic, training=False))
     check_folders(args.train_dir, args.fkd_path, args.val_dir)
@@ -161,7 +161,8 @@ def main(args):
     args.output_dir = args.output_dir or str(run / f"student_{args.model}{'_hard' if args.hard_labels else ''}")
     if args.dry_run:
         network, stem = build_network(args.model, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
-        return print_plan(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds, output=args.output_dir,
+        deletes = planned_deletion(Path(args.output_dir) / "settings.json", args.output_dir, "student", command) if args.overwrite else None
+        return print_plan(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds, output=args.output_dir, deletes=deletes,
                           bytes=num_weight_bytes(network) * len(args.seeds))
 
     device, precision = start_device(args.device, args.precision, args.deterministic)
