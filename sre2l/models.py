@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.inception import InceptionA, InceptionC, InceptionE
 
 from sre2l.datasets import STEMS
 from sre2l.errors import UserError, first_line
@@ -61,13 +62,30 @@ def has_stem(network):
     return isinstance(getattr(network, "conv1", None), nn.Conv2d) and hasattr(network, "maxpool") and hasattr(network, "layer1")
 
 
+def as_planes(_, inputs):
+    """A hook before a layer: its inputs NCHW in memory."""
+    return tuple(x.contiguous() for x in inputs)
+
+
+def get_network(arch, **options):
+    """torchvision's network of this name.
+
+    NOTE: on a GPU, torch's gradient of an average pool whose windows overlap is wrong in NHWC (2.11, off by as much as it is long); torchvision has
+    such pools in Inception v3 alone."""
+    network = torchvision.models.get_model(arch, **options)
+    for module in network.modules():
+        if isinstance(module, (InceptionA, InceptionC, InceptionE)):
+            module.register_forward_pre_hook(as_planes)
+    return network
+
+
 def build_network(arch, num_classes, stem, strict_stem=False):
     """A torchvision classifier with fresh weights -> (network, stem it has).
 
     A network without a conv1-maxpool stem keeps its own; with strict_stem that is a UserError."""
     check_arch(arch)
     heads = {"inception_v3": {"aux_logits": False, "init_weights": True}, "googlenet": {"aux_logits": False, "init_weights": True}}
-    network = torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **heads.get(arch, {}))
+    network = get_network(arch, weights=None, num_classes=num_classes, **heads.get(arch, {}))
     if stem == "torchvision" or not has_stem(network):
         if stem != "torchvision" and strict_stem:
             raise UserError(f"{arch} has no conv1 and maxpool to replace: --stem {stem} is for networks of the ResNet family")
@@ -164,7 +182,7 @@ def pretrained(arch):
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     check_download(file)
     try:
-        return torchvision.models.get_model(arch, weights=weights)
+        return get_network(arch, weights=weights)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # no network, or no weights in the file
         raise UserError(f"could not download or read torchvision's weights of {arch} ({first_line(error)}); "
                         f"put the file into {file.parent}, or give recover and relabel a checkpoint with --teacher") from None

@@ -3,12 +3,12 @@ import copy
 
 import numpy as np
 import torch
-import torchvision
 from torch import nn
 
 from recover.fast import FastEngine
 from recover.objective import PlainEngine, Weights
 from recover.views import View, draw_view
+from sre2l.models import get_network
 from tests.nets import SmallNet, calibrated
 
 KEYS = ("ce", "bn", "tv", "l2")
@@ -22,7 +22,7 @@ def network_of(arch, size):
     """A torchvision network, or SmallNet with a BatchNorm1d as 'small', with five classes and statistics near those of noise; fp64."""
     torch.manual_seed(1)
     options = {"aux_logits": True, "init_weights": True} if arch in ("inception_v3", "googlenet") else {}
-    network = SmallNet(head_norm=True) if arch == "small" else getattr(torchvision.models, arch)(num_classes=5, **options)
+    network = SmallNet(head_norm=True) if arch == "small" else get_network(arch, num_classes=5, **options)
     if arch.startswith("vgg"):
         network.classifier = nn.Linear(512 * 7 * 7, 5)  # its own has 120 million weights and no BatchNorm
     return calibrated(network, size, 2)
