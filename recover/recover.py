@@ -25,12 +25,14 @@ from recover.watch import check_finite, make_watch
 from sre2l.claims import claim
 from sre2l.distributed import rank, world_size
 from sre2l.files import beside, hash_json
-from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
+from sre2l.flags import (Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, add_tensorboard_flag, check_folders, data_spec,
+                         number)
 from sre2l.interrupts import finishing_steps, leave, stop_requested
 from sre2l.manifest import complete
 from sre2l.models import load_teacher
 from sre2l.precision import PRECISIONS
 from sre2l.runtime import RunLog, UserError, print_plan, run_folder, run_script
+from sre2l.scalars import check_tensorboard
 from sre2l.settings import keep_settings, planned_deletion, recorded, refuse_unclaimed, start_afresh
 from sre2l.teacher import check_top1, find_teacher, teacher_at_hand
 from sre2l.training import start_device
@@ -102,6 +104,7 @@ def check_statistics(teacher):
 def main(args):
     spec, command = data_spec(args), hash_json(vars(args) | {"dry_run": False})
     check_folders(args.val_dir)
+    check_tensorboard(args.tensorboard)
     classes = check_args(args, spec)
     root = Path(args.syn_data_path or run_folder(args)) / args.exp_name
     units = make_units(classes, args.batch_size, args.ipc_start, args.ipc_end)
@@ -211,6 +214,7 @@ def get_args(argv=None):
     add_run_flags(parser)
     add_stage_flags(parser)
     add_teacher_flags(parser)
+    add_tensorboard_flag(parser)
     add = parser.add_argument
     add("--seed", type=number(int, 0), default=0, help="of noise, crops and rolls")
     add("--iteration", type=number(int, 1), default=4000, help="steps of Adam")

@@ -20,7 +20,7 @@ from sre2l.claims import claim
 from sre2l.datasets import STEMS
 from sre2l.distributed import check_agreement, largest, rank, sum_over_processes, world_size
 from sre2l.files import clear_leftovers, hash_json, save_torch
-from sre2l.flags import Parser, add_run_flags, add_stage_flags, check_folders, data_spec, number
+from sre2l.flags import Parser, add_run_flags, add_stage_flags, add_tensorboard_flag, check_folders, data_spec, number
 from sre2l.images import fingerprint
 from sre2l.interrupts import SaveTimer, finishing_steps, leave, stop_requested
 from sre2l.labels import Sheet
@@ -29,6 +29,7 @@ from sre2l.parallel import RunningStatistics, replicate
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_real, read_val
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng
+from sre2l.scalars import check_tensorboard
 from sre2l.settings import finish, keep_settings, planned_deletion, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.training import (at_least_float32, autocast, check_finite, compile_network, evaluate, keep_on_device, lr_factor, make_scaler, make_sgd,
@@ -90,6 +91,7 @@ def load_state(path, identity, network, optimizer, scaler):
 def main(args):
     spec, command = data_spec(args), hash_json(vars(args) | {"dry_run": False})
     check_folders(args.real_data)
+    check_tensorboard(args.tensorboard)
     folder = run_folder(args) / "teacher"
     if args.dry_run:
         if spec.name == "imagenet1k":
@@ -203,6 +205,7 @@ def get_args(argv=None):
     parser = Parser(__doc__)
     add_run_flags(parser)
     add_stage_flags(parser)
+    add_tensorboard_flag(parser)
     add = parser.add_argument
     add("--seed", type=number(int, 0), default=0, help="of the first weights, the order and the crops")
     add("--real-data", "--val-dir", type=os.path.abspath, metavar="DIR", help="folder with train/ and val/ (digits: built in; CIFAR: downloaded if not given)")

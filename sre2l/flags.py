@@ -125,6 +125,10 @@ def add_stage_flags(parser):
     add("--gpu", dest="device", metavar="N", type=lambda index: f"cuda:{index}", help="the same as --device cuda:N")
 
 
+def add_tensorboard_flag(parser):
+    parser.add_argument("--tensorboard", action="store_true", help="write the metrics as TensorBoard's event files as well (needs the package tensorboard)")
+
+
 def add_teacher_flags(parser):
     """The flags that say which teacher, the same in recover and relabel."""
     add = parser.add_argument

@@ -18,6 +18,7 @@ from sre2l import claims, distributed, interrupts
 from sre2l.distributed import barrier, local_rank, local_world_size, rank, world_size
 from sre2l.errors import UserError, not_deterministic, os_error_in_words
 from sre2l.files import as_json, write_json
+from sre2l.scalars import Scalars
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -117,10 +118,11 @@ class RunLog:
     """A run's args.json, log.txt (lines for people) and metrics.jsonl (the same numbers). where: file name -> its path.
 
     The log starts with what the run depends on: command, arguments, versions, device, commit. Of several processes the first writes;
-    where they do different work (`sliced`) the others keep metrics too, in files of their own."""
+    where they do different work (`sliced`) the others keep metrics too, in files of their own. --tensorboard: the same numbers as event files."""
 
     def __init__(self, where, args, device, sliced=False):
         self.log_path, self.metrics_path, self.last = where("log.txt"), where("metrics.jsonl"), time.monotonic()
+        self.scalars = Scalars(where("tensorboard")) if args.get("tensorboard") else None
         if rank() > 0:
             self.log_path, self.metrics_path = None, where(f"metrics.rank{rank()}.jsonl") if sliced else None
             if sliced:
@@ -147,6 +149,8 @@ class RunLog:
         if self.metrics_path:
             with open(self.metrics_path, "a") as file:
                 file.write(json.dumps({**values, "seconds": round(now - self.last, 3)}) + "\n")
+            if self.scalars:
+                self.scalars.add(values)
         self.last = now
 
     def wait(self):

@@ -7,13 +7,14 @@ from sre2l.distributed import barrier, rank
 from sre2l.errors import UserError
 from sre2l.files import TOKEN, alone_in, as_json, beside, hash_file, hash_json, read_json, write_json
 
+EVENTS = r"events\.out\.tfevents\.[^/]+"
 LOGS = r"args\.json|log\.txt|metrics(\.rank\d+)?\.jsonl"
 RECORDS = rf"manifest\.json|sha256(\.{TOKEN})?|{LOGS}"
-BESIDE = {"images": rf"{RECORDS}|png|(unit\d+\.)?(gif|snapshots)|unit\d+(\.ipc\d+)?\.state", "labels": RECORDS}
+BESIDE = {"images": rf"{RECORDS}|png|(unit\d+\.)?(gif|snapshots)|tensorboard|unit\d+(\.ipc\d+)?\.state", "labels": RECORDS}
 LAYOUT = {"images": (r"new\d+", r"class\d+_id\d+\.jpg"), "labels": (r"epoch_\d+", r"batch_\d+\.tar")}  # folders, and the files in them
 INSIDE = {**{kind: "/".join(names) for kind, names in LAYOUT.items()},
-          "teacher": rf"(teacher|checkpoint)\.pth|settings\.json|\.folder\.lock|{LOGS}",
-          "student": rf"seed\d+/checkpoint\.pth|(settings|results)\.json|\.folder\.lock|{LOGS}"}
+          "teacher": rf"(teacher|checkpoint)\.pth|tensorboard/{EVENTS}|settings\.json|\.folder\.lock|{LOGS}",
+          "student": rf"seed\d+/checkpoint\.pth|tensorboard/seed\d+/{EVENTS}|(settings|results)\.json|\.folder\.lock|{LOGS}"}
 
 
 def read_record(path):
@@ -83,7 +84,7 @@ def outputs_of(root, kind):
     around = []
     for path in root.parent.iterdir() if kind in BESIDE else ():
         if path.name.startswith(f"{root.name}.") and re.fullmatch(BESIDE[kind], path.name.removeprefix(f"{root.name}.")):
-            around += sorted(path.glob("iteration_*.png")) if path.is_dir() else [path]
+            around += sorted({*path.glob("iteration_*.png"), *path.glob("unit*/events.out.tfevents.*")}) if path.is_dir() else [path]
     return files, around
 
 

@@ -19,7 +19,8 @@ from sre2l.claims import claim
 from sre2l.datasets import STEMS
 from sre2l.distributed import check_agreement, largest, rank, sum_over_processes, world_size
 from sre2l.files import clear_leftovers, hash_json, save_torch
-from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_val_flag, check_folders, data_spec, number, number_list, override
+from sre2l.flags import (Parser, add_dead_flags, add_run_flags, add_stage_flags, add_tensorboard_flag, add_val_flag, check_folders, data_spec, number,
+                         number_list, override)
 from sre2l.interrupts import SaveTimer, finishing_steps, leave, stop_requested
 from sre2l.labels import read_sheet
 from sre2l.manifest import manifest_of, read_hashes
@@ -28,6 +29,7 @@ from sre2l.parallel import RunningStatistics, replicate
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_val
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, versions
+from sre2l.scalars import check_tensorboard
 from sre2l.settings import finish, keep_settings, planned_deletion, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.training import (autocast, check_finite, compile_network, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr,
@@ -156,6 +158,7 @@ def main(args):
     if args.evaluate and not args.dry_run:
         return evaluate_checkpoint(args, spec, *start_device(args.device, args.precision, args.deterministic, training=False))
     check_folders(args.train_dir, args.fkd_path, args.val_dir)
+    check_tensorboard(args.tensorboard)
     args.model = args.model or "resnet18"
     args.train_dir, args.fkd_path = args.train_dir or str(run / "images"), args.fkd_path or str(run / "labels")
     args.output_dir = args.output_dir or str(run / f"student_{args.model}{'_hard' if args.hard_labels else ''}")
@@ -174,10 +177,9 @@ def main(args):
     read_checked(verify_labels(args.fkd_path, args.epochs))
     info, manifest, notes = check_labels(args, spec, images)
     described = describe_labels(args, info, manifest, images)
-    names = manifest["teacher_classes"] if manifest else None
     if manifest:
         spec = override(spec, args, mean=tuple(manifest["mean"]), std=tuple(manifest["std"]), size=manifest["input_size"])
-    val = read_val(spec, args.val_dir, described["classes"], names)
+    val = read_val(spec, args.val_dir, described["classes"], manifest and manifest["teacher_classes"])
     folder = Path(args.output_dir)
     claim(folder)
     if args.overwrite:
@@ -211,6 +213,7 @@ def get_args(argv=None):
     parser = Parser(__doc__)
     add_run_flags(parser)
     add_stage_flags(parser)
+    add_tensorboard_flag(parser)
     add_val_flag(parser)
     add = parser.add_argument
     add("--train-dir", type=os.path.abspath, metavar="DIR", help="folder of images (default: runs/<name>/images)")
