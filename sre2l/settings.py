@@ -14,7 +14,7 @@ BESIDE = {"images": rf"{RECORDS}|png|(unit\d+\.)?(gif|snapshots)|tensorboard|uni
 LAYOUT = {"images": (r"new\d+", r"class\d+_id\d+\.jpg"), "labels": (r"epoch_\d+", r"batch_\d+\.tar")}  # folders, and the files in them
 INSIDE = {**{kind: "/".join(names) for kind, names in LAYOUT.items()},
           "teacher": rf"(teacher|checkpoint)\.pth|tensorboard/{EVENTS}|settings\.json|\.folder\.lock|{LOGS}",
-          "student": rf"seed\d+/checkpoint\.pth|tensorboard/seed\d+/{EVENTS}|(settings|results)\.json|\.folder\.lock|{LOGS}"}
+          "student": rf"seed\d+/checkpoint\.pth|tensorboard/seed\d+/{EVENTS}|report\.html|(settings|results)\.json|\.folder\.lock|{LOGS}"}
 
 
 def read_record(path):

@@ -3,7 +3,7 @@ import json
 
 import torch
 
-TIMES = {"log.txt", "metrics.jsonl", "args.json"}  # what these say depends on the clock and on who wrote last
+TIMES = {"log.txt", "metrics.jsonl", "args.json", "report.html"}  # what these say depends on the clock and on who wrote last
 
 
 def names_of(folder):

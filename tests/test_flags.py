@@ -10,10 +10,10 @@ from results import collect, make_table
 from sre2l.flags import DEAD, number_list
 from sre2l.runtime import ROOT
 from squeeze import squeeze
-from validate import random_real, summary, train
+from validate import random_real, report, summary, train
 
 SCRIPTS = {"squeeze": squeeze, "recover": recover, "relabel": relabel, "check": check, "validate": train, "random_real": random_real, "summary": summary,
-           "collect": collect, "make_table": make_table, "make_figures": make_figures}
+           "collect": collect, "make_table": make_table, "make_figures": make_figures, "report": report}
 SHARED = {  # modules of the shared package and the stage that are handed args
     "squeeze": ["squeeze/squeeze", "sre2l/flags", "sre2l/runtime"],
     "recover": ["recover/recover", "recover/watch", "sre2l/flags", "sre2l/runtime", "sre2l/teacher"],
@@ -24,7 +24,8 @@ SHARED = {  # modules of the shared package and the stage that are handed args
     "summary": ["validate/summary", "sre2l/runtime"],
     "collect": ["results/collect", "sre2l/runtime"],
     "make_table": ["results/make_table"],
-    "make_figures": ["img/make_figures"]}
+    "make_figures": ["img/make_figures"],
+    "report": ["validate/report", "sre2l/runtime"]}
 RELEASED = {
     "recover": "--arch-name resnet18 --arch-path x.pth --exp-name rn18 --syn-data-path ./syn --batch-size 100 --iteration 4000 --lr 0.25 --jitter 32 "
                "--image_shifting 32 --r-bn 0.01 --first-bn-multiplier 10 --tv-l2 0 --l2-scale 0 --ipc 50 --ipc-start 0 --ipc-end 50 --num-classes 1000 "

@@ -123,7 +123,8 @@ def test_two_processes_train_validate_as_one_does(labelled):
         assert len(history) == 2 and results["seconds"]["validate"] == pytest.approx(sum(row["seconds"] for row in history), abs=0.1)
         losses_of.append([row["loss"] for row in history])
     assert losses_of[1] == pytest.approx(losses_of[0], rel=1e-5)
-    assert sorted(path.name for path in folder.iterdir()) == ["args.json", "log.txt", "metrics.jsonl", "results.json", "seed0", "settings.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["args.json", "log.txt", "metrics.jsonl", "report.html", "results.json", "seed0",
+                                                            "settings.json"]
 
 
 def test_two_processes_train_a_teacher(labelled):

@@ -5,6 +5,7 @@ Run: python -m validate.summary --dataset digits      (after all stages and both
 from sre2l.flags import Parser, add_run_flags
 from sre2l.files import read_json, write_json
 from sre2l.runtime import print_plan, run_folder, run_script
+from validate.report import report_in_words
 
 
 def collect(run, model):
@@ -37,7 +38,7 @@ def main(args):
         return print_plan(vars(args), output=str(run / "summary.json"))
     values = collect(run, args.model)
     write_json(run / "summary.json", values)
-    print(f"\n{table(args.name or args.dataset, values)}\n\nwritten to {run / 'summary.json'}")
+    print(f"\n{table(args.name or args.dataset, values)}\n\nwritten to {run / 'summary.json'}\n{report_in_words(run)}")
 
 
 def get_args(argv=None):

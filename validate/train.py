@@ -38,6 +38,7 @@ from sre2l.verify import read_checked, verify_images, verify_labels
 from validate.checks import check_labels, check_student, describe_labels
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
 from validate.protocol import make_optimizer, make_settings, restore
+from validate.report import report_in_words
 from validate.results import summarise, write_results
 from validate.shares import share_of
 
@@ -204,6 +205,7 @@ def main(args):
         log.line(f"seed {seed}: last top1 {row['top1']:.2f}%  top5 {row['top5']:.2f}%   (best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']})")
     if rank() > 0:
         return
+    log.line(report_in_words(run, folder))
     finish(folder / "settings.json")
     mean, std = results["top1"]["mean"], results["top1"]["std"]
     log.line(f"done: top1 {mean:.2f}%" + (f" +- {std:.2f} over {len(rows)} seeds" if std is not None else "") + f", {folder / 'results.json'}")
