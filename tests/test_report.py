@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-from html.parser import HTMLParser
 from types import ModuleType
 
 import numpy as np
@@ -16,47 +15,12 @@ from sre2l.files import beside
 from sre2l.runtime import read_metrics
 from sre2l.settings import recorded
 from tests.helpers import SMALL, refused, run_main
+from tests.pages import Reader
 from tests.test_settings import files_of
 from tests.worlds import common, make_world, recover_flags, teacher, train_flags
 from validate import random_real, report, report_plots
 from validate.report import make_report, report_in_words
 from validate.report_data import read_run
-
-VOID = {"meta", "img", "wbr", "path", "use"}
-
-
-class Reader(HTMLParser):
-    """The elements of a page with their attributes, its text, and what it would load; fails where elements are not nested."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.elements, self.words, self.loaded = [], [], [], []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        self.loaded += [value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset", "data", "action") and not value.startswith("#")]
-        self.loaded += [url for _, value in attributes for url in re.findall(r"url\(([^)]*)\)", value or "") if not url.startswith("#")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return re.sub(r"\s+", " ", "".join(self.words)).replace("\u00a0", " ")
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
@@ -229,7 +193,7 @@ def test_a_student_elsewhere_has_a_page_of_its_own_that_overwrite_knows(world, t
     run_main(*flags)
     assert (world / "run" / "report.html").read_bytes() == before
     text = Reader((tmp_path / "elsewhere" / "report.html").read_text()).text
-    assert f"{SMALL}, distilled images, soft labels" in text and "Could not be read" not in text
+    assert f"{SMALL}, distilled images, soft labels" in text and "elsewhere, 1 seed" in text and "Could not be read" not in text
     first = files_of(tmp_path / "elsewhere").keys()
     run_main(*flags, "--overwrite", "--adamw-lr", 0.1)
     assert files_of(tmp_path / "elsewhere").keys() == first

@@ -18,7 +18,7 @@ from validate.report_plots import colour, curves
 
 SMALL_SHEET = 500_000                  # bytes: a contact sheet up to there is shown as it is
 LARGEST_SIDE, JPEG_QUALITY = 1400, 82  # pixels; of a larger one
-HIDDEN = ("class_folders", "teacher_classes", "versions", "teacher", "labels")  # settings that stand elsewhere on the page, or are long
+HIDDEN = ("class_folders", "teacher_classes", "order_rule", "versions", "teacher", "labels")  # settings that stand elsewhere on the page, or are long
 
 
 def percent(values):
@@ -144,7 +144,7 @@ def flat(settings, prefix=""):
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", shown(value)
+            yield path_text(f"{prefix}{key}"), shown(value)
 
 
 def settings(run):

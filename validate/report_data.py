@@ -84,7 +84,8 @@ def read_student(path, run_folder, args):
     what = f"{kind_of(images)}, {'hard' if results['protocol']['hard_labels'] else 'soft'} labels"
     metrics = keyed([folder / "metrics.jsonl"], "seed", "epoch")
     float(results["top1"]["mean"])  # what every student has
-    return Student(folder.relative_to(run_folder).as_posix(), images, labels, what, results, metrics)
+    name = folder.name if folder == run_folder else folder.relative_to(run_folder).as_posix()
+    return Student(name, images, labels, what, results, metrics)
 
 
 def read_run(folder):

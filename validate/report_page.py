@@ -29,7 +29,8 @@ tbody th small { display: block; }
 .card { padding: .75rem 1rem; border-radius: .5rem; background: var(--card); font-size: .875rem; }
 td { overflow-wrap: normal; }
 .card th { color: var(--soft); }
-.card th, .card td { padding-top: .15rem; padding-bottom: .15rem; overflow-wrap: anywhere; }
+.card th, .card td { padding-top: .15rem; padding-bottom: .15rem; }
+.card td { overflow-wrap: anywhere; }
 .card tr:last-child > * { border-bottom: 0; }
 figure { margin: 0; }
 figure svg { display: block; width: 100%; max-width: 34rem; height: auto; }
@@ -57,8 +58,8 @@ def element(tag, *children, **attributes):
 
 
 def path_text(name):
-    """A path that a narrow column may break."""
-    return Html(re.sub("([/_])", r"\1<wbr>", escape(name)))
+    """A path, or the name of a setting, that a narrow column may break at its marks."""
+    return Html(re.sub("([/_.])", r"\1<wbr>", escape(name)))
 
 
 def note(*children):
