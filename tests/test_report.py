@@ -22,6 +22,7 @@ from validate import random_real, report, report_plots
 from validate.report import make_report, report_in_words
 from validate.report_data import read_run
 
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A run of recover, relabel, two students and one with hard labels -> the folder that holds run/."""

@@ -6,7 +6,6 @@ import pytest
 
 import squeeze.squeeze as squeeze
 import validate.train as train
-from recover import recover
 from relabel import check
 from sre2l.runtime import read_metrics
 from sre2l.scalars import Scalars

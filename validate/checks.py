@@ -86,6 +86,13 @@ def describe_labels(args, info, manifest, images):
     return {key: manifest[key] for key in keys}
 
 
+def check_there(train_dir, fkd_path):
+    """Raise UserError where the images or labels have not been made yet."""
+    for path, stage, flag in ((train_dir, "recover", "--train-dir"), (fkd_path, "relabel", "--fkd-path")):
+        if not Path(path).exists():
+            raise UserError(f"{path}: nothing there yet; run {stage}.sh first, or give a folder with {flag}")
+
+
 def check_student(args, spec):
     """-> the stem the student has. Raises UserError for one that cannot be built or cannot take the images, or a warm-up that never
     ends, before images and labels are read."""

@@ -58,7 +58,7 @@ def accuracy(run):
     for i, student in enumerate(run.students):
         results = student.results
         title = element("span", student.label, element("small", path_text(student.name), f", {seeds_of(student)}"))
-        rows.append((text(title, bar(results["top1"]["mean"], colour(i))), percent(results["top1"]), percent(results.get("top5")), percent(results.get("best_top1"))))
+        rows.append((text(title, bar(results["top1"]["mean"], colour(i))), *(percent(results.get(key)) for key in ("top1", "top5", "best_top1"))))
     yield table(rows, ("", "top-1", "top-5", "best top-1"))
     if run.students:
         val = run.students[0].results["protocol"]["val"] or {}

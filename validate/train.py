@@ -28,14 +28,14 @@ from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, num_weight
 from sre2l.parallel import RunningStatistics, replicate
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_val
-from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, versions
+from sre2l.runtime import RunLog, eta, print_plan, run_folder, run_script, versions
 from sre2l.scalars import check_tensorboard
 from sre2l.settings import finish, keep_settings, planned_deletion, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.training import (autocast, check_finite, compile_network, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr,
                             start_device, upload)
 from sre2l.verify import read_checked, verify_images, verify_labels
-from validate.checks import check_labels, check_student, describe_labels
+from validate.checks import check_labels, check_student, check_there, describe_labels
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
 from validate.protocol import make_optimizer, make_settings, restore
 from validate.report import report_in_words
@@ -170,9 +170,7 @@ def main(args):
                           bytes=num_weight_bytes(network) * len(args.seeds))
 
     device, precision = start_device(args.device, args.precision, args.deterministic)
-    for path, stage, flag in ((args.train_dir, "recover", "--train-dir"), (args.fkd_path, "relabel", "--fkd-path")):
-        if not Path(path).exists():
-            raise UserError(f"{path}: nothing there yet; run {stage}.sh first, or give a folder with {flag}")
+    check_there(args.train_dir, args.fkd_path)
     stem = check_student(args, spec)
     images = read_checked(verify_images(args.train_dir, spec.num_classes, args.classes))
     read_checked(verify_labels(args.fkd_path, args.epochs))
@@ -190,18 +188,15 @@ def main(args):
     clear_leftovers(folder, *(folder / f"seed{seed}" for seed in args.seeds))
     images, note = keep_decoded(images, device, run, described["images_sha256"])
     log = RunLog(folder.joinpath, vars(args), device)
-    for line in (*notes, note):
-        log.line(line)
-    log.line(f"{args.model}: {args.epochs} epochs of {info.num_images} images, batch {info.batch_size}, {precision}, "
-             f"measured on {len(val)} images of {val.root}")
+    start = f"{args.model}: {args.epochs} epochs of {info.num_images} images, batch {info.batch_size}, {precision}, measured on {len(val)} images of {val.root}"
+    log.line("\n".join((*notes, note, start)))
 
     val, rows = keep_on_device(val, device), {}
     for seed in args.seeds:
-        rows[seed] = summarise(train_student(args, spec, settings, images, val, info, seed, log, device, precision))
+        row = rows[seed] = summarise(train_student(args, spec, settings, images, val, info, seed, log, device, precision))
         if rank() > 0:  # the first process reports
             continue
         results = write_results(args, settings, rows, described["image_bytes"], info.num_bytes, versions(device))
-        row = rows[seed]
         log.line(f"seed {seed}: last top1 {row['top1']:.2f}%  top5 {row['top5']:.2f}%   (best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']})")
     if rank() > 0:
         return
