@@ -17,6 +17,7 @@ from sre2l.files import alone_in, atomic
 from sre2l.runtime import UserError
 
 MEMORY_SHARE = 0.5    # of the machine's memory, shared by its processes
+PART_BYTES = 2 ** 30  # decoded before they are copied to a GPU
 GPU_SHARE = 0.5       # of the GPU memory that is free at the start: the rest is the network's
 
 
@@ -49,22 +50,30 @@ class Store:
 
 
 def fill(buffer, images, starts, shapes):
-    """Decode every image into its place, on all cores; raises UserError where one is not what its header says."""
+    """Decode every image into its place in a numpy array, on all cores; raises UserError where one is not what its header says."""
     def decode(index):
         pixels = images.pixels(index)
         if pixels.shape[:2] != tuple(shapes[index]):
             raise UserError(f"{images.items[index]}: not a readable image (its header says {shapes[index][0]} by {shapes[index][1]} pixels, "
                             f"it has {pixels.shape[0]} by {pixels.shape[1]})")
-        place = buffer[starts[index]:starts[index + 1]]
-        if isinstance(buffer, np.ndarray):
-            place[:] = pixels.reshape(-1)
-        else:
-            place.copy_(torch.from_numpy(np.array(pixels.reshape(-1))))
+        buffer[starts[index]:starts[index + 1]] = pixels.reshape(-1)
 
     with ThreadPool(os.cpu_count()) as pool:
         decoded = pool.imap_unordered(decode, range(len(images)), chunksize=16)
         for _ in tqdm(decoded, "decoding", total=len(images), unit="image", disable=None, leave=False):
             pass
+
+
+def fill_gpu(images, starts, shapes, device):
+    """Decode every image -> uint8 tensor on the GPU, as `fill` lays them out. In parts that are copied at once: a copy for each image waits for the GPU."""
+    buffer, first = torch.empty(int(starts[-1]), dtype=torch.uint8, device=device), 0
+    while first < len(images):
+        end = max(first + 1, int(np.searchsorted(starts, starts[first] + PART_BYTES, "right")) - 1)
+        part = np.empty(starts[end] - starts[first], np.uint8)
+        fill(part, replace(images, items=images.items[first:end], labels=images.labels[first:end]), starts[first:end + 1] - starts[first], shapes[first:end])
+        buffer[starts[first]:starts[end]].copy_(torch.from_numpy(part))
+        first = end
+    return buffer
 
 
 def find_shapes(images):
@@ -123,9 +132,8 @@ def keep_decoded(images, device=torch.device("cpu"), folder=None, identity=None)
     num_bytes, how = int(starts[-1]), host_cropper()[1]
     layout = buffer = None
     if fits_gpu(num_bytes, device):
-        buffer, where, how = torch.empty(num_bytes, dtype=torch.uint8, device=device), "GPU memory", "cropped there"
+        buffer, where, how = fill_gpu(images, starts, shapes, device), "GPU memory", "cropped there"
         layout = torch.from_numpy(np.column_stack((starts[:-1], shapes))).to(device)
-        fill(buffer, images, starts, shapes)
     elif fits_memory(num_bytes):
         buffer, where = np.empty(num_bytes, np.uint8), "memory"
         fill(buffer, images, starts, shapes)

@@ -112,6 +112,14 @@ def test_crops_of_chosen_rows_are_those_rows_of_the_whole_batch(images, kept):
         assert torch.equal(pixels, every if chosen is None else every[chosen]) and len(sheet.crops.boxes) == len(batch.rows)
 
 
+@pytest.mark.parametrize("part_bytes", (1, 2000, 2 ** 30))
+def test_parts_of_any_size_fill_the_gpus_memory_as_one_does(images, part_bytes, monkeypatch):
+    """An image larger than a part is a part of its own."""
+    monkeypatch.setattr(store, "PART_BYTES", part_bytes)
+    kept = store.keep_decoded(images)[0].store
+    assert np.array_equal(store.fill_gpu(images, kept.starts, kept.shapes, CPU).numpy(), kept.buffer)
+
+
 @on_gpu
 @pytest.mark.parametrize("workers", (0, 2))
 def test_batches_on_the_gpu_equal_those_of_the_cpu(images, workers):
