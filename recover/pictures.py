@@ -11,6 +11,7 @@ from sre2l.files import atomic
 
 GAP = 2        # pixels of white between images
 MAX_ROWS, MAX_COLUMNS, MIN_TILE, MAX_TILE = 20, 20, 64, 112  # tiles in pixels
+FEW, MANY = 4, 100  # images of a class that leave room for others in its row; tiles then
 
 
 def to_pixels(images, mean, std):
@@ -53,9 +54,16 @@ def spread(items, most):
 
 
 def contact_sheet(root, path):
-    """Write a PNG of an image folder: a row per class (20 evenly spread classes at most), the first 20 images of each."""
+    """Write a PNG of an image folder: a row per class (20 evenly spread classes at most), the first 20 images of each. Where these are few,
+    several classes share a row (100 images at most)."""
     folders = sorted(folder for folder in Path(root).iterdir() if folder.is_dir())
-    rows = [[tile(decode(file)) for file in sorted(folder.glob("*.jpg"))[:MAX_COLUMNS]] for folder in spread(folders, MAX_ROWS)]
+    files = [sorted(folder.glob("*.jpg"))[:MAX_COLUMNS] for folder in folders]
+    longest = max(map(len, files))
+    few = longest <= FEW
+    rows = [[tile(decode(file)) for file in row] for row in spread(files, MANY // longest if few else MAX_ROWS)]
+    if few:
+        tiles, columns = sum(rows, []), longest * max(1, round(len(rows) ** 0.5 / longest ** 0.5))
+        rows = [tiles[i:i + columns] for i in range(0, len(tiles), columns)]
     with atomic(path) as tmp:
         Image.fromarray(grid([row for row in rows if row])).save(tmp, "PNG")
 

@@ -38,6 +38,17 @@ def test_a_large_set_gives_a_bounded_sheet(tmp_path):
     assert spread(list(range(30)), 3) == [0, 14, 29] and spread([1, 2], 5) == [1, 2]
 
 
+def test_classes_of_one_image_share_a_row(tmp_path):
+    """Class after class, row after row; the last row may be short."""
+    root = synthetic_folder(tmp_path / "images", num_classes=11, ipc=1)
+    contact_sheet(root, tmp_path / "sheet.png")
+    sheet = decode(tmp_path / "sheet.png")
+    assert sheet.shape == (4 * (64 + GAP) + GAP, 3 * (64 + GAP) + GAP, 3)
+    for label in range(11):
+        top, left = (GAP + place * (64 + GAP) for place in divmod(label, 3))
+        assert np.array_equal(sheet[top:top + 64:2, left:left + 64:2], decode(root / f"new{label:03d}" / f"class{label:03d}_id000.jpg"))
+
+
 def test_animation_has_a_frame_per_snapshot_and_holds_the_last(tmp_path):
     rng = np.random.default_rng(0)
     for iteration in (0, 10, 20):
