@@ -163,10 +163,14 @@ def make_sgd(parameters, lr, momentum, weight_decay, device):
     return optimizer
 
 
+def can_compile(device):
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
 def compile_network(network, device, one_pass):
     """--compile: the network as torch.compile makes it, for batches of one size, and a short last one. one_pass: a batch is one forward and backward
     pass; these become CUDA graphs then, which would overwrite gradients that others are added to. Raises UserError without a GPU."""
-    if device.type != "cuda" or not importlib.util.find_spec("triton"):
+    if not can_compile(device):
         raise UserError("--compile needs an NVIDIA GPU and a torch with Triton; leave it away")
     torch.compiler.reset()  # nothing of another student
     return torch.compile(network, dynamic=False, mode="reduce-overhead" if one_pass else "default")

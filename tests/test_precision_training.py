@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sre2l import training
 from sre2l.augment import draw_crops, draw_mix
 from sre2l.batches import Batch
 from sre2l.images import Images
@@ -121,28 +122,39 @@ def test_compile_is_refused_without_a_gpu(labelled):
     assert "--compile needs an NVIDIA GPU" in refused(train, *flags, "--device", "cpu", "--compile", "--output-dir", root / "compiled")
 
 
-@GPU
-@pytest.mark.parametrize("steps, precision", ((1, "tf32"), (2, "fp16"), (1, "bf16")))
-def test_compiled_a_student_trains_as_it_does_without(steps, precision, labelled):
-    """Two seeds, a short last batch; losses of the first epochs within what the order of sums makes."""
+@pytest.fixture
+def compiling(monkeypatch):
+    """torch.compile without a GPU: the network is traced as there, and then run as it is."""
+    monkeypatch.setattr(training, "can_compile", lambda device: True)
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic, mode, make=torch.compile: make(network, dynamic=dynamic, backend="eager"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("steps", (1, 2))
+def test_compiled_a_student_trains_as_it_does_without(device, steps, labelled, request):
+    """Two seeds, a short last batch, evaluations between; losses of the first epoch within what the order of sums makes."""
     root, flags = labelled
-    rows = []
+    if device == "cpu":
+        request.getfixturevalue("compiling")
+    flags, rows = (*flags, "--model", "resnet18", "--device", device, "--gradient-accumulation-steps", steps, "--seeds", "0,1", "--eval-every", 1), []
     for name, more in (("eager", ()), ("compiled", ("--compile",))):
-        folder = root / f"{name}_{steps}_{precision}"
-        run_main(train, *flags, "--device", "cuda", "--precision", precision, "--gradient-accumulation-steps", steps, "--seeds", "0,1", "--output-dir", folder, *more)
+        folder = root / f"{name}_{steps}_{device}"
+        run_main(train, *flags, "--output-dir", folder, *more)
         rows.append([torch.load(folder / f"seed{seed}" / "checkpoint.pth", map_location="cpu")["history"][0]["loss"] for seed in (0, 1)])
-    assert rows[1] == pytest.approx(rows[0], rel=0.05 if precision != "tf32" else 0.02)
+    assert rows[1] == pytest.approx(rows[0], rel=1e-5 if device == "cpu" else 0.02)
 
 
-@GPU
-def test_compiled_a_teacher_trains_as_it_does_without(labelled):
+@pytest.mark.parametrize("device", DEVICES)
+def test_compiled_a_teacher_trains_as_it_does_without(device, labelled, request):
     root, _ = labelled
+    if device == "cpu":
+        request.getfixturevalue("compiling")
     losses = []
     for name, more in (("eager", ()), ("compiled", ("--compile",))):
-        run_main(squeeze, "--dataset", "cifar10", "--real-data", root / "real", "--arch", SMALL, "--epochs", 2, "-b", 8, "-j", 0, "--lr", 0.01, "--device", "cuda",
-                 "--name", root / f"teacher_{name}", *more)
-        losses.append(json.loads((root / f"teacher_{name}" / "teacher" / "metrics.jsonl").read_text().splitlines()[0])["loss"])
-    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+        run_main(squeeze, "--dataset", "cifar10", "--real-data", root / "real", "--arch", "resnet18", "--stem", "torchvision", "--epochs", 2, "-b", 8, "-j", 0,
+                 "--lr", 0.01, "--device", device, "--name", root / f"teacher_{name}_{device}", *more)
+        losses.append(json.loads((root / f"teacher_{name}_{device}" / "teacher" / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5 if device == "cpu" else 0.02)
 
 
 @GPU
