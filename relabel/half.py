@@ -65,8 +65,9 @@ def prepare_teacher(network, item, spec, asked, device):
         if half is not None:
             return half, wanted, found
         if asked:
-            raise UserError(f"--precision {asked}: on the first batch the teacher's logits differ by up to {found['largest_difference']:.2g} from fp32, KL "
-                            f"{found['kl_t20']:.1e} at T = 20; labels that close as {HALF_KL:.0e} are asked for: use --precision {pick_precision(None, device)}")
+            raise UserError(f"--precision {asked}: on the first batch the teacher's logits differ by up to {found['largest_difference']:.2g} from fp32, "
+                            f"KL {found['kl_t20']:.1e} at T = 20; labels that close as {HALF_KL:.0e} are asked for: "
+                            f"use --precision {pick_precision(None, device)}")
     precision = pick_precision(asked, device)
     set_tf32(precision)
     return network, precision, None

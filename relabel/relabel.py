@@ -130,7 +130,8 @@ def main(args):
     log = RunLog(partial(beside, root), vars(args), device, sliced=True)
     log.line(note)
     if half:
-        log.line(f"{precision}, {half['form']}, against fp32 on the first batch: logits differ by up to {half['largest_difference']:.2g}, KL {half['kl_t20']:.1e} at T = 20")
+        log.line(f"{precision}, {half['form']}, against fp32 on the first batch: logits differ by up to {half['largest_difference']:.2g}, "
+                 f"KL {half['kl_t20']:.1e} at T = 20")
     planned = {label_name(batch.epoch, batch.index): batch for batch in batches}
     todo = [planned[name] for name in missing_files(root, list(planned), args.workers, "labels")]
     num_bytes = round(num_label_bytes(len(images), args.batch_size, args.epochs, spec.num_classes, args.label_precision) * len(todo) / len(batches))
