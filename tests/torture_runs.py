@@ -21,7 +21,7 @@ from pathlib import Path
 from sre2l.runtime import ROOT, run_script
 
 WRITING = {"files", "claims", "state", "settings", "interrupts", "manifest", "runtime", "units", "images", "labels",
-           "squeeze", "recover", "relabel", "train", "results"}
+           "squeeze", "recover", "relabel", "train", "results", "report"}
 HANG_SEC = 120
 
 
