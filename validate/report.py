@@ -102,7 +102,8 @@ def contact_sheet(run):
             sheet.convert("RGB").save(smaller, "JPEG", quality=JPEG_QUALITY)
             data = smaller.getvalue()
     alt = f"Contact sheet of {run.images.name}: a row for each class, at most 20 classes evenly spread, and at most 20 images of each"
-    return image(data, kind, alt), note("A row for each class (20 evenly spread ones at most), the first 20 images of each; where a class has four or fewer, several share a row.")
+    return image(data, kind, alt), note("A row for each class (20 evenly spread ones at most), the first 20 images of each; where a class has four or "
+                                        "fewer, several share a row.")
 
 
 def costs(run):
