@@ -103,7 +103,7 @@ def main(args):
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)
 
-    device, precision = start_device(args.device, args.precision, args.deterministic)
+    device, precision = start_device(args.device, args.precision, args.deterministic, compiled=args.compile)
     if args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs} is not below --epochs {args.epochs}")
     torch.manual_seed(args.seed)
@@ -131,7 +131,7 @@ def main(args):
                     f"{folder / 'checkpoint.pth'}: not all processes see the same checkpoint; the run folder must be one that all machines share")
     replica = replicate(network, device)
     if args.compile:
-        replica = compile_network(replica, device, one_pass=world_size() == 1)
+        replica = compile_network(replica, one_pass=world_size() == 1)
     log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(train)} images of {train.root}, {precision}"
              + (f"; continues after batch {first_batch} of epoch {first + 1}" if first_batch else ""))
 

@@ -23,10 +23,13 @@ def set_deterministic(wanted):
     torch.use_deterministic_algorithms(wanted)
 
 
-def start_device(name, precision, deterministic, training=True):
-    """--device, --precision and --deterministic -> (device, precision) of this process, once all processes have met; raises UserError."""
+def start_device(name, precision, deterministic, training=True, compiled=False):
+    """--device, --precision and --deterministic -> (device, precision) of this process, once all processes have met; raises UserError, also for
+    --compile where that cannot be, so that --overwrite has deleted nothing yet."""
     set_deterministic(deterministic)
     device = pick_device(name)
+    if compiled and not can_compile(device):
+        raise UserError("--compile needs an NVIDIA GPU and a torch with Triton; leave it away")
     precision = pick_precision(precision, device, training)
     set_tf32(precision)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic  # batches have one shape, but for the last of an epoch
@@ -167,11 +170,9 @@ def can_compile(device):
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
-def compile_network(network, device, one_pass):
+def compile_network(network, one_pass):
     """--compile: the network as torch.compile makes it, for batches of one size, and a short last one. one_pass: a batch is one forward and backward
-    pass; these become CUDA graphs then, which would overwrite gradients that others are added to. Raises UserError without a GPU."""
-    if not can_compile(device):
-        raise UserError("--compile needs an NVIDIA GPU and a torch with Triton; leave it away")
+    pass; these become CUDA graphs then, which would overwrite gradients that others are added to."""
     torch.compiler.reset()  # nothing of another student
     return torch.compile(network, dynamic=False, mode="reduce-overhead" if one_pass else "default")
 

@@ -82,7 +82,7 @@ def our_validate(world, precision, compiled=False):
     images, numbers, sheet_of, args = decoded(world), epochs_of(world), our_sheets("validate", world), train.get_args([])
     network = make_network(world.device, True).to(memory_format=memory_format_of(world.device))
     optimizer, scaler = train.make_optimizer(network, args, world.device), make_scaler(precision, world.device)
-    replica = compile_network(network, world.device, one_pass=STEPS == 1) if compiled else network
+    replica = compile_network(network, one_pass=STEPS == 1) if compiled else network
     loss_of, context = partial(distillation_loss, temperature=TEMPERATURE), partial(autocast, precision, world.device)
 
     def run():

@@ -18,6 +18,7 @@ from sre2l.training import autocast, evaluate, keep_on_device, make_scaler, make
 from squeeze import squeeze
 from tests.helpers import SMALL, refused, run_main
 from tests.nets import SmallNet
+from tests.test_continue import files_of
 from tests.test_processes import run
 from tests.worlds import labelled_images
 from validate import train
@@ -117,44 +118,55 @@ def test_sgd_begins_with_no_momentum_also_where_its_first_steps_are_skipped(skip
     assert torch.allclose(*trained, rtol=1e-6, atol=1e-7)
 
 
-def test_compile_is_refused_without_a_gpu(labelled):
+@pytest.mark.parametrize("stage", (squeeze, train))
+def test_compile_is_refused_without_a_gpu_before_overwrite_deletes(stage, labelled):
     root, flags = labelled
-    assert "--compile needs an NVIDIA GPU" in refused(train, *flags, "--device", "cpu", "--compile", "--output-dir", root / "compiled")
+    if stage is squeeze:
+        flags = ("--dataset", "cifar10", "--real-data", root / "real", "--arch", SMALL, "--epochs", 1, "-b", 10, "-j", 0, "--name", root / "refused")
+    else:
+        flags = (*flags, "--output-dir", root / "refused" / "student")
+    run_main(stage, *flags, "--device", "cpu")
+    before = files_of(root / "refused")
+    assert "--compile needs an NVIDIA GPU" in refused(stage, *flags, "--device", "cpu", "--compile", "--overwrite")
+    assert before and files_of(root / "refused") == before
 
 
 @pytest.fixture
-def compiling(monkeypatch):
-    """torch.compile without a GPU: the network is traced as there, and then run as it is."""
-    monkeypatch.setattr(training, "can_compile", lambda device: True)
-    monkeypatch.setattr(torch, "compile", lambda network, dynamic, mode, make=torch.compile: make(network, dynamic=dynamic, backend="eager"))
+def compiling(monkeypatch, request):
+    """-> the modes that torch.compile was asked for. Without a GPU the network is traced as there, and then run as it is."""
+    modes, make, on_gpu = [], torch.compile, request.getfixturevalue("device") == "cuda"
+
+    def compiled(network, dynamic, mode):
+        modes.append(mode)
+        return make(network, dynamic=dynamic, **({"mode": mode} if on_gpu else {"backend": "eager"}))
+    if not on_gpu:
+        monkeypatch.setattr(training, "can_compile", lambda device: True)
+    monkeypatch.setattr(torch, "compile", compiled)
+    return modes
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("steps", (1, 2))
-def test_compiled_a_student_trains_as_it_does_without(device, steps, labelled, request):
+def test_compiled_a_student_trains_as_it_does_without(device, steps, labelled, compiling):
     """Two seeds, a short last batch, evaluations between; losses of the first epoch within what the order of sums makes."""
     root, flags = labelled
-    if device == "cpu":
-        request.getfixturevalue("compiling")
     flags, rows = (*flags, "--model", "resnet18", "--device", device, "--gradient-accumulation-steps", steps, "--seeds", "0,1", "--eval-every", 1), []
     for name, more in (("eager", ()), ("compiled", ("--compile",))):
         folder = root / f"{name}_{steps}_{device}"
         run_main(train, *flags, "--output-dir", folder, *more)
         rows.append([torch.load(folder / f"seed{seed}" / "checkpoint.pth", map_location="cpu")["history"][0]["loss"] for seed in (0, 1)])
     assert rows[1] == pytest.approx(rows[0], rel=1e-5 if device == "cpu" else 0.02)
+    assert compiling == ["reduce-overhead" if steps == 1 else "default"] * 2  # CUDA graphs where nothing is accumulated, anew for each seed
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_compiled_a_teacher_trains_as_it_does_without(device, labelled, request):
-    root, _ = labelled
-    if device == "cpu":
-        request.getfixturevalue("compiling")
-    losses = []
+def test_compiled_a_teacher_trains_as_it_does_without(device, labelled, compiling):
+    (root, _), losses = labelled, []
     for name, more in (("eager", ()), ("compiled", ("--compile",))):
         run_main(squeeze, "--dataset", "cifar10", "--real-data", root / "real", "--arch", "resnet18", "--stem", "torchvision", "--epochs", 2, "-b", 8, "-j", 0,
                  "--lr", 0.01, "--device", device, "--name", root / f"teacher_{name}_{device}", *more)
         losses.append(json.loads((root / f"teacher_{name}_{device}" / "teacher" / "metrics.jsonl").read_text().splitlines()[0])["loss"])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5 if device == "cpu" else 0.02)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5 if device == "cpu" else 0.02) and compiling == ["reduce-overhead"]
 
 
 @GPU

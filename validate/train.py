@@ -77,7 +77,7 @@ def train_student(args, spec, settings, images, val, info, seed, log, device, pr
     check_agreement(first << 32 | first_batch, f"{checkpoint}: not all processes see the same checkpoint; the run folder must be one that all machines share")
     replica = replicate(network, device)
     if args.compile:
-        replica = compile_network(replica, device, one_pass=args.gradient_accumulation_steps == world_size() == 1)
+        replica = compile_network(replica, one_pass=args.gradient_accumulation_steps == world_size() == 1)
     facts = {"format": TEACHER_FORMAT, "arch": args.model, "stem": stem, "num_classes": spec.num_classes, "mean": spec.mean,
              "std": spec.std, "size": spec.size, "dataset": spec.name, "seed": seed, "identity": identity}
     base_lr, lr_flag = (args.learning_rate, "-lr") if args.sgd else (args.adamw_lr, "--adamw-lr")
@@ -169,7 +169,7 @@ def main(args):
         return print_plan(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds, output=args.output_dir, deletes=deletes,
                           bytes=num_weight_bytes(network) * len(args.seeds))
 
-    device, precision = start_device(args.device, args.precision, args.deterministic)
+    device, precision = start_device(args.device, args.precision, args.deterministic, compiled=args.compile)
     check_there(args.train_dir, args.fkd_path)
     stem = check_student(args, spec)
     images = read_checked(verify_images(args.train_dir, spec.num_classes, args.classes))
