@@ -12,6 +12,8 @@ from sre2l.files import atomic
 GAP = 2        # pixels of white between images
 MAX_ROWS, MAX_COLUMNS, MIN_TILE, MAX_TILE = 20, 20, 64, 112  # tiles in pixels
 FEW, MANY = 4, 100  # images of a class that leave room for others in its row; tiles then
+SHEET = (f"a row for each class ({MAX_ROWS} at most, evenly spread) with its first {MAX_COLUMNS} images; where a class has {FEW} or fewer, several share a row "
+         f"({MANY} images at most)")
 
 
 def to_pixels(images, mean, std):
@@ -54,8 +56,7 @@ def spread(items, most):
 
 
 def contact_sheet(root, path):
-    """Write a PNG of an image folder: a row per class (20 evenly spread classes at most), the first 20 images of each. Where these are few,
-    several classes share a row (100 images at most)."""
+    """Write a PNG of an image folder, as SHEET says."""
     folders = sorted(folder for folder in Path(root).iterdir() if folder.is_dir())
     files = [sorted(folder.glob("*.jpg"))[:MAX_COLUMNS] for folder in folders]
     longest = max(map(len, files))

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from recover.pictures import GAP, contact_sheet
 from relabel import relabel
 from sre2l.files import beside
 from sre2l.runtime import read_metrics
 from sre2l.settings import recorded
-from tests.helpers import SMALL, refused, run_main
+from tests.helpers import SMALL, refused, run_main, synthetic_folder
 from tests.pages import Reader
 from tests.test_settings import files_of
 from tests.worlds import common, make_world, recover_flags, teacher, train_flags
@@ -207,6 +208,14 @@ def test_a_page_that_cannot_be_written_fails_no_run(world, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "no report: " in said and "done: top1" in said
     assert recorded(tmp_path / "s" / "settings.json") and (tmp_path / "s" / "results.json").exists()
+
+
+@pytest.mark.parametrize("ipc, columns", ((4, 8), (5, 5)))
+def test_what_is_said_of_the_contact_sheet_is_what_it_shows(ipc, columns, tmp_path):
+    contact_sheet(synthetic_folder(tmp_path / "images", 12, ipc), tmp_path / "images.png")
+    with Image.open(tmp_path / "images.png") as sheet:
+        assert (sheet.width - GAP) // (64 + GAP) == columns
+    assert "with its first 20 images; where a class has 4 or fewer, several share a row (100 images at most)." in Reader(make_report(tmp_path)).text
 
 
 def test_a_large_contact_sheet_is_made_smaller(run):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from recover.pictures import SHEET
 from sre2l.files import beside, write_bytes
 from sre2l.flags import Parser, add_run_flags
 from sre2l.runtime import UserError, print_plan, run_folder, run_script
@@ -101,9 +102,7 @@ def contact_sheet(run):
             smaller, kind = io.BytesIO(), "jpeg"
             sheet.convert("RGB").save(smaller, "JPEG", quality=JPEG_QUALITY)
             data = smaller.getvalue()
-    alt = f"Contact sheet of {run.images.name}: a row for each class, at most 20 classes evenly spread, and at most 20 images of each"
-    return image(data, kind, alt), note("A row for each class (20 evenly spread ones at most), the first 20 images of each; where a class has four or "
-                                        "fewer, several share a row.")
+    return image(data, kind, f"Contact sheet of {run.images.name}: {SHEET}"), note(f"{SHEET[0].upper()}{SHEET[1:]}.")
 
 
 def costs(run):
