@@ -6,18 +6,27 @@ from sre2l.settings import LAYOUT
 
 
 def find_sets(root, kind):
-    """The folders that hold images or labels in their own layout: `root` itself, or the nearest below it, three levels down at most."""
+    """The folders that hold images or labels in their own layout: `root` itself, or the nearest below it, three levels down at most. Asks the disk
+    about no single file, since these may be millions; a folder that cannot be read counts as empty."""
     folder_name, file_name = LAYOUT[kind]
 
-    def entries(folder, pattern=".*"):
-        with os.scandir(folder) as found:
-            return sorted(entry.path for entry in found if re.fullmatch(pattern, entry.name))
+    def entries(folder):
+        try:
+            with os.scandir(folder) as found:
+                return sorted(found, key=lambda entry: entry.name)
+        except OSError:
+            return []
+
+    def is_set(folders):
+        inner = (entry.path for entry in folders if re.fullmatch(folder_name, entry.name))
+        return any(re.fullmatch(file_name, entry.name) for path in inner for entry in entries(path))
 
     level = [str(root)]
     for _ in range(4):
-        if sets := [folder for folder in level if any(os.path.isdir(inner) and entries(inner, file_name) for inner in entries(folder, folder_name))]:
+        folders = {path: [entry for entry in entries(path) if entry.is_dir()] for path in level}
+        if sets := [path for path in level if is_set(folders[path])]:
             return sets
-        level = [path for folder in level for path in entries(folder) if os.path.isdir(path) and not os.path.islink(path)]
+        level = [entry.path for path in level for entry in folders[path] if not entry.is_symlink()]
     return []
 
 
