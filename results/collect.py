@@ -42,14 +42,28 @@ def scrub(text, run):
     return ABSOLUTE.sub(lambda found: shorten(found[0]), text.replace(str(run), f"runs/{run.name}"))
 
 
+def kept_places(lines):
+    """Which lines of a run's metrics a row keeps: about MAX_LINES, evenly spread, with every accuracy and the last terms of recover. Of recover's
+    batches some, each at the same iterations, so that means over them are of the same batches."""
+    groups = {}
+    for place, values in enumerate(lines):
+        groups.setdefault(values.get("unit"), []).append(place)
+    chosen = spread(list(groups.values()), max(1, len(groups) * MAX_LINES // max(1, len(lines))))
+    step = -(-sum(map(len, chosen)) // MAX_LINES)
+    return {place for group in chosen for number, place in enumerate(group, 1)
+            if number % step == 0 or number > len(group) - 2 or "top1" in lines[place]}
+
+
 def thin(lines):
-    """At most about MAX_LINES of a run's metrics, with every accuracy; the seconds of those left out are added to the next kept."""
-    step, kept, waiting = -(-len(lines) // MAX_LINES), [], 0.0
-    for number, values in enumerate(lines, 1):
+    """The lines of kept_places; the seconds of those left out are added to the next kept, or to the last."""
+    places, kept, waiting = kept_places(lines), [], 0.0
+    for place, values in enumerate(lines):
         waiting += values.get("seconds", 0)
-        if number % step == 0 or number == len(lines) or "top1" in values:
+        if place in places:
             kept.append({**values, "seconds": round(waiting, 3)})
             waiting = 0.0
+    if waiting:
+        kept[-1]["seconds"] = round(kept[-1]["seconds"] + waiting, 3)
     return kept
 
 
@@ -126,8 +140,8 @@ def collect(run, row):
         raise UserError(f"{run}: no run, or nothing in it yet; give --name the run folder's name or its absolute path")
     if row.exists() and not (row / "commands.sh").exists():
         raise UserError(f"{row}: is no row, so nothing in it is replaced; choose another --row")
-    shutil.rmtree(row, ignore_errors=True)
     texts = {path.relative_to(run): small_text(path, run) for path in found}
+    shutil.rmtree(row, ignore_errors=True)
     for name, text in texts.items():
         write_bytes(row / name, text.encode())
     lines = commands([text for name, text in texts.items() if name.name.endswith("log.txt")])

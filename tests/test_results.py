@@ -4,10 +4,12 @@ import json
 import os
 import re
 import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from img import plots
 from results import collect, make_table, rows
 from results.rows import ABLATIONS, RESULTS, ROWS, Ablation, Row
 from sre2l.files import read_json
@@ -100,6 +102,21 @@ def test_thinned_metrics_keep_their_seconds_and_every_accuracy(tmp_path):
     assert [values["top1"] for values in thinned if "top1" in values] == list(range(0, 1000, 37))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(values) + "\n" for values in thinned))
     assert stage_seconds(tmp_path / "metrics.jsonl") == 250
+
+
+@pytest.mark.parametrize("num_units, num_lines", ((1, 40), (1, 1000), (10, 41), (500, 41)))
+def test_thinned_terms_are_of_the_same_batches_at_every_iteration(num_units, num_lines, tmp_path):
+    """In groups of five that run side by side, each unit with its own terms: a mean over those kept has no steps. The last iteration stays."""
+    lines = []
+    for first in range(0, num_units, 5):
+        units = range(first, min(first + 5, num_units))
+        lines += [{"unit": unit, "iteration": i, "ce": unit, "r_bn_bn": 1.0, "seconds": 0.5} for i in range(num_lines) for unit in units]
+        lines += [{"unit": unit, "images": 10, "seconds": 0.5} for unit in units]
+    thinned = collect.thin(lines)
+    assert len(thinned) <= 155 and sum(values["seconds"] for values in thinned) == pytest.approx(0.5 * len(lines))
+    (tmp_path / "images.metrics.jsonl").write_text("".join(json.dumps(values) + "\n" for values in thinned))
+    terms = plots.read_terms(SimpleNamespace(path=tmp_path))
+    assert len({ce for ce, _ in terms.values()}) == 1 and max(terms) == num_lines - 1 and len(terms) > 30
 
 
 def test_a_large_set_gives_some_images_of_ten_classes(tmp_path, monkeypatch):
