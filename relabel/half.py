@@ -21,9 +21,11 @@ def teacher_logits(network, pixels, sheet, spec, precision):
 
 
 def half_forms(network, size, dtype):
-    """{name: function that makes it} of the network's forms in a half precision, the fastest first. size: of the images, pixels."""
-    on_gpu = next(network.parameters()).is_cuda and importlib.util.find_spec("triton")
-    folded = {"BatchNorm folded": partial(fold_network, network, size, dtype)} if on_gpu else {}
+    """{name: function that makes it} of the network's forms in a half precision, the fastest first. size: of the images, pixels.
+
+    NOTE: not folded under --deterministic, since torch never asks cuDNN's fused convolutions for kernels that repeat."""
+    can_fold = next(network.parameters()).is_cuda and importlib.util.find_spec("triton") and not torch.are_deterministic_algorithms_enabled()
+    folded = {"BatchNorm folded": partial(fold_network, network, size, dtype)} if can_fold else {}
     return {**folded, "as it is": lambda: copy.deepcopy(network).to(dtype)}
 
 

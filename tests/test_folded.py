@@ -1,4 +1,7 @@
 """The teacher as relabel runs it on a GPU: BatchNorm folded into convolutions gives the network's own logits; default and fallback of the precision."""
+import importlib.util
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,6 +88,15 @@ def test_a_form_that_cannot_be_made_or_is_too_far_off_gives_way_to_the_next(flag
     monkeypatch.setattr(half, "half_forms", lambda network, size, dtype: {"cannot": cannot, "far": lambda: far(network), **forms(network, size, dtype)})
     run_main(*flags, "--precision", "bf16")
     assert made == ["cannot", "far"] and manifest(tmp_path / "run" / "labels")["half_against_fp32"]["form"] == "as it is"
+
+
+@pytest.mark.parametrize("deterministic, names", ((False, ["BatchNorm folded", "as it is"]), (True, ["as it is"])))
+def test_under_deterministic_nothing_is_folded(deterministic, names, monkeypatch):
+    """torch's fused convolutions take cuDNN's kernels whether they repeat or not."""
+    network = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(is_cuda=True)]))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    assert list(half.half_forms(network, 32, torch.float16)) == names
 
 
 def test_a_folder_goes_on_in_the_precision_it_was_begun_in(flags, tmp_path):  # noqa: F811

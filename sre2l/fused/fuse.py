@@ -112,7 +112,7 @@ def out_of_place(node):
 
 def make_out_of_place(traced):
     """An operation in place would write into what a Norm has saved. NOTE: where the input is read again under its old name, this changes
-    the network; engines.py finds that by comparing the two."""
+    the network; recover/engines.py and relabel/half.py find that by comparing the two."""
     for module in traced.modules():
         if getattr(module, "inplace", False):
             module.inplace = False

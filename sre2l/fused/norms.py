@@ -32,7 +32,7 @@ class Norm(nn.Module):
         self.scale = gain / (self.var + layer.eps).sqrt()
         self.shift = (layer.bias.detach().to(exact) if layer.affine else 0) - self.mean * self.scale
         self.zero, self.one = torch.zeros_like(self.mean), torch.ones_like(self.mean)
-        self.passes = Passes  # or those of kernels.py, compiled.py
+        self.passes = Passes  # or those of kernels.py, host.py
         self.moments = self.alpha = self.beta = None
         self.partial = self.coefficients = None  # what kernels.py has instead of these three
         self.num_values = 0  # of a channel in one batch
