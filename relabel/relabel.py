@@ -27,7 +27,7 @@ from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, comple
                             write_recorded)
 from sre2l.precision import PRECISIONS, memory_format_of
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng, versions
-from sre2l.settings import keep_settings, planned_deletion, recorded, start_afresh
+from sre2l.settings import is_under_way, keep_settings, planned_deletion, recorded, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.teacher import check_top1, find_teacher, teacher_at_hand
 from sre2l.training import start_device
@@ -111,19 +111,20 @@ def main(args):
     teacher.network.to(device, memory_format=memory_format_of(device))
     claim(root)
     measured = check_top1(teacher, spec, args, device)  # each process a part
-    manifest_path = beside(root, "manifest.json")
-    if args.overwrite:
+    manifest_path, batches = beside(root, "manifest.json"), Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
+    goes_on = manifest_path.exists() and (not args.overwrite or is_under_way(manifest_path, command))
+    manifest = manifest_of(root) if goes_on else None
+    first = BatchDataset(images, spec.size, partial(draw_sheet, make_settings(args, spec)))[next(iter(batches))]
+    network, precision, half = prepare_teacher(teacher.network, first, spec, args.precision or (manifest or {}).get("precision"), device)
+    if args.overwrite:  # a precision that is refused has deleted nothing
         start_afresh(manifest_path, root, "labels", command)
     settings = make_settings(args, spec) | {"epochs": max(args.epochs, earlier_epochs(root))}
     described = describe_images(images)
     settings = {**settings, **described, "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
                 "measured_top1": measured, "versions": versions(device),
                 "images_seed": recorded(beside(args.data, "manifest.json"), "seed")}
-    if manifest := manifest_of(root):
+    if manifest:
         check_images(root, manifest, described, images.root)
-    batches = Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
-    first = BatchDataset(images, spec.size, partial(draw_sheet, settings))[next(iter(batches))]
-    network, precision, half = prepare_teacher(teacher.network, first, spec, args.precision or (manifest or {}).get("precision"), device)
     settings |= {"precision": precision, "half_against_fp32": half}
     keep_settings(manifest_path, settings, FREE, command if args.overwrite else None)
     images, note = keep_decoded(images, device, run_folder(args), described["images_sha256"])

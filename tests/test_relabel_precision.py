@@ -13,6 +13,7 @@ from sre2l.precision import pick_precision
 from sre2l.files import beside
 from sre2l.runtime import ROOT, UserError
 from tests.helpers import bare_checkpoint, refused, run_main, synthetic_folder
+from tests.test_continue import files_of
 from tests.worlds import common, teacher
 
 CPU = torch.device("cpu")
@@ -56,6 +57,16 @@ def test_a_half_precision_that_is_too_far_off_is_refused_with_nothing_written(fl
     message = refused(*flags, "--precision", "bf16")
     assert "--precision bf16: on the first batch" in message and "use --precision fp32" in message
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["images"]
+    run_main(*flags)
+    before = files_of(tmp_path)
+    assert "--precision bf16: on the first batch" in refused(*flags, "--precision", "bf16", "--overwrite")
+    assert files_of(tmp_path) == before
+
+
+def test_labels_started_afresh_forget_the_precision_of_those_before(flags, tmp_path):
+    run_main(*flags, "--precision", "bf16")
+    run_main(*flags, "--overwrite")
+    assert manifest(tmp_path / "run" / "labels")["precision"] == "fp32"
 
 
 def test_labels_of_one_precision_are_not_continued_in_another(flags):
