@@ -5,7 +5,7 @@ from img.canvas import BLUE, GREEN, GREY, INK, ORANGE
 from results.make_table import NAMES
 from results.rows import PUBLISHED, read_student, read_teacher
 from sre2l.errors import UserError
-from sre2l.runtime import read_metrics
+from sre2l.runtime import keyed
 
 KINDS = {"soft": ("distilled images, soft labels (ours)", BLUE, "o", 0), "real": ("random real images, soft labels", GREEN, "s", 7),
          "hard": ("distilled images, hard labels", ORANGE, "^", -7)}  # text, colour, marker, points it stands aside
@@ -82,10 +82,10 @@ def plot_results(rows):
 
 def read_terms(row):
     """The terms of a row's recovery -> {iteration: (CE, r_bn * BN)}, means over its batches."""
-    lines = {(values["unit"], values["iteration"]): (values["ce"], values["r_bn_bn"])
-             for values in read_metrics(row.path / "images.metrics.jsonl") if "ce" in values}
-    return {iteration: tuple(statistics.mean(terms[i] for (_, at), terms in lines.items() if at == iteration) for i in (0, 1))
-            for iteration in sorted({at for _, at in lines})}
+    found = {}
+    for (_, iteration), values in sorted(keyed([row.path / "images.metrics.jsonl"], "unit", "iteration").items()):
+        found.setdefault(iteration, []).append((values["ce"], values["r_bn_bn"]))
+    return {iteration: tuple(map(statistics.mean, zip(*found[iteration]))) for iteration in sorted(found)}
 
 
 def plot_terms(rows):

@@ -175,6 +175,13 @@ def read_metrics(path):
     return [values for values in found if isinstance(values, dict)]
 
 
+def keyed(paths, *keys):
+    """The metrics in those files that are there -> {(value of each key, whole numbers): line}. The last line of a key counts: after a kill some
+    stand there twice."""
+    lines = [values for path in paths if path.exists() for values in read_metrics(path)]
+    return {tuple(values[key] for key in keys): values for values in lines if all(isinstance(values.get(key), int) for key in keys)}
+
+
 def stage_seconds(metrics_path):
     """The time a stage has taken over all its starts, in seconds, by the first process's clock; None where it left no metrics."""
     if not Path(metrics_path).exists():

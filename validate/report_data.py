@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sre2l.errors import UserError
 from sre2l.files import beside, read_json
-from sre2l.runtime import read_metrics, stage_seconds
+from sre2l.runtime import keyed, stage_seconds
 from sre2l.settings import recorded
 from validate.report_page import in_words
 
@@ -54,13 +54,6 @@ def attempt(run, path, read, *args):
         name = str(path).removeprefix(f"{run.folder}/")
         run.faults.append(words if name in words else f"{name}: {words}")
         return None
-
-
-def keyed(paths, *keys):
-    """The metrics in those files that are there -> {(value of each key, whole numbers): line}. The last line of a key counts: after a kill some
-    stand there twice."""
-    lines = [values for path in paths if path.exists() for values in read_metrics(path)]
-    return {tuple(values[key] for key in keys): values for values in lines if all(isinstance(values.get(key), int) for key in keys)}
 
 
 def folder_used(args, key, default):

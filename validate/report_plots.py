@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from recover.pictures import spread
 from sre2l.files import beside
-from validate.report_data import keyed, teacher_facts
+from sre2l.runtime import keyed
+from validate.report_data import teacher_facts
 from validate.report_page import Html, element, guarded, legend, note
 
 COLOURS = ("#3987e5", "#d9732b", "#2a9d6f", "#9068d6", "#d6517d", "#a8861c")  # on white and on black; the next six are dashed
