@@ -101,8 +101,9 @@ def launcher_line(script, flags):
 
 def commands(logs):
     """The distinct launcher lines of a run, in the order of time; logs: their texts, scrubbed."""
-    found = [match.groups() for text in logs for match in re.finditer(rf"^([\d-]+ [\d:]+)  {STAGES}\.py (--dataset .*)$", text, re.M)]
-    return list(dict.fromkeys(launcher_line(script, flags.split()) for _, script, flags in sorted(found)))
+    start = re.compile(rf"^([\d-]+ [\d:]+)  {STAGES}\.py (--dataset .*)\n(?:.*\"processes\": (\d+))?", re.M)
+    found = sorted(match.groups(default="1") for text in logs for match in start.finditer(text))
+    return list(dict.fromkeys(f"GPUS={num} " * (num != "1") + launcher_line(script, flags.split()) for _, script, flags, num in found))
 
 
 def choose_images(root):

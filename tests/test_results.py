@@ -90,6 +90,12 @@ def test_commands_give_the_flags_that_the_run_had(row, printing_python):
     assert found == ["-m", "validate.train", *TRAIN.split(), "--hard-labels", "--name", "try"]
 
 
+def test_commands_say_how_many_processes_ran():
+    log = "2026-11-23 10:00:00  recover/recover.py --dataset digits --name {}\n{{\"python\": \"3.12\", \"processes\": {}, \"commit\": \"a\"}}\n"
+    lines = collect.commands([log.format("a", 4), log.format("b", 1)])
+    assert lines == ["GPUS=4 sh recover/recover.sh digits --name a", "sh recover/recover.sh digits --name b"]
+
+
 def test_a_launcher_whose_table_has_changed_since_is_given_all_flags():
     flags = ["--dataset", "digits", "--epochs", "61", "--name", "/x/runs/try"]
     assert collect.launcher_line("validate/train", flags) == "sh validate/train.sh digits --epochs 61 --name try"
