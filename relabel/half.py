@@ -7,6 +7,7 @@ import torch
 
 from sre2l.augment import show_batch
 from sre2l.distributed import largest
+from sre2l.errors import first_line
 from sre2l.fused.folded import fold_network
 from sre2l.precision import dtype_of, memory_format_of, pick_precision, set_tf32
 from sre2l.runtime import UserError
@@ -40,36 +41,38 @@ def measured_half(network, item, spec, precision):
 
     item: (Batch, crops, Sheet) of that batch. Every process comes to the same result."""
     _, pixels, sheet = item
-    pixels, found = pixels.to(next(network.parameters()).device), None
+    pixels, found, failed = pixels.to(next(network.parameters()).device), None, None
     set_tf32("fp32")
     exact = teacher_logits(network, pixels, sheet, spec, "fp32").double()
     for name, make in half_forms(network, spec.size, dtype_of(precision)).items():
         try:
             half = make()
-            found = {**distance(teacher_logits(half, pixels, sheet, spec, precision).double(), exact), "form": name}
-        except Exception:  # torch.fx or cuDNN cannot: anything
+            found = {**distance(teacher_logits(half, pixels, sheet, spec, precision).double(), exact), "form": name, "failed": failed}
+        except Exception as error:  # torch.fx or cuDNN cannot: anything
             if name == "as it is":
                 raise
-            found = None
+            found, failed = None, f"{name}: {first_line(error)}"
         if not largest(not (found and found["kl_t20"] < HALF_KL)):  # also where it is not a number
             return half, found
     return None, found
 
 
-def prepare_teacher(network, item, spec, asked, device):
-    """The teacher as it labels: --precision, where none is asked for fp16 on a GPU if it is close enough there, else as in other stages.
+def prepare_teacher(network, item, spec, asked, begun, device):
+    """The teacher as it labels: in --precision, else in the one that the folder was begun in, else on a GPU in fp16 if it is close enough there, else
+    as in other stages.
 
-    item: as measured_half has it. -> (network, precision, the distance from fp32 or None). Raises UserError where the half precision that was asked
-    for is too far off."""
-    wanted = asked or ("fp16" if device.type == "cuda" else None)
+    item: as measured_half has it; asked, begun: names or None. -> (network, precision, the distance from fp32 or None). Raises UserError where the
+    precision cannot be had, or a half precision that is not left to choose is too far off."""
+    pick_precision(asked or begun, device)
+    wanted = asked or begun or ("fp16" if device.type == "cuda" else None)
     if wanted in ("fp16", "bf16"):
         half, found = measured_half(network, item, spec, wanted)
         if half is not None:
             return half, wanted, found
-        if asked:
-            raise UserError(f"--precision {asked}: on the first batch the teacher's logits differ by up to {found['largest_difference']:.2g} from fp32, "
-                            f"KL {found['kl_t20']:.1e} at T = 20; labels that close as {HALF_KL:.0e} are asked for: "
-                            f"use --precision {pick_precision(None, device)}")
-    precision = pick_precision(asked, device)
+        if asked or begun:
+            instead = f"use --precision {pick_precision(None, device)}" if asked else "these labels were begun in it elsewhere; start them afresh with --overwrite"
+            raise UserError(f"{'--precision' if asked else 'precision'} {wanted}: on the first batch the teacher's logits differ by up to {found['largest_difference']:.2g} from fp32, "
+                            f"KL {found['kl_t20']:.1e} at T = 20; labels that close as {HALF_KL:.0e} are asked for: {instead}")
+    precision = pick_precision(wanted if asked or begun else None, device)
     set_tf32(precision)
     return network, precision, None

@@ -11,7 +11,7 @@ from relabel import half
 from sre2l.fused.folded import Folded, fold
 from sre2l.fused.fuse import fuse
 from sre2l.fused.norms import Norm
-from tests.helpers import run_main
+from tests.helpers import refused, run_main
 from tests.nets import calibrated
 from tests.oddnets import PATTERNS, SIZE, OddNet
 from tests.parity import network_of
@@ -87,7 +87,9 @@ def test_a_form_that_cannot_be_made_or_is_too_far_off_gives_way_to_the_next(flag
 
     monkeypatch.setattr(half, "half_forms", lambda network, size, dtype: {"cannot": cannot, "far": lambda: far(network), **forms(network, size, dtype)})
     run_main(*flags, "--precision", "bf16")
-    assert made == ["cannot", "far"] and manifest(tmp_path / "run" / "labels")["half_against_fp32"]["form"] == "as it is"
+    found = manifest(tmp_path / "run" / "labels")["half_against_fp32"]
+    assert made == ["cannot", "far"] and (found["form"], found["failed"]) == ("as it is", "cannot: RuntimeError: no such kernel")
+    assert "at T = 20; not cannot: RuntimeError: no such kernel" in (tmp_path / "run" / "labels.log.txt").read_text()
 
 
 @pytest.mark.parametrize("deterministic, names", ((False, ["BatchNorm folded", "as it is"]), (True, ["as it is"])))
@@ -99,8 +101,13 @@ def test_under_deterministic_nothing_is_folded(deterministic, names, monkeypatch
     assert list(half.half_forms(network, 32, torch.float16)) == names
 
 
-def test_a_folder_goes_on_in_the_precision_it_was_begun_in(flags, tmp_path):  # noqa: F811
+def test_a_folder_goes_on_in_the_precision_it_was_begun_in(flags, tmp_path, monkeypatch):  # noqa: F811
+    """Where that is too far off, as on another GPU, no flag is blamed that nobody gave."""
     run_main(*flags, "--precision", "bf16")
+    with monkeypatch.context() as patch:
+        patch.setattr(half, "HALF_KL", 1e-30)
+        message = refused(*flags, "--epochs", 3)
+    assert "these labels were begun in it elsewhere" in message and "--precision" not in message
     run_main(*flags, "--epochs", 3)
     assert manifest(tmp_path / "run" / "labels")["precision"] == "bf16"
     assert len(list((tmp_path / "run" / "labels").glob("epoch_*/*.tar"))) == 9

@@ -35,7 +35,7 @@ def folds(conv, norm):
 
 
 def fold(traced, dtype):
-    """Put a Folded in the place of each convolution and its Norm, where both run once and no one else sees what lies between them."""
+    """Put a Folded in the place of each convolution and its Norm, where no one else sees what lies between them."""
     modules = dict(traced.named_modules())
     called = [node for node in traced.graph.nodes if node.op == "call_module"]
     for node in called:
