@@ -183,7 +183,7 @@ def get_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("sections", nargs="*", type=section, default=list(SECTIONS), help=f"any of {', '.join(SECTIONS)} (default: all)")
-    add("--quick", action="store_true", help="small batches and three pairs; all sections take about 10 minutes on two CPU cores")
+    add("--quick", action="store_true", help="small batches and three pairs; all sections take about five minutes on two CPU cores")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--precision", nargs="+", choices=PRECISIONS, help="of ours (default: fp32, bf16 where the CPU has it; on a GPU tf32, fp16, bf16)")
     add("--pairs", type=number(int, 1), help="timings of each side (default: 7; 3 with --quick)")

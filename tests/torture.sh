@@ -4,8 +4,7 @@
 #   sh tests/torture.sh soak [--minutes 60]               the demo's recover and relabel under a process that kills them
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
-. "$root/sre2l/setup.sh"
-if ! python3 -c 'import pytest' 2>/dev/null; then python3 -m pip install -q pytest; fi  # tests/helpers.py
+. "$root/tests/setup.sh"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 case ${1:-} in soak) shift; exec python3 -m tests.soak "$@" ;; esac
 exec python3 -m tests.torture "$@"
