@@ -11,6 +11,7 @@ from relabel import relabel
 from sre2l.files import hash_file
 from sre2l.manifest import read_hashes
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, run_main, synthetic_folder
+from tests.worlds import labelled_images
 
 NAMES = [f"c{i}" for i in range(10)]
 
@@ -123,3 +124,17 @@ def test_squeeze_interrupted_before_its_teacher_file(tmp_path):
     run_main(squeeze, *flags)
     after = torch.load(file)
     assert after["top1"] == before["top1"] and all(torch.equal(after["model"][key], value) for key, value in before["model"].items())
+
+
+def test_seeds_that_are_added_join_those_that_are_done(tmp_path):
+    """In results.json, in order, with their mean; another protocol's do not."""
+    flags = (*labelled_images(tmp_path, "mixup"), "--model", SMALL, "--stem", "torchvision", "-T", 1, "--device", "cpu")
+    alone = {}
+    for seeds, wanted in (("4", {"4"}), ("1,2", {"1", "2", "4"}), ("2", {"1", "2", "4"})):
+        run_main(train, *flags, "--output-dir", tmp_path / "student", "--seeds", seeds)
+        results = json.loads((tmp_path / "student" / "results.json").read_text())
+        assert set(results["seeds"]) == wanted and results["seeds_used"]["students"] == sorted(map(int, wanted))
+        alone |= {seed: results["seeds"][seed]["top1"] for seed in seeds.split(",")}
+    assert results["top1"]["mean"] == pytest.approx(sum(alone.values()) / 3, abs=1e-3)
+    run_main(train, *flags, "--output-dir", tmp_path / "student", "--seeds", "0", "--adamw-lr", 0.01, "--overwrite")
+    assert set(json.loads((tmp_path / "student" / "results.json").read_text())["seeds"]) == {"0"}

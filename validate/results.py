@@ -3,7 +3,7 @@ import statistics
 from pathlib import Path
 
 from sre2l.manifest import manifest_of
-from sre2l.files import beside, write_json
+from sre2l.files import as_json, beside, read_json, write_json
 from sre2l.runtime import run_folder, stage_seconds
 from sre2l.settings import recorded
 
@@ -33,13 +33,18 @@ def seeds_used(args, students):
 
 
 def write_results(args, settings, rows, image_bytes, label_bytes, versions):
-    """Write results.json for the seeds in rows ({seed: summary}) -> its contents."""
+    """Write results.json for the seeds in rows ({seed: summary}), and for those that an earlier run of the same protocol left -> its contents."""
     folder = Path(args.output_dir)
+    path, protocol = folder / "results.json", as_json(settings)
+    earlier = read_json(path) if path.exists() else {}
+    rows = {str(seed): row for seed, row in rows.items()}
+    if earlier.get("protocol") == protocol:
+        rows = dict(sorted({**earlier["seeds"], **rows}.items(), key=lambda item: int(item[0])))
     metrics = {"squeeze": run_folder(args) / "teacher" / "metrics.jsonl", "recover": beside(args.train_dir, "metrics.jsonl"),
                "relabel": beside(args.fkd_path, "metrics.jsonl"), "validate": folder / "metrics.jsonl"}
     keys = ("top1", "top5", "best_top1", "best_top5")
-    results = {**{key: mean_and_spread(list(rows.values()), key) for key in keys}, "seeds": rows, "seeds_used": seeds_used(args, rows),
+    results = {**{key: mean_and_spread(list(rows.values()), key) for key in keys}, "seeds": rows, "seeds_used": seeds_used(args, map(int, rows)),
                "protocol": settings, "image_bytes": image_bytes, "label_bytes": label_bytes,
                "seconds": {stage: stage_seconds(path) for stage, path in metrics.items()}, "versions": versions}
-    write_json(folder / "results.json", results)
+    write_json(path, results)
     return results

@@ -203,7 +203,7 @@ def main(args):
     log.line(report_in_words(run, folder))
     finish(folder / "settings.json")
     mean, std = results["top1"]["mean"], results["top1"]["std"]
-    log.line(f"done: top1 {mean:.2f}%" + (f" +- {std:.2f} over {len(rows)} seeds" if std is not None else "") + f", {folder / 'results.json'}")
+    log.line(f"done: top1 {mean:.2f}%" + (f" +- {std:.2f} over {len(results['seeds'])} seeds" if std is not None else "") + f", {folder / 'results.json'}")
 
 
 def get_args(argv=None):
