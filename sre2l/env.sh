@@ -1,5 +1,6 @@
 # Sourced by the launchers with $root set: our modules on the path, and the python3 that has the packages (this one, or .venv's).
 export PYTHONPATH="$root" PYTHONSAFEPATH=1
+export PYTHONUNBUFFERED=1  # into a file or a pipe each line goes when it is said
 if ! why=$(python3 "$root/sre2l/preflight.py" 2>&1); then
     if [ ! -x "$root/.venv/bin/python3" ] || ! why=$("$root/.venv/bin/python3" "$root/sre2l/preflight.py" 2>&1); then
         echo "error: $why; install it with 'python3 -m pip install -r requirements.txt', or run 'sh demo.sh', which sets up a .venv" >&2
