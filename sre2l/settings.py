@@ -1,4 +1,5 @@
 """Settings travel with results: an output folder remembers the settings it was made with, refuses others, and can be started afresh."""
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -122,6 +123,9 @@ def start_afresh(record, root, kind, command):
             for folder, _, _ in os.walk(root, topdown=False):
                 if Path(folder) != root:
                     os.rmdir(folder)
+            for folder in sorted({path.parent for path in around} - {root.parent}, reverse=True):  # of pictures and event files, those within others first
+                with contextlib.suppress(OSError):  # other files in it
+                    os.removedirs(folder)
             record.unlink()
             if root.is_dir() and not root.is_symlink():
                 root.rmdir()

@@ -37,8 +37,11 @@ def test_overwrite_deletes_what_a_run_left_and_says_so(world, capsys):
     first = files_of(world / name / "images")
     (world / name / "images.notes.txt").write_text("mine")
     assert "lr: there 0.25, here 0.5" in (message := refused(*recover_flags(world, "--lr", 0.5, name=name))) and "--overwrite" in message
+    (world / name / "images.snapshots").mkdir()
+    (world / name / "images.snapshots" / "iteration_000000.png").write_bytes(b"")
     run_main(*recover_flags(world, "--lr", 0.5, "--overwrite", name=name))
-    assert f"--overwrite: deleting {world / name / 'images'}: 10 files in it and 6 beside it" in capsys.readouterr().out
+    assert not (world / name / "images.snapshots").exists()  # nothing is left in it
+    assert f"--overwrite: deleting {world / name / 'images'}: 10 files in it and 7 beside it" in capsys.readouterr().out
     second = files_of(world / name / "images")
     assert second.keys() == first.keys() and second != first
     assert (world / name / "images.notes.txt").read_text() == "mine"
