@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from tests.worlds import common, make_world, recover_flags, teacher, train_flags
 from validate import random_real, report, report_plots
 from validate.report import make_report, report_in_words
 from validate.report_data import read_run
+from validate.report_plots import colour_numbers
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +238,12 @@ def test_real_images_are_called_so(world, tmp_path):
     text = Reader((tmp_path / "run" / "report.html").read_text()).text
     assert f"{SMALL}, random real images, soft labels" in text and f"labels of random_real/student_{SMALL}" in text
     assert "No control" not in text and f"random_real/student_{SMALL} has the protocol of student_{SMALL}." in text
+
+
+def test_a_kind_of_student_has_its_colour_whatever_else_is_there():
+    """Those of the README's plot: distilled, hard labels, random real."""
+    def student(real, hard):
+        return SimpleNamespace(is_real=real, is_hard=hard)
+    soft, hard, real = student(False, False), student(False, True), student(True, False)
+    assert colour_numbers([soft, hard, real]) == [0, 1, 2] and colour_numbers([soft, real]) == [0, 2]
+    assert colour_numbers([soft, soft, real, soft, hard]) == [0, 3, 2, 4, 1]

@@ -15,7 +15,7 @@ from sre2l.flags import Parser, add_run_flags
 from sre2l.runtime import UserError, print_plan, run_folder, run_script
 from validate.report_data import read_run, seconds_of, teacher_facts
 from validate.report_page import bar, element, guarded, image, in_words, note, page, path_text, table, text
-from validate.report_plots import colour, curves
+from validate.report_plots import colour, colour_numbers, curves
 
 SMALL_SHEET = 500_000                  # bytes: a contact sheet up to there is shown as it is
 LARGEST_SIDE, JPEG_QUALITY = 1400, 82  # pixels; of a larger one
@@ -56,7 +56,7 @@ def accuracy(run):
     known = f"teacher, {facts.get('arch', 'unknown')}" + (f", stem {facts['stem']}" if facts.get("stem") else "")
     first = element("span", known, element("small", source if top1 is not None else "its top-1 has not been measured"))
     rows = [(first, "–", "–", "–") if top1 is None else (text(first, bar(top1, "var(--soft)")), f"{top1:.2f}", "–", "–")]
-    for i, student in enumerate(run.students):
+    for i, student in zip(colour_numbers(run.students), run.students):
         results = student.results
         title = element("span", student.label, element("small", path_text(student.name), f", {seeds_of(student)}"))
         rows.append((text(title, bar(results["top1"]["mean"], colour(i))), *(percent(results.get(key)) for key in ("top1", "top5", "best_top1"))))

@@ -28,6 +28,16 @@ def colour(number):
     return COLOURS[number % len(COLOURS)]
 
 
+def colour_numbers(students):
+    """A number for each student: 0, 1, 2 for the first on distilled images with soft labels, with hard labels, on random real images, as in the README's
+    plot, then 3, 4, ..."""
+    found = []
+    for student in students:
+        kind = 2 if student.is_real else int(student.is_hard)
+        found.append(max([2, *found]) + 1 if kind in found else kind)
+    return found
+
+
 def is_dashed(number):
     return bool(number // len(COLOURS) % 2)
 
@@ -102,7 +112,7 @@ def student_curves(run, key, title, y_label, describe, level=None, log=False):
     """One of the metrics of every student over the epochs, a line for each seed. describe: a student -> its words in the legend; level: the
     teacher's, or None."""
     curves, keys, ends = [], [], []
-    for i, student in enumerate(run.students):
+    for i, student in zip(colour_numbers(run.students), run.students):
         seeds = sorted({seed for seed, _ in student.metrics})
         found = [{epoch: values[key] for (number, epoch), values in student.metrics.items() if number == seed and key in values} for seed in seeds]
         curves += [Curve(colour(i), points, is_dashed(i)) for points in found]
