@@ -14,7 +14,7 @@ import numpy as np
 
 from recover.pictures import GAP, spread
 from recover.units import make_unit
-from results.rows import RESULTS
+from results.rows import ABLATIONS, RESULTS, ROWS
 from sre2l.files import beside, read_json, write_bytes
 from sre2l.flags import Parser, add_run_flags
 from sre2l.images import decode, encode_jpeg
@@ -166,6 +166,8 @@ def main(args):
     if args.dry_run:
         return print_plan(vars(args), run=str(run_folder(args)), output=str(row))
     print(f"{row}: {collect(run_folder(args), row):,} bytes")
+    if args.row not in {each.folder for each in ROWS} | {folder for each in ABLATIONS for _, folder in each.values}:
+        print(f"{args.row} stands in no line of results/rows.py: add one, or the tables will not show it")
 
 
 def get_args(argv=None):

@@ -1,6 +1,6 @@
 """The README's result tables, rebuilt from results/.
 
-Run: python -m results.make_table      (a second) -> README.md, between its two marker comments
+Run: python3 -m results.make_table      (a second) -> README.md, between its two marker comments
 """
 import re
 import statistics
@@ -11,7 +11,7 @@ from sre2l.flags import Parser
 from sre2l.runtime import ROOT, UserError, print_plan, read_metrics, run_script
 
 README = ROOT / "README.md"
-START, END = "<!-- from results/, by python -m results.make_table -->", "<!-- end of the tables -->"
+START, END = "<!-- from results/, by python3 -m results.make_table -->", "<!-- end of the tables -->"
 NAMES = {"digits": "digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet", "imagenet1k": "ImageNet-1K",
          "resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet101": "ResNet-101", "mobilenet_v2": "MobileNetV2"}
 
@@ -51,7 +51,7 @@ def table(head, rows):
 
 
 def main_row(row):
-    """A row's cells: data set, IPC, student, published, ours, protocol, hardware and seconds, command, log."""
+    """A row's cells: data set, IPC, student, published, ours, protocol, hardware and seconds, command, log; None where it has not been run."""
     results = read_student(row.path, "soft", row.model) if row.ipc else None
     cells = [NAMES[row.dataset], str(row.ipc or "-"), NAMES[row.model] + " (teacher)" * (not row.ipc), row.published]
     links = [f"`sh results/{row.folder}/commands.sh`", f"[{row.folder}](results/{row.folder})"]
@@ -60,8 +60,16 @@ def main_row(row):
         return [*cells, f"{top1:.2f} (1 seed){note}", "", "", *links]
     if results is None:
         images = recovered(row) if row.ipc else None
-        return [*cells, images + note, "", "", *links] if images else [*cells, "not run yet", "", "", "", ""]
+        return [*cells, images + note, "", "", *links] if images else None
     return [*cells, f"**{accuracy(results)}** ({num_seeds(results)}){note}", protocol(results), hardware(results), *links]
+
+
+def missing(rows):
+    """A sentence about the rows that have not been run, with what is published for them."""
+    found = [(row, f" ({row.published} published)" * (row.published != "none")) for row in rows if main_row(row) is None]
+    texts = [f"{NAMES[row.dataset]}{f' IPC {row.ipc}' if row.ipc else ''}, {NAMES[row.model]}{'' if row.ipc else ' as the teacher'}{published}"
+             for row, published in found]
+    return f"Not run yet: {'; '.join(texts)}." if texts else ""
 
 
 def control_row(row):
@@ -90,14 +98,15 @@ def ablation_row(ablation):
 def make_tables(rows=ROWS, ablations=ABLATIONS):
     """All tables as markdown."""
     parts = [table(["data set", "IPC", "student", "published", "ours", "protocol of the student", "hardware: seconds per stage", "command", "log"],
-                   map(main_row, rows)),
+                   filter(None, map(main_row, rows))),
+             missing(rows),
              "Top-1 in percent of the last epoch, mean and spread (standard deviation) over the seeds of the student; seconds of validate are those of all its "
              "seeds. Under the same protocol, the controls:",
              table(["data set", "IPC", "student", "teacher", "distilled, soft labels", "random real, soft labels", "distilled, hard labels"],
                    [control_row(row) for row in rows if row.ipc and read_student(row.path, "soft", row.model)])]
     if ablations:
         parts += ["One setting varied, one student each:", table(["data set", "varied", "top-1", "what it tells"], map(ablation_row, ablations))]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def with_tables(text, tables):
