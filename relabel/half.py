@@ -70,9 +70,11 @@ def prepare_teacher(network, item, spec, asked, begun, device):
         if half is not None:
             return half, wanted, found
         if asked or begun:
-            instead = f"use --precision {pick_precision(None, device)}" if asked else "these labels were begun in it elsewhere; start them afresh with --overwrite"
-            raise UserError(f"{'--precision' if asked else 'precision'} {wanted}: on the first batch the teacher's logits differ by up to {found['largest_difference']:.2g} from fp32, "
-                            f"KL {found['kl_t20']:.1e} at T = 20; labels that close as {HALF_KL:.0e} are asked for: {instead}")
+            instead = (f"use --precision {pick_precision(None, device)}" if asked
+                       else "these labels were begun in it elsewhere; start them afresh with --overwrite")
+            raise UserError(f"{'--precision' if asked else 'precision'} {wanted}: on the first batch the teacher's logits differ by up to "
+                            f"{found['largest_difference']:.2g} from fp32, KL {found['kl_t20']:.1e} at T = 20; labels that close as {HALF_KL:.0e} "
+                            f"are asked for: {instead}")
     precision = pick_precision(wanted if asked or begun else None, device)
     set_tf32(precision)
     return network, precision, None

@@ -16,7 +16,8 @@ def find_teacher(args, spec):
     if path is None and args.dataset != "imagenet1k":
         path = run_folder(args) / "teacher" / "teacher.pth"
         if not path.exists():
-            raise UserError(f"{path}: no teacher there; train one (sh squeeze.sh {args.dataset}) or give one with --teacher FILE")
+            raise UserError(f"{path}: no teacher there; train one (sh squeeze/squeeze.sh {args.dataset}"
+                            f"{f' --name {args.name}' if args.name else ''}) or give one with --teacher FILE")
     teacher = load_teacher(spec, path, args.arch, args.stem)
     spec = override(spec, args, mean=teacher.mean, std=teacher.std, size=teacher.size)
     return dataclasses.replace(teacher, mean=spec.mean, std=spec.std), spec

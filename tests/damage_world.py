@@ -89,7 +89,7 @@ def copy_stages(world, target):
         if path.name.startswith(("images", "labels", "stopped")):
             (target / path.name).symlink_to(path)
         else:
-            shutil.copytree(path, target / path.name)
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, target / path.name)
     return target
 
 
