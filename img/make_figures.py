@@ -10,7 +10,7 @@ from img.canvas import GREY, INK
 from img.overview import icons, overview, read_frames
 from img.plots import plot_results, plot_terms, pyplot
 from recover.pictures import spread
-from results.rows import ROWS, read_student
+from results.rows import ROWS, read_results
 from sre2l.datasets import DATASETS
 from sre2l.files import atomic
 from sre2l.flags import Parser
@@ -58,7 +58,7 @@ def fitting_font(words, width):
     return next((font for font in map(ImageFont.load_default, range(28, 17, -1)) if font.getlength(words) <= width), ImageFont.load_default(17))
 
 
-def contact_sheet(dataset, root):
+def class_columns(dataset, root):
     """The images of a row, ten classes at most: a column for each class, five images of each; of a set with one image per class, two lines."""
     folders = spread(sorted(folder for folder in root.iterdir() if folder.is_dir()), 10)
     images = [[decode(path) for path in sorted(folder.glob("*.jpg"))[:5]] for folder in folders]
@@ -129,8 +129,8 @@ def make_figures(rows, output):
         keep("animation.gif", save_gif, animation(row.path / "images.snapshots"))
     for dataset in DATASETS:
         if row := largest_with(rows, ("images",), dataset):
-            keep(f"images_{dataset}.png", save_png, contact_sheet(dataset, row.path / "images"))
-    if any(row.ipc and read_student(row.path, "soft") for row in rows):
+            keep(f"images_{dataset}.png", save_png, class_columns(dataset, row.path / "images"))
+    if any(row.ipc and read_results(row.path, "soft") for row in rows):
         keep("results.png", save_plot, plot_results(rows))
     if any(row.ipc and (row.path / "images.metrics.jsonl").exists() for row in rows):
         keep("terms.png", save_plot, plot_terms(rows))

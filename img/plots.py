@@ -3,7 +3,7 @@ import statistics
 
 from img.canvas import BLUE, GREEN, GREY, INK, ORANGE
 from results.make_table import NAMES
-from results.rows import PUBLISHED, read_student, read_teacher
+from results.rows import PUBLISHED, read_results, read_teacher
 from sre2l.errors import UserError
 from sre2l.runtime import keyed
 
@@ -47,7 +47,7 @@ def legend_above(figure, axes, order):
 
 def measured(rows, kind):
     """-> sorted [(IPC, mean, spread)] of the ResNet-18 students of one kind."""
-    found = [(row.ipc, read_student(row.path, kind)) for row in rows if row.ipc and row.model == "resnet18"]
+    found = [(row.ipc, read_results(row.path, kind)) for row in rows if row.ipc and row.model == "resnet18"]
     return sorted((ipc, results["top1"]["mean"], results["top1"]["std"] or 0) for ipc, results in found if results)
 
 

@@ -5,7 +5,7 @@ Run: python3 -m results.make_table      (a second) -> README.md, between its two
 import re
 import statistics
 
-from results.rows import ABLATIONS, ROWS, Row, read_student, read_teacher
+from results.rows import ABLATIONS, ROWS, Row, read_results, read_teacher
 from sre2l.files import write_bytes
 from sre2l.flags import Parser
 from sre2l.runtime import ROOT, UserError, print_plan, read_metrics, run_script
@@ -52,7 +52,7 @@ def table(head, rows):
 
 def main_row(row):
     """A row's cells: data set, IPC, student, published, ours, protocol, hardware and seconds, command, log; None where it has not been run."""
-    results = read_student(row.path, "soft", row.model) if row.ipc else None
+    results = read_results(row.path, "soft", row.model) if row.ipc else None
     cells = [NAMES[row.dataset], str(row.ipc or "-"), NAMES[row.model] + " (teacher)" * (not row.ipc), row.published]
     links = [f"`sh results/{row.folder}/commands.sh`", f"[{row.folder}](results/{row.folder})"]
     note = f"; {row.note}" * bool(row.note)
@@ -74,7 +74,7 @@ def missing(rows):
 
 def control_row(row):
     """Data set, IPC, student, teacher, and the three students that share a protocol."""
-    teacher, kinds = read_teacher(row.path), [read_student(row.path, kind, row.model) for kind in ("soft", "real", "hard")]
+    teacher, kinds = read_teacher(row.path), [read_results(row.path, kind, row.model) for kind in ("soft", "real", "hard")]
     return [NAMES[row.dataset], str(row.ipc), NAMES[row.model], "-" if teacher is None else f"{teacher:.2f}", *map(accuracy, kinds)]
 
 
@@ -90,7 +90,7 @@ def recovered(row):
 
 
 def ablation_row(ablation):
-    found = [(text, read_student(Row(folder, ablation.dataset, 1).path, "soft")) for text, folder in ablation.values]
+    found = [(text, read_results(Row(folder, ablation.dataset, 1).path, "soft")) for text, folder in ablation.values]
     values = ", ".join(f"{text}: {accuracy(results)}" for text, results in found if results)
     return [NAMES[ablation.dataset], ablation.varied, values or "not run yet", ablation.sentence]
 
@@ -103,7 +103,7 @@ def make_tables(rows=ROWS, ablations=ABLATIONS):
              "Top-1 in percent of the last epoch, mean and spread (standard deviation) over the seeds of the student; seconds of validate are those of all its "
              "seeds. Under the same protocol, the controls:",
              table(["data set", "IPC", "student", "teacher", "distilled, soft labels", "random real, soft labels", "distilled, hard labels"],
-                   [control_row(row) for row in rows if row.ipc and read_student(row.path, "soft", row.model)])]
+                   [control_row(row) for row in rows if row.ipc and read_results(row.path, "soft", row.model)])]
     if ablations:
         parts += ["One setting varied, one student each:", table(["data set", "varied", "top-1", "what it tells"], map(ablation_row, ablations))]
     return "\n\n".join(filter(None, parts))

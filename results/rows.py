@@ -66,7 +66,7 @@ ABLATIONS = (
              "four times as many iterations help as much as ten times the weight of the BatchNorm term"))
 
 
-def read_student(folder, kind, model="resnet18"):
+def read_results(folder, kind, model="resnet18"):
     """results.json of a row's 'soft', 'hard' or 'real' student; None where it is not there."""
     name = {"soft": f"student_{model}", "hard": f"student_{model}_hard", "real": f"random_real/student_{model}"}[kind]
     path = Path(folder) / name / "results.json"
