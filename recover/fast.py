@@ -1,15 +1,15 @@
 """The fast engine: the objective of objective.py, to rounding, with the work laid out for the hardware.
 
-One pass per BatchNorm layer for affine, sum, clamp and statistics, and one backward and the network rewritten for it
-(sre2l/fused); activations NHWC and in half precision where asked for; G batches in one forward pass, each with statistics of its own; on a GPU the view
-as a table, so that nothing but the contents of tensors differs between iterations (step.py captures one as a CUDA graph).
+One pass per BatchNorm layer for affine, sum, clamp and statistics, and one backward, in a network rewritten for it (sre2l/fused); activations
+NHWC and in half precision where asked for; G batches in one forward pass, each with statistics of its own; on a GPU the view as a table,
+so that nothing but the contents of tensors differs between iterations (step.py captures one as a CUDA graph).
 """
 import os
 
 import torch
 import torch.nn.functional as F
 
-from recover.objective import Terms, statistics_layers, total_variation
+from recover.objective import Terms, total_variation
 from recover.step import adam_step
 from recover.views import apply_view, tabulate
 from sre2l.fused import norms as formulas
@@ -22,8 +22,9 @@ LOSS_SCALE = {"fp16": 2.0 ** 8}  # static, so that an overflow shows as a NaN in
 
 def coefficients(network, weights, loss_scale=1.0):
     """Of each BatchNorm layer: (the coefficient of its term in what is differentiated, its weight in the BatchNorm term)."""
-    multipliers = [weights.first_bn_multiplier] + [1.0] * len(statistics_layers(network))
-    return {layer: (weights.r_bn * weight * loss_scale, weight) for layer, weight in zip(statistics_layers(network), multipliers)}
+    layers = formulas.statistics_layers(network)
+    multipliers = [weights.first_bn_multiplier] + [1.0] * len(layers)
+    return {layer: (weights.r_bn * weight * loss_scale, weight) for layer, weight in zip(layers, multipliers)}
 
 
 class Unscale(torch.autograd.Function):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from recover.step import adam_step
 from recover.views import apply_view
+from sre2l.fused.norms import statistics_layers
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,6 @@ def statistics_distance(features, layer):
     """|mean - running_mean|_2 + |var - running_var|_2 of one BatchNorm input (N, C, ...), over all but C, biased variance."""
     var, mean = torch.var_mean(features, [d for d in range(features.ndim) if d != 1], correction=0)
     return torch.linalg.vector_norm(mean - layer.running_mean) + torch.linalg.vector_norm(var - layer.running_var)
-
-
-def statistics_layers(network):
-    """The BatchNorm layers with running statistics, in module order."""
-    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
 class PlainEngine:

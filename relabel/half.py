@@ -63,7 +63,7 @@ def prepare_teacher(network, item, spec, asked, begun, device):
 
     item: as measured_half has it; asked, begun: names or None. -> (network, precision, the distance from fp32 or None). Raises UserError where the
     precision cannot be had, or a half precision that is not left to choose is too far off."""
-    pick_precision(asked or begun, device)
+    precision = pick_precision(asked or begun, device)
     wanted = asked or begun or ("fp16" if device.type == "cuda" else None)
     if wanted in ("fp16", "bf16"):
         half, found = measured_half(network, item, spec, wanted)
@@ -75,6 +75,5 @@ def prepare_teacher(network, item, spec, asked, begun, device):
             raise UserError(f"{'--precision' if asked else 'precision'} {wanted}: on the first batch the teacher's logits differ by up to "
                             f"{found['largest_difference']:.2g} from fp32, KL {found['kl_t20']:.1e} at T = 20; labels that close as {HALF_KL:.0e} "
                             f"are asked for: {instead}")
-    precision = pick_precision(wanted if asked or begun else None, device)
     set_tf32(precision)
     return network, precision, None

@@ -5,10 +5,9 @@ ReLU at all) keeps its Norm, one pass. The forward pass of ResNet-18 at 224 take
 """
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sre2l.fused.fuse import fuse
-from sre2l.fused.norms import INF, Norm
+from sre2l.fused.norms import INF, Norm, statistics_layers
 
 
 class Folded(nn.Module):
@@ -57,8 +56,7 @@ def fold_network(network, size, dtype):
     """A frozen float32 network on a GPU -> its forward pass in fp16 or bf16, a copy. size: of the images, pixels. Raises anything where torch.fx
     cannot trace it; a network that writes in place under another name comes out wrong, so compare the two."""
     from sre2l.fused import kernels  # Triton comes with torch's CUDA builds alone
-    layers = {module: (0.0, 0.0) for module in network.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None}
-    traced, norms = fuse(network, layers, size, on_gpu=True, forward_only=True)
+    traced, norms = fuse(network, dict.fromkeys(statistics_layers(network), (0.0, 0.0)), size, on_gpu=True, forward_only=True)
     for norm in norms:
         norm.passes = kernels.Passes
     fold(traced, dtype)

@@ -10,8 +10,14 @@ This file has the formulas in plain torch (CPU, any type) and the autograd node;
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 INF = float("inf")
+
+
+def statistics_layers(network):
+    """The BatchNorm layers with running statistics, in module order."""
+    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
 class Norm(nn.Module):
