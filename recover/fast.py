@@ -14,7 +14,7 @@ from recover.step import adam_step
 from recover.views import apply_view, tabulate
 from sre2l.fused import norms as formulas
 from sre2l.fused.fuse import fuse
-from sre2l.fused.host import host_passes
+from sre2l.fused.host import use_host_kernels
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # of weights and activations; else those of the images
 LOSS_SCALE = {"fp16": 2.0 ** 8}  # static, so that an overflow shows as a NaN in the images; why this one: README.md
@@ -58,8 +58,7 @@ class FastEngine:
         if self.on_gpu:
             self.use_kernels(network, norms)
         else:
-            for norm in norms:
-                norm.passes = host_passes()[0]
+            use_host_kernels(network, norms, some.dtype)
         self.network = network.to(self.dtype).to(memory_format=torch.channels_last)
         self.norms = [norm for norm in norms if norm.coefficient]
         self.all_norms = norms

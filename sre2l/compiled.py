@@ -8,6 +8,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
+
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
 
 
@@ -26,7 +28,8 @@ def compile_kernel(source, *more_flags):
     compiler, flags = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None), (*FLAGS, *more_flags)
     if compiler is None:
         raise OSError("no C compiler")
-    key = hashlib.sha256("\n".join((source.read_text(), *flags, compiler, cpu_name())).encode()).hexdigest()[:16]
+    headers = (header.read_text() for header in sorted(source.parent.glob("*.h")))
+    key = hashlib.sha256("\n".join((source.read_text(), *headers, *flags, compiler, cpu_name())).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sre2l"
     library = folder / f"{source.stem}-{key}.so"
     if not library.exists():
@@ -41,3 +44,19 @@ def compile_kernel(source, *more_flags):
 def load_kernel(source, *more_flags):
     """The library of a C file, compiled if need be. Raises OSError or subprocess.CalledProcessError where that fails."""
     return ctypes.CDLL(str(compile_kernel(source, *more_flags)))  # a CDLL call lets other threads run
+
+
+def share_threads():
+    """Make the OpenMP that torch has loaded known to C kernels, so that both have the same threads. Raises OSError where torch has none of its own."""
+    folder = Path(torch.__file__).parent
+    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+    own = [path for path in loaded if Path(path).parent in (folder / "lib", folder.with_name("torch.libs"))]
+    if not own:
+        raise OSError("torch has no OpenMP of its own")
+    ctypes.CDLL(own[0], ctypes.RTLD_GLOBAL)
+
+
+def load_threaded_kernel(source, *more_flags):
+    """The library of a C file that computes on torch's threads. Raises as load_kernel does."""
+    share_threads()
+    return load_kernel(source, "-fopenmp-simd", *more_flags)

@@ -24,7 +24,8 @@ def in_precision(network, size, precision, groups=2, batch=8):
 
 @pytest.mark.parametrize("arch, precision, least", (("small", "fp16", 0.999), ("small", "bf16", 0.99), ("resnet18", "fp16", 0.97), ("resnet18", "bf16", 0.9)))
 def test_half_precision_points_where_fp32_does(arch, precision, least):
-    """Cosine of the gradients, their norms within 5 % (so no loss scale is left in them), terms within 1 %; images stay fp32."""
+    """Cosine of the gradients, their norms within 5 % (so no loss scale is left in them), terms within 1 %, the cross-entropy, which rounding in bf16
+    moves by 0.7 % (root mean square over draws), within 3 %; images stay fp32."""
     network = network_of(arch, 32).float()
     (terms, gradient), (exact_terms, exact) = in_precision(network, 32, precision), in_precision(network, 32, "fp32")
     assert gradient.dtype == terms.bn.dtype == terms.ce.dtype == torch.float32
@@ -32,7 +33,7 @@ def test_half_precision_points_where_fp32_does(arch, precision, least):
         assert torch.cosine_similarity(gradient[group].flatten(), exact[group].flatten(), 0) > least
         assert gradient[group].norm().item() == pytest.approx(exact[group].norm().item(), rel=0.05)
     for key in KEYS:
-        assert torch.allclose(getattr(terms, key), getattr(exact_terms, key), rtol=1e-2)
+        assert torch.allclose(getattr(terms, key), getattr(exact_terms, key), rtol=3e-2 if key == "ce" else 1e-2)
 
 
 @pytest.mark.parametrize("scale", (2.0 ** 12, 2.0 ** -3))

@@ -126,7 +126,7 @@ def fuse(network, layers, size, on_gpu=False, forward_only=False):
     """-> (the network rewritten, a copy; its Norms in the order in which they run). Raises anything where torch.fx cannot trace it.
 
     layers: {BatchNorm layer: (coefficient, weight)}, as Norm has them; size: of the images, pixels; on_gpu: also what kernels.py alone can do;
-    forward_only: nothing that serves a backward pass alone."""
+    forward_only: nothing that serves a backward pass alone, and norms that write over what they read."""
     names = {name: layers[layer] for name, layer in network.named_modules() if layer in layers}
     traced = fx.symbolic_trace(copy.deepcopy(network))
     make_out_of_place(traced)
@@ -137,14 +137,15 @@ def fuse(network, layers, size, on_gpu=False, forward_only=False):
     for node in list(traced.graph.nodes):
         if node.op != "call_module" or node.target not in names:
             continue
-        norm = Norm(modules[node.target], *names[node.target])
+        norm, source = Norm(modules[node.target], *names[node.target]), node.args[0]
+        norm.in_place = forward_only and only_user(source) is not None and isinstance(modules.get(source.target), (nn.Conv2d, nn.Linear))
         pattern, other = absorb(node, norm, modules)
         if on_gpu and other is None:
             pattern += absorb_pool(pattern[-1], norm, modules)
         name = f"norm{len(norms)}"
         traced.add_submodule(name, norm)
         with traced.graph.inserting_after(pattern[-1]):
-            fused = traced.graph.call_module(name, (node.args[0],) if other is None else (node.args[0], other))
+            fused = traced.graph.call_module(name, (source,) if other is None else (source, other))
         pattern[-1].replace_all_uses_with(fused)
         fused.meta = dict(pattern[-1].meta)
         for replaced in reversed(pattern):

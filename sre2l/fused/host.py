@@ -1,4 +1,4 @@
-"""The two passes of norms.py on a CPU, by the C functions of norms.c: each value of an activation is read once and written once.
+"""A rewritten network on a CPU: the convolutions of convs.py, and the two passes of norms.py by norms.c, each value read once and written once.
 
 They take float32 and bfloat16, NHWC; the formulas in torch do the rest, and all of it where nothing compiles.
 """
@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
-from sre2l.compiled import load_kernel
+from sre2l.compiled import load_threaded_kernel
 from sre2l.errors import first_line
 from sre2l.fused import norms as formulas
+from sre2l.fused.convs import replace_convolutions
+from sre2l.fused.fuse import fuse
 
 HALF, STATS, SUM, CLAMPS, OTHER = 1, 2, 4, 8, 16  # of kind, as in norms.c
 SMALL = 2 ** 14  # values that one thread has done before a second has begun
@@ -57,7 +59,7 @@ class Passes:
     def forward(self, x, other, norm):
         if not fits(x, norm):
             return formulas.Passes.forward(x, other, norm)
-        threads, y, partial = threads_for(x), torch.empty_like(x), None
+        threads, y, partial = threads_for(x), x if norm.in_place else torch.empty_like(x), None
         other = None if other is None else as_rows(other, x)
         if norm.coefficient:
             partial = torch.zeros((threads, norm.groups, 2, x.shape[1]), dtype=torch.float64)
@@ -85,16 +87,6 @@ def threads_for(x):
     return 1 if x.numel() < SMALL else torch.get_num_threads()
 
 
-def share_threads():
-    """Make the OpenMP that torch has loaded known to norms.c, so that both have the same threads. Raises OSError where torch has none of its own."""
-    folder = Path(torch.__file__).parent
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
-    own = [path for path in loaded if Path(path).parent in (folder / "lib", folder.with_name("torch.libs"))]
-    if not own:
-        raise OSError("torch has no OpenMP of its own")
-    ctypes.CDLL(own[0], ctypes.RTLD_GLOBAL)
-
-
 def agrees_with_formulas(passes):
     """One clamped sum with statistics and two gradients: the kernel must give what the formulas give, to rounding."""
     generator = torch.Generator().manual_seed(0)
@@ -113,11 +105,26 @@ def agrees_with_formulas(passes):
 def host_passes():
     """-> (the passes for a CPU, the line that says which they are)."""
     try:
-        share_threads()
-        kernel = load_kernel(Path(__file__).with_name("norms.c"), "-fopenmp-simd").run_job
+        kernel = load_threaded_kernel(Path(__file__).with_name("norms.c")).run_job
         kernel.argtypes, kernel.restype = [ctypes.c_void_p, ctypes.c_uint], None
     except (OSError, subprocess.CalledProcessError) as error:
         return formulas.Passes, f"BatchNorm on the CPU by torch ({first_line(error)})"
     if not agrees_with_formulas(Passes(kernel)):
         return formulas.Passes, "BatchNorm on the CPU by torch (the compiled kernel does not agree with it)"
     return Passes(kernel), "BatchNorm on the CPU by the compiled kernel"
+
+
+def use_host_kernels(network, norms, dtype, forward_only=False):
+    """Let a network that fuse.py has rewritten compute by the C functions, in place. norms: its Norms; dtype: of its weights; forward_only: no memory
+    for a backward pass."""
+    replace_convolutions(network, dtype, forward_only)
+    for norm in norms:
+        norm.passes = host_passes()[0]
+
+
+def host_network(network, size):
+    """A frozen float32 network on a CPU -> its forward pass by the C functions, a copy. size: of the images, pixels. Raises anything where torch.fx
+    cannot trace it; a network that writes in place under another name comes out wrong, so compare the two."""
+    traced, norms = fuse(network, dict.fromkeys(formulas.statistics_layers(network), (0.0, 0.0)), size, forward_only=True)
+    use_host_kernels(traced, norms, torch.float32, forward_only=True)
+    return traced.to(memory_format=torch.channels_last)

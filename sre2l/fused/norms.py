@@ -26,12 +26,14 @@ class Norm(nn.Module):
     coefficient: c of the layer's term in what is differentiated, 0 = its statistics are not taken. copies: 2 where y goes two ways, so that
     the two gradients meet in the backward pass and not in a pass of their own; thins: the second copy is every second row and column, for
     a 1x1 stride-2 convolution. pool: the 3x3 stride-2 max pool after it is part of it. (thins and pool: on a GPU alone.)
+    in_place: y may take the memory of x, which nothing else reads (norms.c does so).
     After the network has run, `moments` are (mean, var) of x, (G, C) each; `finish` turns them into alpha and beta."""
 
     def __init__(self, layer, coefficient, weight):
         super().__init__()
         self.coefficient, self.weight = coefficient, weight
-        self.low, self.high, self.copies, self.groups, self.thins, self.pool = -INF, INF, 1, 1, False, False
+        self.low, self.high, self.copies, self.groups = -INF, INF, 1, 1
+        self.thins = self.pool = self.in_place = False
         exact = torch.promote_types(layer.running_var.dtype, torch.float32)
         self.mean, self.var = layer.running_mean.to(exact), layer.running_var.to(exact)
         gain = layer.weight.detach().to(exact) if layer.affine else torch.ones_like(self.mean)
