@@ -8,11 +8,14 @@ import torch
 from sre2l.augment import show_batch
 from sre2l.distributed import largest
 from sre2l.errors import first_line
+from sre2l.fused.convs import host_kernels
 from sre2l.fused.folded import fold_network
+from sre2l.fused.host import host_network
 from sre2l.precision import dtype_of, memory_format_of, pick_precision, set_tf32
 from sre2l.runtime import UserError
 
 HALF_KL = 1e-5  # a half-precision teacher may differ from fp32 by this much at T = 20, mean KL over a batch
+SAME_KL = 1e-9  # one that is rewritten for fp32, by rounding alone: 1e-13 is usual
 
 
 @torch.inference_mode()
@@ -21,54 +24,57 @@ def teacher_logits(network, pixels, sheet, spec, precision):
     return network(show_batch(pixels, sheet.mix, spec.mean, spec.std, dtype_of(precision)).contiguous(memory_format=memory_format_of(pixels.device)))
 
 
-def half_forms(network, size, dtype):
-    """{name: function that makes it} of the network's forms in a half precision, the fastest first. size: of the images, pixels.
+def forms_of(network, size, precision):
+    """{name: function that makes it} of the network's forms in this precision, the fastest first. size: of the images, pixels.
 
     NOTE: not folded under --deterministic, since torch never asks cuDNN's fused convolutions for kernels that repeat."""
-    can_fold = next(network.parameters()).is_cuda and importlib.util.find_spec("triton") and not torch.are_deterministic_algorithms_enabled()
-    folded = {"BatchNorm folded": partial(fold_network, network, size, dtype)} if can_fold else {}
-    return {**folded, "as it is": lambda: copy.deepcopy(network).to(dtype)}
+    on_gpu, dtype, forms = next(network.parameters()).is_cuda, dtype_of(precision), {}
+    if on_gpu and importlib.util.find_spec("triton") and not torch.are_deterministic_algorithms_enabled():
+        forms["BatchNorm folded"] = partial(fold_network, network, size, dtype)
+    if not on_gpu and precision != "fp16" and host_kernels()[0]:
+        forms["Winograd's convolutions"] = lambda: host_network(network, size).to(dtype)
+    return {**forms, "as it is": lambda: copy.deepcopy(network).to(dtype)}
 
 
-def distance(half, exact):
-    """Logits of two networks, (m, C) float64 -> their largest difference and KL(half, exact) at T = 20, mean over the rows."""
-    p, q = ((logits / 20).log_softmax(1) for logits in (half, exact))
-    return {"largest_difference": (half - exact).abs().max().item(), "kl_t20": (p.exp() * (p - q)).sum(1).mean().item()}
+def distance(found, exact):
+    """Logits of two networks, (m, C) float64 -> their largest difference and KL(found, exact) at T = 20, mean over the rows."""
+    p, q = ((logits / 20).log_softmax(1) for logits in (found, exact))
+    return {"largest_difference": (found - exact).abs().max().item(), "kl_t20": (p.exp() * (p - q)).sum(1).mean().item()}
 
 
-def measured_half(network, item, spec, precision):
+def measured_form(network, item, spec, precision):
     """-> (the fastest form of the network whose logits on one batch are close enough to fp32's, or None, the distance of the last one tried).
 
     item: (Batch, crops, Sheet) of that batch. Every process comes to the same result."""
     _, pixels, sheet = item
-    pixels, found, failed = pixels.to(next(network.parameters()).device), None, None
+    pixels, measured, failed = pixels.to(next(network.parameters()).device), None, None
     set_tf32("fp32")
     exact = teacher_logits(network, pixels, sheet, spec, "fp32").double()
-    for name, make in half_forms(network, spec.size, dtype_of(precision)).items():
+    for name, make in forms_of(network, spec.size, precision).items():
         try:
-            half = make()
-            found = {**distance(teacher_logits(half, pixels, sheet, spec, precision).double(), exact), "form": name, "failed": failed}
+            form = make()
+            measured = {**distance(teacher_logits(form, pixels, sheet, spec, precision).double(), exact), "form": name, "failed": failed}
         except Exception as error:  # torch.fx or cuDNN cannot: anything
             if name == "as it is":
                 raise
-            found, failed = None, f"{name}: {first_line(error)}"
-        if not largest(not (found and found["kl_t20"] < HALF_KL)):  # also where it is not a number
-            return half, found
-    return None, found
+            measured, failed = None, f"{name}: {first_line(error)}"
+        if not largest(not (measured and measured["kl_t20"] < (SAME_KL if precision == "fp32" else HALF_KL))):  # also where it is not a number
+            return form, measured
+    return None, measured
 
 
 def prepare_teacher(network, item, spec, asked, begun, device):
     """The teacher as it labels: in --precision, else in the one that the folder was begun in, else on a GPU in fp16 if it is close enough there, else
     as in other stages.
 
-    item: as measured_half has it; asked, begun: names or None. -> (network, precision, the distance from fp32 or None). Raises UserError where the
-    precision cannot be had, or a half precision that is not left to choose is too far off."""
+    item: as measured_form has it; asked, begun: names or None. -> (network, precision, the distance from fp32 as torch computes it, or None). Raises
+    UserError where the precision cannot be had, or a half precision that is not left to choose is too far off."""
     precision = pick_precision(asked or begun, device)
     wanted = asked or begun or ("fp16" if device.type == "cuda" else None)
     if wanted in ("fp16", "bf16"):
-        half, found = measured_half(network, item, spec, wanted)
-        if half is not None:
-            return half, wanted, found
+        form, found = measured_form(network, item, spec, wanted)
+        if form is not None:
+            return form, wanted, found
         if asked or begun:
             instead = (f"use --precision {pick_precision(None, device)}" if asked
                        else "these labels were begun in it elsewhere; start them afresh with --overwrite")
@@ -76,4 +82,7 @@ def prepare_teacher(network, item, spec, asked, begun, device):
                             f"{found['largest_difference']:.2g} from fp32, KL {found['kl_t20']:.1e} at T = 20; labels that close as {HALF_KL:.0e} "
                             f"are asked for: {instead}")
     set_tf32(precision)
+    if device.type == "cpu":
+        form, found = measured_form(network, item, spec, precision)
+        return network if form is None else form, precision, found  # None: logits that are not finite, which are refused where they are stored
     return network, precision, None

@@ -115,7 +115,7 @@ def main(args):
     goes_on = manifest_path.exists() and (not args.overwrite or is_under_way(manifest_path, command))
     manifest = manifest_of(root) if goes_on else None
     first = BatchDataset(images, spec.size, partial(draw_sheet, make_settings(args, spec)))[next(iter(batches))]
-    network, precision, half = prepare_teacher(teacher.network, first, spec, args.precision, (manifest or {}).get("precision"), device)
+    network, precision, form = prepare_teacher(teacher.network, first, spec, args.precision, (manifest or {}).get("precision"), device)
     if args.overwrite:  # a precision that is refused has deleted nothing
         start_afresh(manifest_path, root, "labels", command)
     settings = make_settings(args, spec) | {"epochs": max(args.epochs, earlier_epochs(root))}
@@ -125,14 +125,14 @@ def main(args):
                 "images_seed": recorded(beside(args.data, "manifest.json"), "seed")}
     if manifest:
         check_images(root, manifest, described, images.root)
-    settings |= {"precision": precision, "half_against_fp32": half}
+    settings |= {"precision": precision, "half_against_fp32": form if precision in ("fp16", "bf16") else None}
     keep_settings(manifest_path, settings, FREE, command if args.overwrite else None)
     images, note = keep_decoded(images, device, run_folder(args), described["images_sha256"])
     log = RunLog(partial(beside, root), vars(args), device, sliced=True)
     log.line(note)
-    if half:
-        log.line(f"{precision}, {half['form']}, against fp32 on the first batch: logits differ by up to {half['largest_difference']:.2g}, "
-                 f"KL {half['kl_t20']:.1e} at T = 20" + (f"; not {half['failed']}" if half["failed"] else ""))
+    if form:
+        log.line(f"{precision}, {form['form']}, against fp32 on the first batch: logits differ by up to {form['largest_difference']:.2g}, "
+                 f"KL {form['kl_t20']:.1e} at T = 20" + (f"; not {form['failed']}" if form["failed"] else ""))
     planned = {label_name(batch.epoch, batch.index): batch for batch in batches}
     todo = [planned[name] for name in missing_files(root, list(planned), args.workers, "labels")]
     num_bytes = round(num_label_bytes(len(images), args.batch_size, args.epochs, spec.num_classes, args.label_precision) * len(todo) / len(batches))

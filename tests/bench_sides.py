@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from relabel.half import half_forms
+from relabel.half import forms_of
 from relabel.relabel import NUM_WRITERS, draw_sheet, label_batches, store_labels
 from sre2l.augment import Mix, pixel_windows, show_batch
 from sre2l.batches import BatchDataset, in_order, load_batches
 from sre2l.models import build_network
-from sre2l.precision import dtype_of, memory_format_of
+from sre2l.precision import memory_format_of
 from sre2l.runtime import unit_rng
 from sre2l.store import keep_decoded
 from sre2l.training import autocast, compile_network, make_scaler, weight_decay_groups
@@ -67,8 +67,8 @@ def our_relabel(world, precision):
     """-> run() that labels one epoch and writes its files."""
     images, numbers, sheet_of = decoded(world), epochs_of(world), our_sheets("relabel", world)
     network = make_network(world.device, False).to(memory_format=memory_format_of(world.device))
-    if precision in ("fp16", "bf16"):
-        network = next(iter(half_forms(network, world.size, dtype_of(precision)).values()))()
+    if precision in ("fp16", "bf16") or world.device.type == "cpu":
+        network = next(iter(forms_of(network, world.size, precision).values()))()
 
     def run():
         labelled = label_batches(network, our_stream(world, images, next(numbers), sheet_of), SPEC, precision, torch.float16)

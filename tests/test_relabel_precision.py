@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from relabel import half, relabel
+from sre2l.fused.convs import host_kernels
 from sre2l.labels import read_sheet
 from sre2l.precision import pick_precision
 from sre2l.files import beside
@@ -36,8 +37,9 @@ def manifest(root):
 
 
 @pytest.mark.parametrize("precision", ("fp16", "bf16"))
-def test_half_precision_is_measured_against_fp32_before_anything_is_written(flags, tmp_path, precision):
+def test_half_precision_is_measured_against_fp32_before_anything_is_written(flags, tmp_path, precision, monkeypatch):
     """The recorded difference and KL are those of the first batch's label files of two runs, one in each precision."""
+    monkeypatch.setattr(half, "host_kernels", lambda: (None, ""))  # both as torch computes them
     exact, rough = tmp_path / "exact", tmp_path / "half"
     run_main(*flags, "--label-precision", "fp32", "--fkd-path", exact)
     run_main(*flags, "--label-precision", "fp32", "--fkd-path", rough, "--precision", precision)
@@ -50,6 +52,26 @@ def test_half_precision_is_measured_against_fp32_before_anything_is_written(flag
     assert found["half_against_fp32"]["kl_t20"] == pytest.approx(kl, rel=1e-3, abs=1e-14) and kl < 1e-5
     assert f"{precision}, as it is, against fp32 on the first batch" in beside(rough, "log.txt").read_text()
     assert (logits_of(rough) - logits_of(exact)).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("precision", ("fp32", "bf16"))
+def test_on_a_cpu_the_teacher_computes_by_the_compiled_kernels(flags, tmp_path, precision, monkeypatch):
+    """The labels are torch's to rounding, the same in every run; where nothing compiles, or what compiles is off, they are torch's."""
+    if host_kernels()[0] is None:
+        pytest.skip(host_kernels()[1])
+    roots = [tmp_path / name for name in ("ours", "again", "torch", "off")]
+    for root in roots[:2]:
+        run_main(*flags, "--label-precision", "fp32", "--fkd-path", root, "--precision", precision)
+    assert f"{precision}, Winograd's convolutions, against fp32 on the first batch" in beside(roots[0], "log.txt").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(half, "host_kernels", lambda: (None, ""))
+        run_main(*flags, "--label-precision", "fp32", "--fkd-path", roots[2], "--precision", precision)
+    monkeypatch.setattr(half, "host_network", lambda network, size: torch.nn.Sequential(network, torch.nn.LayerNorm(10)))
+    run_main(*flags, "--label-precision", "fp32", "--fkd-path", roots[3], "--precision", precision)
+    assert f"{precision}, as it is, against fp32 on the first batch" in beside(roots[3], "log.txt").read_text()
+    labels = [logits_of(root) for root in roots]
+    assert torch.equal(labels[0], labels[1]) and torch.equal(labels[2], labels[3])
+    assert (labels[0] - labels[2]).norm() < {"fp32": 1e-5, "bf16": 2e-2}[precision] * labels[2].norm()
 
 
 def test_a_half_precision_that_is_too_far_off_is_refused_with_nothing_written(flags, tmp_path, monkeypatch):
