@@ -1,6 +1,5 @@
 """Which engine a run has, and how many batches it computes at a time."""
 import copy
-import importlib.util
 
 import numpy as np
 import torch
@@ -8,6 +7,7 @@ import torch
 from recover.fast import FastEngine
 from recover.objective import PlainEngine
 from recover.views import View
+from sre2l.compiled import why_no_triton
 from sre2l.distributed import world_size
 from sre2l.errors import first_line
 from sre2l.fused.convs import host_kernels
@@ -52,8 +52,8 @@ def make_engine(name, network, weights, size, precision):
     device, why = next(network.parameters()).device, None
     if name == "fast":
         why = why_not_fast(network, weights, size)
-        if why is None and device.type == "cuda" and importlib.util.find_spec("triton") is None:
-            why = "this torch comes without Triton"
+        if why is None and device.type == "cuda":
+            why = why_no_triton()
     fast = name == "fast" and why is None
     precision = precision or default_precision(fast, device)
     if fast:

@@ -1,11 +1,11 @@
 """The teacher in the precision that labels are made in: the fastest form of it whose logits are close enough to fp32's."""
 import copy
-import importlib.util
 from functools import partial
 
 import torch
 
 from sre2l.augment import show_batch
+from sre2l.compiled import why_no_triton
 from sre2l.distributed import largest
 from sre2l.errors import first_line
 from sre2l.fused.convs import host_kernels
@@ -29,7 +29,7 @@ def forms_of(network, size, precision):
 
     NOTE: not folded under --deterministic, since torch never asks cuDNN's fused convolutions for kernels that repeat."""
     on_gpu, dtype, forms = next(network.parameters()).is_cuda, dtype_of(precision), {}
-    if on_gpu and importlib.util.find_spec("triton") and not torch.are_deterministic_algorithms_enabled():
+    if on_gpu and not why_no_triton() and not torch.are_deterministic_algorithms_enabled():
         forms["BatchNorm folded"] = partial(fold_network, network, size, dtype)
     if not on_gpu and precision != "fp16" and host_kernels()[0]:
         forms["Winograd's convolutions"] = lambda: host_network(network, size).to(dtype)

@@ -2,13 +2,13 @@
 applies; validate only applies, so the student sees the pixels that the teacher saw.
 """
 import functools
-import importlib.util
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from sre2l.compiled import why_no_triton
 from sre2l.resize import crop_images
 
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of RandomResizedCrop, width over height
@@ -132,7 +132,7 @@ def apply_mix(images, mix):
 
 def show_batch(pixels, mix, mean, std, dtype=torch.float32):
     """What a network is shown: a whole batch (m, 3, S, S) uint8, normalised and mixed in float32, then in dtype; on a GPU in one kernel."""
-    if pixels.device.type == "cuda" and importlib.util.find_spec("triton"):
+    if pixels.device.type == "cuda" and not why_no_triton():
         from sre2l.show_gpu import show_on_gpu
         return show_on_gpu(pixels, mix, level_table(tuple(mean), tuple(std), pixels.device), dtype)
     return apply_mix(normalise(pixels, mean, std), mix).to(dtype)

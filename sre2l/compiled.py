@@ -1,6 +1,8 @@
-"""C kernels for the CPU, compiled at first use and kept in the user's cache folder."""
+"""C kernels for the CPU, compiled at first use and kept in the user's cache folder; and whether Triton can compile its own for a GPU."""
 import ctypes
+import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -44,6 +46,16 @@ def compile_kernel(source, *more_flags):
 def load_kernel(source, *more_flags):
     """The library of a C file, compiled if need be. Raises OSError or subprocess.CalledProcessError where that fails."""
     return ctypes.CDLL(str(compile_kernel(source, *more_flags)))  # a CDLL call lets other threads run
+
+
+@functools.cache
+def why_no_triton():
+    """Why Triton's kernels cannot be had on a GPU here, or None: Triton itself looks for a C compiler in these places."""
+    if importlib.util.find_spec("triton") is None:
+        return "this torch comes without Triton"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler (gcc, clang or what $CC names)"
+    return None
 
 
 def share_threads():

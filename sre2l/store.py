@@ -1,7 +1,6 @@
 """Images decoded once and kept as uint8: in GPU memory if they fit, else in RAM, else in a memory-mapped file."""
 import errno
 import hashlib
-import importlib.util
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import PIL
 import torch
 from tqdm import tqdm
 
+from sre2l.compiled import why_no_triton
 from sre2l.resize import host_cropper, vertical_first
 from sre2l.files import alone_in, atomic
 from sre2l.runtime import UserError
@@ -115,7 +115,7 @@ def map_file(folder, identity, images, starts, shapes):
 
 
 def fits_gpu(num_bytes, device):
-    return device.type == "cuda" and importlib.util.find_spec("triton") and num_bytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+    return device.type == "cuda" and not why_no_triton() and num_bytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def fits_memory(num_bytes):

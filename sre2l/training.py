@@ -1,6 +1,5 @@
 """What the two training stages share: evaluation, learning-rate schedule, weight-decay groups, optimiser steps in any precision."""
 import contextlib
-import importlib.util
 import math
 import os
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from sre2l.augment import normalise
+from sre2l.compiled import why_no_triton
 from sre2l.distributed import rank, start, sum_over_processes, world_size
 from sre2l.precision import dtype_of, pick_precision, set_tf32
 from sre2l.runtime import UserError, pick_device, unit_rng
@@ -28,8 +28,8 @@ def start_device(name, precision, deterministic, training=True, compiled=False):
     --compile where that cannot be, so that --overwrite has deleted nothing yet."""
     set_deterministic(deterministic)
     device = pick_device(name)
-    if compiled and not can_compile(device):
-        raise UserError("--compile needs an NVIDIA GPU and a torch with Triton; leave it away")
+    if compiled and (why := why_not_compile(device)):
+        raise UserError(f"--compile needs an NVIDIA GPU and Triton: {why}; leave it away")
     precision = pick_precision(precision, device, training)
     set_tf32(precision)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic  # batches have one shape, but for the last of an epoch
@@ -166,8 +166,8 @@ def make_sgd(parameters, lr, momentum, weight_decay, device):
     return optimizer
 
 
-def can_compile(device):
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+def why_not_compile(device):
+    return why_no_triton() if device.type == "cuda" else f"the device is {device}"
 
 
 def compile_network(network, one_pass):

@@ -17,7 +17,7 @@ from sre2l.distributed import start
 from sre2l.flags import Parser, number
 from sre2l.precision import PRECISIONS
 from sre2l.runtime import UserError, pick_device, run_script, versions
-from sre2l.training import can_compile
+from sre2l.training import why_not_compile
 from tests import bench_labels, bench_recover
 from tests.bench_measure import peak_tb_s, peak_tflops, table
 from tests.bench_world import NUM_FOLDERS, World, write_images, write_labels
@@ -109,7 +109,7 @@ def label_rows(section, args, world, peaks):
     if world.device.type == "cuda":
         yield bench_labels.to_gpu(section, world, args.pairs, args.seconds)
     for precision, peak in peaks.items():
-        for compiled in (False, True) if section == "validate" and can_compile(world.device) else (False,):
+        for compiled in (False, True) if section == "validate" and not why_not_compile(world.device) else (False,):
             yield bench_labels.whole(section, world, precision, args.pairs, args.seconds, peak, compiled)
 
 

@@ -166,6 +166,19 @@ def test_the_engines_gradient_is_near_double_precision(monkeypatch):
     assert found <= max(6 * torchs, 1e-6)
 
 
+def test_triton_needs_a_compiler_too(monkeypatch):
+    """Without one its kernels would fail in the middle of a run."""
+    why = compiled.why_no_triton.__wrapped__
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
+    assert "without Triton" in why()
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert "C compiler" in why()
+    monkeypatch.setenv("CC", "gcc")
+    assert why() is None
+
+
 def test_without_a_compiler_torch_does_it_and_says_so(monkeypatch):
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     found, line = host_kernels.__wrapped__()

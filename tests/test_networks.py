@@ -13,6 +13,7 @@ from sre2l.models import build_network, hash_weights, load_teacher
 from sre2l.runtime import UserError
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
 from validate import train
+from validate import evaluate as measuring
 
 LAYOUTS = {
     "torchvision references": lambda w: {"model": w, "epoch": 3},
@@ -86,18 +87,20 @@ def test_evaluate_measures_a_students_checkpoint(tmp_path, capsys):
     run_main(train, "--dataset", "digits", "--evaluate", tmp_path / "s.pth", "--model", SMALL, "--device", "cpu")
     assert f"top1 {100 * 83 / 797:.2f}%" in capsys.readouterr().out
     assert "no such checkpoint" in refused(train, "--dataset", "digits", "--evaluate", tmp_path / "none.pth")
+    for flag in ("--compile", "--tensorboard", "--hard-labels", "--overwrite"):
+        assert f"{flag} would do nothing" in refused(train, "--dataset", "digits", "--evaluate", tmp_path / "s.pth", "--model", SMALL, "--device", "cpu", flag)
 
 
 def test_evaluate_shows_images_at_the_students_own_size(tmp_path, capsys, monkeypatch):
     bare_checkpoint(tmp_path / "s.pth", wrap=lambda w: {"format": "sre2l-teacher-1", "arch": SMALL, "stem": "torchvision", "num_classes": 10,
                                                         "size": 64, "model": w})
     shown = []
-    original = train.evaluate
+    original = measuring.evaluate
 
     def evaluate(network, images, *rest, **options):
         shown.append(images.items[0].shape)
         return original(network, images, *rest, **options)
-    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(measuring, "evaluate", evaluate)
     run_main(train, "--dataset", "digits", "--evaluate", tmp_path / "s.pth", "--device", "cpu")
     assert shown == [(64, 64, 3)] and "top1" in capsys.readouterr().out
 

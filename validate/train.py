@@ -24,7 +24,7 @@ from sre2l.flags import (Parser, add_dead_flags, add_run_flags, add_stage_flags,
 from sre2l.interrupts import SaveTimer, finishing_steps, leave, stop_requested
 from sre2l.labels import read_sheet
 from sre2l.manifest import manifest_of, read_hashes
-from sre2l.models import TEACHER_FORMAT, build_network, load_teacher, num_weight_bytes
+from sre2l.models import TEACHER_FORMAT, build_network, num_weight_bytes
 from sre2l.parallel import RunningStatistics, replicate
 from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_val
@@ -36,6 +36,7 @@ from sre2l.training import (autocast, check_finite, compile_network, evaluate, k
                             start_device, upload)
 from sre2l.verify import read_checked, verify_images, verify_labels
 from validate.checks import check_labels, check_student, check_there, describe_labels
+from validate.evaluate import evaluate_checkpoint
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
 from validate.protocol import make_optimizer, make_settings, restore
 from validate.report import report_in_words
@@ -145,19 +146,10 @@ def train_student(args, spec, settings, images, val, info, seed, log, device, pr
     return history
 
 
-def evaluate_checkpoint(args, spec, device, precision):
-    """--evaluate: measure a student's checkpoint, ours or another's, and stop."""
-    student = load_teacher(spec, args.evaluate, args.model, args.stem)
-    val = read_val(override(spec, args, size=student.size), args.val_dir, args.classes)
-    network = student.network.to(device, memory_format=memory_format_of(device))
-    top1, top5 = evaluate(network, val, student.mean, student.std, device, precision=precision)
-    print(f"{args.evaluate} ({student.arch}): top1 {top1:.2f}%  top5 {top5:.2f}% on {len(val)} images of {val.root}")
-
-
 def main(args):
     spec, run, command = data_spec(args), run_folder(args), hash_json(vars(args) | {"dry_run": False})
     if args.evaluate and not args.dry_run:
-        return evaluate_checkpoint(args, spec, *start_device(args.device, args.precision, args.deterministic, training=False))
+        return evaluate_checkpoint(args, spec)
     check_folders(args.train_dir, args.fkd_path, args.val_dir)
     check_tensorboard(args.tensorboard)
     args.model = args.model or "resnet18"
