@@ -20,7 +20,7 @@ from sre2l.claims import claim
 from sre2l.datasets import STEMS
 from sre2l.distributed import check_agreement, largest, rank, sum_over_processes, world_size
 from sre2l.files import clear_leftovers, hash_json, save_torch
-from sre2l.flags import Parser, add_run_flags, add_stage_flags, add_tensorboard_flag, check_folders, data_spec, number
+from sre2l.flags import Parser, add_run_flags, add_stage_flags, add_tensorboard_flag, check_folders, data_spec, number, refuse_useless
 from sre2l.images import fingerprint
 from sre2l.interrupts import SaveTimer, finishing_steps, leave, stop_requested
 from sre2l.labels import Sheet
@@ -48,6 +48,7 @@ def make_settings(args, spec, stem=None, train=None, val=None, precision=None):
 
 def check_torchvision(args, spec):
     """imagenet1k: the published teachers are torchvision's; see that they load, and measure them where images are given."""
+    refuse_useless(args, ("compile", "tensorboard", "overwrite"), "imagenet1k: torchvision's teacher is only checked")
     device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher = load_teacher(spec, None, args.arch, args.stem)
     print(f"imagenet1k: the teacher is torchvision's {args.arch} with IMAGENET1K_V1 weights; they load (sha256 {teacher.sha256[:12]})")

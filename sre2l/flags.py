@@ -154,6 +154,13 @@ def check_folders(*paths):
             raise UserError(f"{path}: there is no such folder")
 
 
+def refuse_useless(args, names, instead):
+    """Raise UserError for the first of these flags that is given where it would do nothing. names: as in args; instead: what is done, a sentence's start."""
+    given = [name for name in names if getattr(args, name)]
+    if given:
+        raise UserError(f"{instead}: --{given[0].replace('_', '-')} would do nothing; leave it away")
+
+
 def data_spec(args):
     """The data set's row, with what the user says instead."""
     return override(DATASETS[args.dataset], args, num_classes=args.num_classes or DATASETS[args.dataset].num_classes)

@@ -10,6 +10,7 @@ from results import collect, make_table
 from sre2l.flags import DEAD, number_list
 from sre2l.runtime import ROOT
 from squeeze import squeeze
+from tests.helpers import refused
 from validate import random_real, report, summary, train
 
 SCRIPTS = {"squeeze": squeeze, "recover": recover, "relabel": relabel, "check": check, "validate": train, "random_real": random_real, "summary": summary,
@@ -88,3 +89,8 @@ def test_values_out_of_range_are_refused(script, text, capsys):
 
 def test_lists_of_numbers():
     assert number_list("0-2,5,1") == [0, 1, 2, 5]
+
+
+@pytest.mark.parametrize("flag", ("--compile", "--tensorboard", "--overwrite"))
+def test_where_nothing_is_trained_flags_of_training_are_refused(flag):
+    assert f"{flag} would do nothing" in refused(squeeze, "--dataset", "imagenet1k", "--device", "cpu", flag)

@@ -1,17 +1,14 @@
 """--evaluate: measure the network in a checkpoint, and nothing else."""
-from sre2l.flags import override
+from sre2l.flags import override, refuse_useless
 from sre2l.models import load_teacher
 from sre2l.precision import memory_format_of
 from sre2l.realdata import read_val
-from sre2l.runtime import UserError
 from sre2l.training import evaluate, start_device
 
 
 def evaluate_checkpoint(args, spec):
     """Print top-1 and top-5 of a student's checkpoint, ours or another's. Raises UserError for flags that would do nothing here."""
-    given = [flag for flag in ("compile", "tensorboard", "hard_labels", "overwrite") if getattr(args, flag)]
-    if given:
-        raise UserError(f"--evaluate only measures a checkpoint: --{given[0].replace('_', '-')} would do nothing; leave it away")
+    refuse_useless(args, ("compile", "tensorboard", "hard_labels", "overwrite"), "--evaluate only measures a checkpoint")
     device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
     student = load_teacher(spec, args.evaluate, args.model, args.stem)
     val = read_val(override(spec, args, size=student.size), args.val_dir, args.classes)
