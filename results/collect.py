@@ -22,7 +22,7 @@ from sre2l.runtime import ROOT, UserError, print_plan, read_metrics, run_folder,
 
 TEXTS = ("args.json", "manifest.json", "settings.json", "results.json", "log.txt", "metrics.jsonl")
 MAX_LINES, IMAGE_BYTES, CLASSES, FRAMES = 150, 120_000, 10, 24  # of a metrics file; of a row's images; shown; pictures of the recovery
-ABSOLUTE = re.compile(r"(?<![\w/:.<)*\]-])/[\w.@%+-]+(?:/[\w.@%+-]+)*")
+ABSOLUTE = re.compile(r"(?<![\w/.<)*\]-])/[\w.@%+-]+(?:/[\w.@%+-]+)*")
 HEAD = ("#!/bin/sh", "# The commands of this row, in order; real images, where the data set is not built in, under data/.", "set -e",
         'cd "$(dirname "$0")/../.."')
 STAGES = r"(squeeze/squeeze|recover/recover|relabel/relabel|validate/train|validate/random_real)"

@@ -81,7 +81,7 @@ def test_paths_of_a_machine_become_relative(row, tmp_path):
     found = json.loads((row / "images.args.json").read_text())
     assert found == {"teacher": "runs/try/teacher/teacher.pth", "val_dir": "data/digits/val", "name": "runs/try"}
     assert not [path for path, text in texts(row).items() if str(tmp_path) in text or "someone" in text or "disk7" in text]
-    assert collect.scrub('a/b 3 / 4 "/x/y.pth" 10/60 https', row) == 'a/b 3 / 4 "y.pth" 10/60 https'
+    assert collect.scrub('a/b 3 / 4 "/x/y.pth" box:/x/z.pth https://host/a/b 10/60', row) == 'a/b 3 / 4 "y.pth" box:z.pth https://host/a/b 10/60'
 
 
 def test_commands_give_the_flags_that_the_run_had(row, printing_python):
