@@ -33,10 +33,12 @@ from sre2l.models import load_teacher
 from sre2l.precision import PRECISIONS
 from sre2l.runtime import RunLog, UserError, print_plan, run_folder, run_script
 from sre2l.scalars import check_tensorboard
-from sre2l.settings import keep_settings, planned_deletion, recorded, refuse_unclaimed, start_afresh
+from sre2l.settings import check_plan, keep_settings, planned_deletion, recorded, refuse_unclaimed, start_afresh
 from sre2l.teacher import check_top1, find_teacher, teacher_at_hand
 from sre2l.training import start_device
 from sre2l.verify import refuse_strays
+
+FREE = ("precision",)  # may differ between the runs that fill one folder
 
 
 def cosine_rates(lr, iterations):
@@ -114,8 +116,9 @@ def main(args):
             check_statistics(teacher)
         num_images = (args.ipc_end - args.ipc_start) * len(classes)
         size = num_images * (620 + spec.size ** 2 // 3)  # a JPEG's header, and about a third of a byte for each noise-like pixel
-        deletes = planned_deletion(beside(root, "manifest.json"), root, "images", command) if args.overwrite else None
-        return print_plan(make_settings(args, spec, classes, teacher), images=num_images, units=len(units),
+        settings, record = make_settings(args, spec, classes, teacher), beside(root, "manifest.json")
+        deletes = planned_deletion(record, root, "images", command) if args.overwrite else check_plan(record, settings, FREE)
+        return print_plan(settings, images=num_images, units=len(units),
                           images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root), deletes=deletes)
 
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
@@ -138,7 +141,7 @@ def main(args):
     args.engine, args.precision = engine.name, engine.precision
     args.groups = args.groups or recorded(manifest, "groups") or choose_groups(engine, units, spec.size, device)
     settings = make_settings(args, spec, classes, teacher)
-    keep_settings(manifest, settings, free=("precision",), command=command if args.overwrite else None)
+    keep_settings(manifest, settings, free=FREE, command=command if args.overwrite else None)
     args.groups = settings["groups"] = recorded(manifest, "groups")  # where several processes chose, the first's choice
     log = RunLog(partial(beside, root), vars(args), device, sliced=True)
     log.line(f"{note}, {args.precision}, {args.groups} batches at a time")

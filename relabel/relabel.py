@@ -27,7 +27,7 @@ from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, comple
                             write_recorded)
 from sre2l.precision import PRECISIONS, memory_format_of
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng, versions
-from sre2l.settings import is_under_way, keep_settings, planned_deletion, recorded, start_afresh
+from sre2l.settings import check_plan, is_under_way, keep_settings, planned_deletion, recorded, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.teacher import check_top1, find_teacher, teacher_at_hand
 from sre2l.training import start_device
@@ -103,8 +103,9 @@ def main(args):
         count = len(images) if images else None
         plan = {"batches": count and len(Batches(count, args.batch_size, 0, args.epochs)), "output": str(root),
                 "bytes": count and num_label_bytes(count, args.batch_size, args.epochs, spec.num_classes, args.label_precision)}
-        deletes = planned_deletion(beside(root, "manifest.json"), root, "labels", command) if args.overwrite else None
-        return print_plan(make_settings(args, spec), images=count, teacher=teacher and teacher.describe(), deletes=deletes, **plan)
+        settings, record = make_settings(args, spec), beside(root, "manifest.json")
+        deletes = planned_deletion(record, root, "labels", command) if args.overwrite else check_plan(record, settings, FREE)
+        return print_plan(settings, images=count, teacher=teacher and teacher.describe(), deletes=deletes, **plan)
 
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)

@@ -30,7 +30,7 @@ from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_real, read_val
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng
 from sre2l.scalars import check_tensorboard
-from sre2l.settings import finish, keep_settings, planned_deletion, start_afresh
+from sre2l.settings import check_plan, finish, keep_settings, planned_deletion, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.training import (at_least_float32, autocast, check_finite, compile_network, evaluate, keep_on_device, lr_factor, make_scaler, make_sgd,
                             seed_torch, set_lr, start_device, upload)
@@ -98,8 +98,9 @@ def main(args):
         if spec.name == "imagenet1k":
             return print_plan({"dataset": spec.name, "arch": args.arch}, epochs=0, bytes=0, note="nothing to train: IMAGENET1K_V1 weights are checked")
         network, stem = build_network(args.arch, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
-        deletes = planned_deletion(folder / "settings.json", folder, "teacher", command) if args.overwrite else None
-        return print_plan(make_settings(args, spec, stem), epochs=args.epochs, output=str(folder), deletes=deletes,
+        settings, record = make_settings(args, spec, stem), folder / "settings.json"
+        deletes = planned_deletion(record, folder, "teacher", command) if args.overwrite else check_plan(record, settings)
+        return print_plan(settings, epochs=args.epochs, output=str(folder), deletes=deletes,
                           bytes=3 * num_weight_bytes(network))  # the teacher, and a checkpoint with momentum
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)

@@ -17,6 +17,8 @@ INSIDE = {**{kind: "/".join(names) for kind, names in LAYOUT.items()},
           "teacher": rf"(teacher|checkpoint)\.pth|tensorboard/{EVENTS}|settings\.json|\.folder\.lock|{LOGS}",
           "student": rf"seed\d+/checkpoint\.pth|tensorboard/seed\d+/{EVENTS}|report\.html|(settings|results)\.json|\.folder\.lock|{LOGS}"}
 
+FOUND = ("teacher", "engine", "size", "input_size", "num_classes", "mean", "std", "stem", "eval_resize")  # settings that a run may find otherwise than a plan
+
 
 def read_record(path):
     """A manifest or settings.json -> {"settings": {...}, ...}; raises UserError for one that is not as it was written."""
@@ -38,6 +40,21 @@ def recorded(path, key=None):
     return settings if settings is None or key is None else settings.get(key)
 
 
+def refuse_others(path, stored, settings, keys):
+    """Raise UserError where two outputs' settings differ in one of these keys."""
+    keys = [key for key in sorted(keys) if stored.get(key) != settings.get(key)]
+    if keys:
+        differ = "; ".join(f"{key}: there {stored.get(key)!r}, here {settings.get(key)!r}" for key in keys)
+        raise UserError(f"{path}: this output belongs to a run with other settings ({differ}). "
+                        f"Choose another --name or output folder, or start afresh with --overwrite, which deletes it")
+
+
+def check_plan(path, settings, free=()):
+    """For --dry-run: raise UserError as keep_settings would, as far as the settings are known before anything is loaded."""
+    settings, stored = as_json(settings), recorded(path) or {}
+    refuse_others(path, stored, settings, [key for key, value in settings.items() if value is not None and key in stored and key not in (*free, *FOUND)])
+
+
 def keep_settings(path, settings, free=(), command=None):
     """Tie an output to its settings: the first run writes them to `path`, a later one must agree except in `free` keys, which take the later
     value unless that is None. Of several processes the first does it while the others wait.
@@ -51,11 +68,7 @@ def keep_settings(path, settings, free=(), command=None):
             record = read_record(path)
             stored = record["settings"]
             settings |= {key: stored[key] for key in free if settings.get(key) is None and key in stored}
-            keys = [k for k in sorted(set(stored) | set(settings)) if k not in free and stored.get(k) != settings.get(k)]
-            if keys:
-                differ = "; ".join(f"{k}: there {stored.get(k)!r}, here {settings.get(k)!r}" for k in keys)
-                raise UserError(f"{path}: this output belongs to a run with other settings ({differ}). "
-                                f"Choose another --name or output folder, or start afresh with --overwrite, which deletes it")
+            refuse_others(path, stored, settings, {*stored, *settings} - {*free})
         write_record(path, {"settings": settings, "afresh_by": record.get("afresh_by") or command})
     barrier()
 

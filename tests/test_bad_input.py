@@ -144,7 +144,7 @@ def test_padding_and_stems_out_of_range(world):
 @pytest.mark.parametrize("stage", (recover, relabel))
 def test_a_dry_run_opens_the_teacher_that_is_there(stage, world, tmp_path, capsys):
     """One that does not fit, is broken or is missing is named before anything is begun; one that is still to be trained is not asked for."""
-    flags = (stage, *common(world, "run" if stage is relabel else "plan"), "--dry-run")
+    flags = (stage, *common(world, "run" if stage is relabel else "plan"), *(("--fkd-path", tmp_path / "labels") if stage is relabel else ()), "--dry-run")
     run_main(*flags, *teacher(world))
     assert load_teacher(DATASETS["cifar10"], world / "teacher.pth", SMALL).sha256 in capsys.readouterr().out
     bare_checkpoint(tmp_path / "c100.pth", num_classes=100)

@@ -187,6 +187,10 @@ def test_a_dry_run_says_what_overwrite_would_delete_and_deletes_nothing(stage, w
     assert planned(capsys, *flags, "--overwrite")["deletes"] == {"folder": str(root), "files": 0, "beside": [], "bytes": 0}
     run_main(*flags)
     before = files_of(tmp_path)
+    assert planned(capsys, *flags)["deletes"] is None
+    other = {"teacher": ("--lr", 0.7), "images": ("--lr", 0.7), "labels": ("--mix-type", "none"), "student": ("-T", 7)}[stage]
+    for more in ((), ("--dry-run",)):
+        assert "this output belongs to a run with other settings" in refused(*flags, *other, *more)
     plan = planned(capsys, *flags, "--overwrite")["deletes"]
     assert files_of(tmp_path) == before and plan["files"] == len(files_of(root)) > 0
     assert plan["beside"] == sorted(path.name for path in tmp_path.iterdir() if path.is_file())
@@ -207,3 +211,8 @@ def test_a_dry_run_knows_the_run_that_the_same_command_would_continue(tmp_path):
     record.unlink()
     with pytest.raises(UserError, match="no manifest stands beside it"):
         planned_deletion(record, root, "images", "command")
+
+
+def test_a_dry_run_refuses_more_epochs_than_the_labels_have(world):
+    flags = train_flags(world, "--epochs", 1000, "--output-dir", world / "none")
+    assert (refusal := refused(*flags, "--dry-run")) == refused(*flags) and "--epochs asks for 1000" in refusal

@@ -13,18 +13,22 @@ from sre2l.manifest import check_images, describe_images, manifest_of
 from sre2l.models import build_network, check_input_size
 
 
+def check_epochs(args, epochs, more=True):
+    """Raise UserError where the labels have fewer epochs than the protocol; more: relabel can add some."""
+    if epochs is not None and args.epochs > epochs:
+        raise UserError(f"{args.fkd_path}: labels for {epochs} epochs, --epochs asks for {args.epochs}"
+                        + (f"; the same relabel command with --epochs {args.epochs} adds the missing ones" if more else ""))
+
+
 def check_numbers(args, spec, info, manifest, num_images):
     """Raise UserError where the protocol asks for what the label files do not hold."""
     root, steps = args.fkd_path, args.gradient_accumulation_steps
-    epochs = min(info.epochs, manifest["epochs"]) if manifest else info.epochs
+    check_epochs(args, min(info.epochs, manifest["epochs"]) if manifest else info.epochs, more=manifest)
     if info.num_images != num_images:
         raise UserError(f"{root}: labels for {info.num_images} images, {args.train_dir} has {num_images}; "
                         f"stored labels cannot be reused for a subset: relabel the images")
     if info.num_classes != spec.num_classes:
         raise UserError(f"{root}: logits of {info.num_classes} classes, {spec.name} has {spec.num_classes}")
-    if args.epochs > epochs:
-        raise UserError(f"{root}: labels for {epochs} epochs, --epochs asks for {args.epochs}"
-                        + (f"; the same relabel command with --epochs {args.epochs} adds the missing ones" if manifest else ""))
     if args.batch_size and args.batch_size != info.batch_size:
         raise UserError(f"{root}: labels for batches of {info.batch_size}, --batch-size says {args.batch_size}; "
                         f"--gradient-accumulation-steps divides what the GPU holds at once")

@@ -18,7 +18,7 @@ from sre2l.batches import BatchDataset, Batches, load_batches
 from sre2l.claims import claim
 from sre2l.datasets import STEMS
 from sre2l.distributed import check_agreement, largest, rank, sum_over_processes, world_size
-from sre2l.files import clear_leftovers, hash_json, save_torch
+from sre2l.files import beside, clear_leftovers, hash_json, save_torch
 from sre2l.flags import (Parser, add_dead_flags, add_run_flags, add_stage_flags, add_tensorboard_flag, add_val_flag, check_folders, data_spec, number,
                          number_list, override)
 from sre2l.interrupts import SaveTimer, finishing_steps, leave, stop_requested
@@ -30,12 +30,12 @@ from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_val
 from sre2l.runtime import RunLog, eta, print_plan, run_folder, run_script, versions
 from sre2l.scalars import check_tensorboard
-from sre2l.settings import finish, keep_settings, planned_deletion, start_afresh
+from sre2l.settings import check_plan, finish, keep_settings, planned_deletion, recorded, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.training import (autocast, check_finite, compile_network, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr,
                             start_device, upload)
 from sre2l.verify import read_checked, verify_images, verify_labels
-from validate.checks import check_labels, check_student, check_there, describe_labels
+from validate.checks import check_epochs, check_labels, check_student, check_there, describe_labels
 from validate.evaluate import evaluate_checkpoint
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
 from validate.protocol import make_optimizer, make_settings, restore
@@ -157,8 +157,10 @@ def main(args):
     args.output_dir = args.output_dir or str(run / f"student_{args.model}{'_hard' if args.hard_labels else ''}")
     if args.dry_run:
         network, stem = build_network(args.model, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
-        deletes = planned_deletion(Path(args.output_dir) / "settings.json", args.output_dir, "student", command) if args.overwrite else None
-        return print_plan(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds, output=args.output_dir, deletes=deletes,
+        check_epochs(args, recorded(beside(args.fkd_path, "manifest.json"), "epochs"))
+        settings, record = make_settings(args, spec, stem), Path(args.output_dir) / "settings.json"
+        deletes = planned_deletion(record, args.output_dir, "student", command) if args.overwrite else check_plan(record, settings)
+        return print_plan(settings, epochs=args.epochs * len(args.seeds), seeds=args.seeds, output=args.output_dir, deletes=deletes,
                           bytes=num_weight_bytes(network) * len(args.seeds))
 
     device, precision = start_device(args.device, args.precision, args.deterministic, compiled=args.compile)
