@@ -83,7 +83,8 @@ def test_winograd_with_many_channels_and_tiles():
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
 @pytest.mark.parametrize("geometry, size", (((3, 64, 7, 2, 3), (33, 20)), ((3, 32, 3, 1, 1), (8, 8)), ((1, 96, 11, 4, 2), (35, 47)),
-                                            ((4, 32, 2, 2, 0), (6, 10)), ((3, 32, (3, 5), (1, 2), (0, 2)), (9, 17)), ((3, 32, 1, 3, 0), (7, 8)), ((2, 32, 5, 1, 6), (5, 4))))
+                                            ((4, 32, 2, 2, 0), (6, 10)), ((3, 32, (3, 5), (1, 2), (0, 2)), (9, 17)), ((3, 32, 1, 3, 0), (7, 8)),
+                                            ((2, 32, 5, 1, 6), (5, 4))))
 def test_the_first_convolutions_gradient(flags, dtype, geometry, size):
     """Kernels, strides and paddings that leave pixels unseen, that reach over both edges at once, that differ between the axes."""
     check(FirstConv, nn.Conv2d(*geometry, bias=False), size, kernels_of(dtype, *flags), (dtype, torch.bfloat16) if dtype == torch.float32 else (dtype,))
@@ -138,7 +139,8 @@ def test_what_does_not_fit_stays_torchs():
     hooked.register_forward_pre_hook(lambda module, inputs: None)
     nn.utils.parametrizations.weight_norm(parametrised)
     for conv in (hooked, parametrised, nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, padding=1, groups=32),
-                 nn.Conv2d(32, 32, 5, padding=2), nn.Conv2d(32, 32, 3, padding="same"), nn.Conv2d(32, 32, 3, padding=2, dilation=2), nn.Conv2d(32, 32, 3, padding=1, padding_mode="reflect"),
+                 nn.Conv2d(32, 32, 5, padding=2), nn.Conv2d(32, 32, 3, padding="same"), nn.Conv2d(32, 32, 3, padding=2, dilation=2),
+                 nn.Conv2d(32, 32, 3, padding=1, padding_mode="reflect"),
                  nn.Conv2d(24, 32, 3, padding=1), nn.Conv2d(32, 24, 3, padding=1), nn.Conv2d(3, 24, 3), nn.Conv2d(3, 32, 3, padding="same"),
                  nn.Conv2d(3, 32, 3, padding=1, padding_mode="circular"), nn.Conv2d(3, 33, 3, groups=3), nn.Conv2d(3, 32, 3, dilation=2), nn.Linear(32, 32)):
         assert ours(conv, kernels) is None
