@@ -124,6 +124,13 @@ def test_other_layouts_are_taken():
         assert torch.allclose(y, conv(x[:, :, ::2, 1:]), rtol=1e-4, atol=1e-5) and gradient.shape == x[:, :, ::2, 1:].shape
 
 
+def test_an_empty_batch_is_taken():
+    for kind, conv in ((Winograd, nn.Conv2d(32, 64, 3, padding=1)), (FirstConv, nn.Conv2d(3, 64, 3, padding=1))):
+        x, g = torch.zeros(0, conv.in_channels, 9, 9), torch.zeros(0, 64, 9, 9)
+        y, gradient = both_directions(kind(conv.requires_grad_(False), kernels_of(torch.float32)), x, g)
+        assert y.shape == g.shape and gradient.shape == x.shape
+
+
 @pytest.mark.parametrize("bad", (float("nan"), float("inf")))
 def test_what_is_not_finite_shows(bad):
     for kind, conv in ((Winograd, nn.Conv2d(32, 32, 3, padding=1)), (FirstConv, nn.Conv2d(3, 32, 3, padding=1))):

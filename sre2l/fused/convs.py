@@ -56,7 +56,6 @@ class Kernels:
         half = x.dtype == torch.bfloat16 and self.dtype == torch.float32
         return channels_last(x if half else x.to(self.dtype))
 
-
     def run(self, function, x, y, u, bias=None, values=0, **sizes):
         """Call it with so many values of scratch for each thread."""
         threads = torch.get_num_threads()
@@ -114,7 +113,7 @@ class Winograd(FrozenConv):
         x, kernels = self.kernels.takes(x), self.kernels
         inputs, outputs = x.shape[1], u.numel() // 36 // x.shape[1]
         y = torch.empty((len(x), outputs, *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
-        tiles = len(x) * up(x.shape[2], 4) * up(x.shape[3], 4) // 16
+        tiles = len(x) * up(x.shape[2], 4) * up(x.shape[3], 4) // 16 or 1  # a batch may be empty
         each = up(-(-tiles // torch.get_num_threads()), kernels.rows)
         most = TURNED if turned else FEW if inputs + outputs <= WIDE else MANY
         block = up(-(-each // -(-each // most)), kernels.rows)
