@@ -200,10 +200,13 @@ def test_without_a_compiler_torch_does_it_and_says_so(monkeypatch):
 
 
 def test_the_kernels_are_checked_wherever_they_are_first_asked_for():
+    """Also between two draws of torch's generator, which are the same without it."""
     kernels_of(torch.float32)
+    before = torch.get_rng_state()
     for mode in (torch.inference_mode, torch.no_grad):
         with mode():
             assert host_kernels.__wrapped__()[0]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_kernel_that_disagrees_is_not_used(monkeypatch):
