@@ -124,6 +124,15 @@ def test_other_layouts_are_taken():
         assert torch.allclose(y, conv(x[:, :, ::2, 1:]), rtol=1e-4, atol=1e-5) and gradient.shape == x[:, :, ::2, 1:].shape
 
 
+def test_a_second_derivative_is_refused():
+    """It would be taken for 0, without a word, beside what else the gradient depends on."""
+    for kind, conv in ((Winograd, nn.Conv2d(32, 32, 3, padding=1)), (FirstConv, nn.Conv2d(3, 32, 3, padding=1))):
+        x = draw(1, conv.in_channels, 9, 9).float().requires_grad_()
+        gradient, = torch.autograd.grad(kind(conv.requires_grad_(False), kernels_of(torch.float32))(x).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            (gradient * x).sum().backward()
+
+
 def test_an_empty_batch_is_taken():
     for kind, conv in ((Winograd, nn.Conv2d(32, 64, 3, padding=1)), (FirstConv, nn.Conv2d(3, 64, 3, padding=1))):
         x, g = torch.zeros(0, conv.in_channels, 9, 9), torch.zeros(0, 64, 9, 9)

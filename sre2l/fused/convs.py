@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from sre2l.compiled import load_threaded_kernel
 from sre2l.errors import first_line
@@ -76,6 +77,7 @@ class Frozen(torch.autograd.Function):
         return module.compute(x).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         return ctx.module.gradient(g, ctx.shape).to(ctx.dtype), None
 
