@@ -175,18 +175,20 @@ def gradient_of(network, dtype, with_ours, monkeypatch):
 
 
 def test_the_engines_gradient_is_near_double_precision(monkeypatch):
-    """ResNet-18 has 13 convolutions that fit and a first one: in float64 they change nothing, in float32 they are of torch's order. Medians over
-    networks, since in some of them rounding takes a value across a ReLU's kink, with torch's convolutions as with ours."""
+    """ResNet-18 has 13 convolutions that fit and a first one: in float64 they change nothing, in float32 they are of torch's order.
+
+    Without ReLU and max pool: where rounding makes one of them choose otherwise, the gradient moves by up to a hundredth, torch's as well."""
     kernels_of(torch.float32)
-    off = []
-    for seed in range(5):
-        torch.manual_seed(seed)
-        network = calibrated(torchvision.models.resnet18(num_classes=5), 64, 3)
-        exact = gradient_of(network, torch.float64, False, monkeypatch)
-        assert (gradient_of(network, torch.float64, True, monkeypatch) - exact).norm() < 1e-10
-        off.append([(gradient_of(network, torch.float32, which, monkeypatch) - exact).norm().item() for which in (False, True)])
-    torchs, found = (sorted(values)[2] for values in zip(*off))
-    assert found <= 4 * torchs
+    network = torchvision.models.resnet18(num_classes=5)
+    network.maxpool = nn.AvgPool2d(3, 2, 1)
+    for module in list(network.modules()):
+        if hasattr(module, "relu"):
+            module.relu = nn.Softplus()
+    network = calibrated(network, 64, 3)
+    exact = gradient_of(network, torch.float64, False, monkeypatch)
+    assert (gradient_of(network, torch.float64, True, monkeypatch) - exact).norm() < 1e-11
+    torchs, found = ((gradient_of(network, torch.float32, which, monkeypatch) - exact).norm() for which in (False, True))
+    assert found <= max(6 * torchs, 1e-6)
 
 
 def test_triton_needs_a_compiler_too(monkeypatch):
