@@ -58,7 +58,7 @@ def make_engine(name, network, weights, size, precision):
     precision = precision or default_precision(fast, device)
     if fast:
         engine = FastEngine(network, weights, size, precision)
-        note = "fast engine" if engine.on_gpu else f"fast engine, {host_passes()[1]}, {host_kernels()[1]}"
+        note = "fast engine" if engine.on_gpu else f"fast engine, {host_passes()[1]}, {host_kernels(engine.exact)[1]}"
     else:
         if dtype_of(precision) != torch.float32:
             raise UserError(f"--precision {precision} needs the fast engine{f'; {why}' if why else ''}; use fp32 or tf32")

@@ -8,7 +8,6 @@ from sre2l.augment import show_batch
 from sre2l.compiled import why_no_triton
 from sre2l.distributed import largest
 from sre2l.errors import first_line
-from sre2l.fused.convs import host_kernels
 from sre2l.fused.folded import fold_network
 from sre2l.fused.host import host_network
 from sre2l.precision import dtype_of, memory_format_of, pick_precision, set_tf32
@@ -31,7 +30,7 @@ def forms_of(network, size, precision):
     on_gpu, dtype, forms = next(network.parameters()).is_cuda, dtype_of(precision), {}
     if on_gpu and not why_no_triton() and not torch.are_deterministic_algorithms_enabled():
         forms["BatchNorm folded"] = partial(fold_network, network, size, dtype)
-    if not on_gpu and precision != "fp16" and host_kernels()[0]:
+    if not on_gpu and precision != "fp16":
         forms["Winograd's convolutions"] = lambda: host_network(network, size).to(dtype)
     return {**forms, "as it is": lambda: copy.deepcopy(network).to(dtype)}
 
@@ -54,7 +53,7 @@ def measured_form(network, item, spec, precision):
         try:
             form = make()
             measured = {**distance(teacher_logits(form, pixels, sheet, spec, precision).double(), exact), "form": name, "failed": failed}
-        except Exception as error:  # torch.fx or cuDNN cannot: anything
+        except Exception as error:  # torch.fx, cuDNN or the C compiler cannot: anything
             if name == "as it is":
                 raise
             measured, failed = None, f"{name}: {first_line(error)}"

@@ -206,7 +206,7 @@ def test_triton_needs_a_compiler_too(monkeypatch):
 
 def test_without_a_compiler_torch_does_it_and_says_so(monkeypatch):
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
-    found, line = host_kernels.__wrapped__()
+    found, line = host_kernels.__wrapped__(torch.float32)
     assert found is None and ("no C compiler" in line or "no OpenMP" in line)
 
 
@@ -216,12 +216,12 @@ def test_the_kernels_are_checked_wherever_they_are_first_asked_for():
     before = torch.get_rng_state()
     for mode in (torch.inference_mode, torch.no_grad):
         with mode():
-            assert host_kernels.__wrapped__()[0]
+            assert host_kernels.__wrapped__(torch.float32)[0]
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_kernel_that_disagrees_is_not_used(monkeypatch):
     kernels_of(torch.float32)
     monkeypatch.setattr(convs, "G", convs.G * 1.01)
-    found, line = host_kernels.__wrapped__()
+    found, line = host_kernels.__wrapped__(torch.float32)
     assert found is None and "does not agree" in line

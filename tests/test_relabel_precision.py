@@ -3,17 +3,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from relabel import half, relabel
+from sre2l.augment import Mix
+from sre2l.datasets import DATASETS
 from sre2l.fused.convs import host_kernels
-from sre2l.labels import read_sheet
+from sre2l.labels import Sheet, read_sheet
 from sre2l.precision import pick_precision
 from sre2l.files import beside
 from sre2l.runtime import ROOT, UserError
 from tests.helpers import bare_checkpoint, refused, run_main, synthetic_folder
+from tests.parity import network_of
 from tests.test_continue import files_of
 from tests.worlds import common, teacher
 
@@ -36,10 +40,14 @@ def manifest(root):
     return json.loads(beside(root, "manifest.json").read_text())["settings"]
 
 
+def nothing_compiles(*_):
+    raise OSError("no C compiler")
+
+
 @pytest.mark.parametrize("precision", ("fp16", "bf16"))
 def test_half_precision_is_measured_against_fp32_before_anything_is_written(flags, tmp_path, precision, monkeypatch):
     """The recorded difference and KL are those of the first batch's label files of two runs, one in each precision."""
-    monkeypatch.setattr(half, "host_kernels", lambda: (None, ""))  # both as torch computes them
+    monkeypatch.setattr(half, "host_network", nothing_compiles)  # both as torch computes them
     exact, rough = tmp_path / "exact", tmp_path / "half"
     run_main(*flags, "--label-precision", "fp32", "--fkd-path", exact)
     run_main(*flags, "--label-precision", "fp32", "--fkd-path", rough, "--precision", precision)
@@ -57,21 +65,38 @@ def test_half_precision_is_measured_against_fp32_before_anything_is_written(flag
 @pytest.mark.parametrize("precision", ("fp32", "bf16"))
 def test_on_a_cpu_the_teacher_computes_by_the_compiled_kernels(flags, tmp_path, precision, monkeypatch):
     """The labels are torch's to rounding, the same in every run; where nothing compiles, or what compiles is off, they are torch's."""
-    if host_kernels()[0] is None:
-        pytest.skip(host_kernels()[1])
+    if host_kernels(torch.float32)[0] is None:
+        pytest.skip(host_kernels(torch.float32)[1])
     roots = [tmp_path / name for name in ("ours", "again", "torch", "off")]
     for root in roots[:2]:
         run_main(*flags, "--label-precision", "fp32", "--fkd-path", root, "--precision", precision)
     assert f"{precision}, Winograd's convolutions, against fp32 on the first batch" in beside(roots[0], "log.txt").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr(half, "host_kernels", lambda: (None, ""))
+        patch.setattr(half, "host_network", nothing_compiles)
         run_main(*flags, "--label-precision", "fp32", "--fkd-path", roots[2], "--precision", precision)
+    assert "not Winograd's convolutions: OSError: no C compiler" in beside(roots[2], "log.txt").read_text()
     monkeypatch.setattr(half, "host_network", lambda network, size: torch.nn.Sequential(network, torch.nn.LayerNorm(10)))
     run_main(*flags, "--label-precision", "fp32", "--fkd-path", roots[3], "--precision", precision)
     assert f"{precision}, as it is, against fp32 on the first batch" in beside(roots[3], "log.txt").read_text()
     labels = [logits_of(root) for root in roots]
     assert torch.equal(labels[0], labels[1]) and torch.equal(labels[2], labels[3])
     assert (labels[0] - labels[2]).norm() < {"fp32": 1e-5, "bf16": 2e-2}[precision] * labels[2].norm()
+
+
+def test_of_several_processes_all_label_with_the_form_that_all_can_make(monkeypatch):
+    """Each asks the others as often as they ask it, or one would wait for ever: of two machines one may have no compiler."""
+    if host_kernels(torch.float32)[0] is None:
+        pytest.skip(host_kernels(torch.float32)[1])
+    network, spec = network_of("small", 32).float(), replace(DATASETS["digits"], size=32)
+    item = None, torch.zeros(2, 3, 32, 32, dtype=torch.uint8), Sheet(None, Mix())
+    ours, theirs = [], []
+    monkeypatch.setattr(half, "largest", lambda value: theirs.append(int(value)) or int(value))
+    with monkeypatch.context() as patch:
+        patch.setattr("sre2l.fused.host.host_kernels", lambda dtype: (None, "convolutions by torch (no C compiler)"))
+        assert half.measured_form(network, item, spec, "fp32")[1]["form"] == "as it is"
+    monkeypatch.setattr(half, "largest", lambda value: ours.append(int(value)) or max(value, theirs[len(ours) - 1]))
+    assert half.measured_form(network, item, spec, "fp32")[1]["form"] == "as it is"
+    assert (theirs, ours) == ([1, 0], [0, 0])
 
 
 def test_a_half_precision_that_is_too_far_off_is_refused_with_nothing_written(flags, tmp_path, monkeypatch):

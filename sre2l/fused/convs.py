@@ -174,7 +174,7 @@ def agrees_with_torch(kernels):
 
 
 @functools.cache
-def host_kernels(dtype=torch.float32):
+def host_kernels(dtype):
     """-> (Kernels for networks of this type on a CPU or None, the line that says which convolutions they have)."""
     try:
         kernels = Kernels(dtype)

@@ -12,7 +12,7 @@ import torch
 from sre2l.compiled import load_threaded_kernel
 from sre2l.errors import first_line
 from sre2l.fused import norms as formulas
-from sre2l.fused.convs import replace_convolutions
+from sre2l.fused.convs import host_kernels, replace_convolutions
 from sre2l.fused.fuse import fuse
 
 HALF, STATS, SUM, CLAMPS, OTHER = 1, 2, 4, 8, 16  # of kind, as in norms.c
@@ -124,7 +124,10 @@ def use_host_kernels(network, norms, dtype, forward_only=False):
 
 def host_network(network, size):
     """A frozen float32 network on a CPU -> its forward pass by the C functions, a copy. size: of the images, pixels. Raises anything where torch.fx
-    cannot trace it; a network that writes in place under another name comes out wrong, so compare the two."""
+    cannot trace it or nothing compiles; a network that writes in place under another name comes out wrong, so compare the two."""
+    kernels, why = host_kernels(torch.float32)
+    if kernels is None:
+        raise OSError(why)
     traced, norms = fuse(network, dict.fromkeys(formulas.statistics_layers(network), (0.0, 0.0)), size, forward_only=True)
     use_host_kernels(traced, norms, torch.float32, forward_only=True)
     return traced.to(memory_format=torch.channels_last)
