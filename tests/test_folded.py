@@ -99,6 +99,28 @@ def test_the_form_for_a_cpu_computes_what_the_network_computes(what):
     assert what not in ("resnet18", "mobilenet_v2") or written_over == {"resnet18": 20, "mobilenet_v2": 52}[what]
 
 
+class NamedAlike(nn.Module):
+    """BatchNorm over the image, which is an argument of the name of a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 5, 3)
+
+    def forward(self, conv):
+        return self.conv(self.norm(conv)).mean((2, 3))
+
+
+def test_a_norm_never_writes_over_the_image():
+    network = calibrated(NamedAlike(), SIZE, 2).float()
+    if host_kernels(torch.float32)[0] is None:
+        pytest.skip(host_kernels(torch.float32)[1])
+    images = torch.randn(2, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    with torch.inference_mode():
+        host_network(network, SIZE)(images)
+    assert torch.equal(images, before)
+
+
 def test_a_form_that_cannot_be_made_or_is_too_far_off_gives_way_to_the_next(flags, tmp_path, monkeypatch):  # noqa: F811
     """On a GPU the default is fp16 in its fastest form that is close enough; here both are forms of a CPU's."""
     forms, made = half.forms_of, []

@@ -138,7 +138,8 @@ def fuse(network, layers, size, on_gpu=False, forward_only=False):
         if node.op != "call_module" or node.target not in names:
             continue
         norm, source = Norm(modules[node.target], *names[node.target]), node.args[0]
-        norm.in_place = forward_only and only_user(source) is not None and isinstance(modules.get(source.target), (nn.Conv2d, nn.Linear))
+        made_here = source.op == "call_module" and isinstance(modules[source.target], (nn.Conv2d, nn.Linear))
+        norm.in_place = forward_only and made_here and only_user(source) is not None
         pattern, other = absorb(node, norm, modules)
         if on_gpu and other is None:
             pattern += absorb_pool(pattern[-1], norm, modules)
