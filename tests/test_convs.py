@@ -69,7 +69,7 @@ def check(kind, conv, size, kernels, types):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
 @pytest.mark.parametrize("channels, size, bias", (((32, 32), (4, 4), False), ((64, 32), (7, 9), True), ((32, 96), (1, 13), False), ((64, 160), (22, 3), True)))
 def test_winograd_is_the_convolution(flags, monkeypatch, shared, dtype, channels, size, bias):
-    """Tiles that reach over the edge, blocks that are not full, both ways of the weights, four instruction sets' vectors."""
+    """Tiles that reach over the edge, blocks that are not full, both ways of the weights, the vectors of several instruction sets."""
     monkeypatch.setattr(convs, "SHARED", 0 if shared else 2 ** 40)
     conv = nn.Conv2d(*channels, 3, padding=1, bias=bias)
     check(Winograd, conv, size, kernels_of(dtype, *flags), (dtype, torch.bfloat16) if dtype == torch.float32 else (dtype,))
@@ -149,15 +149,15 @@ def test_what_is_not_finite_shows(bad):
         assert not y[:, :, 4:7, 4:7].isfinite().any() and not gradient[:, :, 2:5, 2:5].isfinite().any()
 
 
-def test_what_does_not_fit_stays_torchs():
-    kernels = kernels_of(torch.float32)
+def test_what_does_not_fit_stays_torchs(flags):
+    kernels = kernels_of(torch.float32, *flags)
     hooked, parametrised = (nn.Conv2d(32, 32, 3, padding=1) for _ in range(2))
     hooked.register_forward_pre_hook(lambda module, inputs: None)
     nn.utils.parametrizations.weight_norm(parametrised)
     for conv in (hooked, parametrised, nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, padding=1, groups=32),
                  nn.Conv2d(32, 32, 5, padding=2), nn.Conv2d(32, 32, 3, padding="same"), nn.Conv2d(32, 32, 3, padding=2, dilation=2),
                  nn.Conv2d(32, 32, 3, padding=1, padding_mode="reflect"),
-                 nn.Conv2d(24, 32, 3, padding=1), nn.Conv2d(32, 24, 3, padding=1), nn.Conv2d(3, 24, 3), nn.Conv2d(3, 32, 3, padding="same"),
+                 nn.Conv2d(20, 32, 3, padding=1), nn.Conv2d(32, 20, 3, padding=1), nn.Conv2d(3, 20, 3), nn.Conv2d(3, 32, 3, padding="same"),
                  nn.Conv2d(3, 32, 3, padding=1, padding_mode="circular"), nn.Conv2d(3, 33, 3, groups=3), nn.Conv2d(3, 32, 3, dilation=2), nn.Linear(32, 32)):
         assert ours(conv, kernels) is None
     assert isinstance(ours(nn.Conv2d(32, 64, 3, padding=1), kernels), Winograd) and isinstance(ours(nn.Conv2d(3, 64, 7), kernels), FirstConv)
