@@ -13,7 +13,7 @@ from sre2l.errors import first_line
 from sre2l.fused.convs import host_kernels
 from sre2l.fused.host import host_passes
 from sre2l.precision import dtype_of, pick_precision, set_tf32
-from sre2l.runtime import UserError
+from sre2l.runtime import UserError, give_back_memory
 
 ENGINES = ("fast", "plain")
 ENOUGH_PIXELS, MOST_GROUPS = 20e6, 16  # of all batches together: measured on an H200, more gains less than 3 %
@@ -38,7 +38,7 @@ def why_not_fast(network, weights, size):
             if trial == size:
                 raise
     try:
-        engine = FastEngine(network, weights, trial)
+        engine = FastEngine(network, weights, trial, own_convolutions=False)  # they have a check of their own, and in float64 a gigabyte of weights
         terms, gradient = engine.loss_and_gradient(images, targets, engine.tabulate([view])[0])
     except Exception as error:  # torch.fx, a shape, an operation that this graph does not have: anything
         return f"torch.fx cannot trace this network ({first_line(error)})"
@@ -52,6 +52,7 @@ def make_engine(name, network, weights, size, precision):
     device, why = next(network.parameters()).device, None
     if name == "fast":
         why = why_not_fast(network, weights, size)
+        give_back_memory()  # of the two networks in float64
         if why is None and device.type == "cuda":
             why = why_no_triton()
     fast = name == "fast" and why is None

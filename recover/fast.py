@@ -43,11 +43,11 @@ class Unscale(torch.autograd.Function):
 class FastEngine:
     """Loss and gradient of G stacked batches. Statistics, loss, images and their gradient are float32 (float64 where the network is).
 
-    size: of the images, pixels. Raises what torch.fx raises for a network it cannot trace."""
+    size: of the images, pixels; own_convolutions: on a CPU, else torch's. Raises what torch.fx raises for a network it cannot trace."""
 
     name = "fast"
 
-    def __init__(self, network, weights, size, precision="fp32"):
+    def __init__(self, network, weights, size, precision="fp32", own_convolutions=True):
         some = next(network.parameters())
         self.device, self.captures = some.device, some.is_cuda
         self.weights, self.size, self.exact = weights, size, some.dtype
@@ -58,7 +58,7 @@ class FastEngine:
         if self.on_gpu:
             self.use_kernels(network, norms)
         else:
-            use_host_kernels(network, norms, some.dtype)
+            use_host_kernels(network, norms, some.dtype if own_convolutions else None)
         self.network = network.to(self.dtype).to(memory_format=torch.channels_last)
         self.norms = [norm for norm in norms if norm.coefficient]
         self.all_norms = norms

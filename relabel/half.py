@@ -14,13 +14,15 @@ from sre2l.precision import dtype_of, memory_format_of, pick_precision, set_tf32
 from sre2l.runtime import UserError
 
 HALF_KL = 1e-5  # a half-precision teacher may differ from fp32 by this much at T = 20, mean KL over a batch
+MOST_COMPARED = 64  # images of the first batch
 SAME_KL = 1e-9  # one that is rewritten for fp32, by rounding alone: 1e-16 to 1e-12 is usual
 
 
 @torch.inference_mode()
-def teacher_logits(network, pixels, sheet, spec, precision):
-    """The teacher's raw logits on the mixed images, in its own type: pixels (m, 3, S, S) uint8 -> (m, C), both on its device."""
-    return network(show_batch(pixels, sheet.mix, spec.mean, spec.std, dtype_of(precision)).contiguous(memory_format=memory_format_of(pixels.device)))
+def teacher_logits(network, pixels, sheet, spec, precision, most=None):
+    """The teacher's raw logits on the mixed images, or the first of them, in its own type: pixels (m, 3, S, S) uint8 -> (m, C), both on its device."""
+    images = show_batch(pixels, sheet.mix, spec.mean, spec.std, dtype_of(precision))[:most]
+    return network(images.contiguous(memory_format=memory_format_of(pixels.device)))
 
 
 def forms_of(network, size, precision):
@@ -42,17 +44,17 @@ def distance(found, exact):
 
 
 def measured_form(network, item, spec, precision):
-    """-> (the fastest form of the network whose logits on one batch are close enough to fp32's, or None, the distance of the last one tried).
+    """-> (the fastest form of the network whose logits on images of one batch are close enough to fp32's, or None, the distance of the last one tried).
 
     item: (Batch, crops, Sheet) of that batch. Every process comes to the same result."""
     _, pixels, sheet = item
     pixels, measured, failed = pixels.to(next(network.parameters()).device), None, None
     set_tf32("fp32")
-    exact = teacher_logits(network, pixels, sheet, spec, "fp32").double()
+    exact = teacher_logits(network, pixels, sheet, spec, "fp32", MOST_COMPARED).double()
     for name, make in forms_of(network, spec.size, precision).items():
         try:
             form = make()
-            measured = {**distance(teacher_logits(form, pixels, sheet, spec, precision).double(), exact), "form": name, "failed": failed}
+            measured = {**distance(teacher_logits(form, pixels, sheet, spec, precision, MOST_COMPARED).double(), exact), "form": name, "failed": failed}
         except Exception as error:  # torch.fx, cuDNN or the C compiler cannot: anything
             if name == "as it is":
                 raise

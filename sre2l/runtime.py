@@ -69,6 +69,12 @@ def keep_freed_memory():
         libc.mallopt(-4, 0)            # M_MMAP_MAX: large blocks from the heap as well
 
 
+def give_back_memory():
+    """Give the system what has been freed so far, once: after work that will not come again."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def unit_rng(seed, *unit):
     """A CPU generator that depends on (seed, unit of work) and on nothing that ran before."""
     return np.random.default_rng([seed, *unit])

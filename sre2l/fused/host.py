@@ -115,9 +115,10 @@ def host_passes():
 
 
 def use_host_kernels(network, norms, dtype, forward_only=False):
-    """Let a network that fuse.py has rewritten compute by the C functions, in place. norms: its Norms; dtype: of its weights; forward_only: no memory
-    for a backward pass."""
-    replace_convolutions(network, dtype, forward_only)
+    """Let a network that fuse.py has rewritten compute by the C functions, in place. norms: its Norms; dtype: of its weights, None for torch's
+    convolutions; forward_only: no memory for a backward pass."""
+    if dtype:
+        replace_convolutions(network, dtype, forward_only)
     for norm in norms:
         norm.passes = host_passes()[0]
 
