@@ -19,11 +19,13 @@ from torch.autograd.function import once_differentiable
 
 from sre2l.compiled import load_threaded_kernel
 from sre2l.errors import first_line
+from sre2l.fused.fuse import shape_of
 
 POINTS = math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(2), -math.sqrt(2)
 G = torch.tensor([[1, 0, 0], *([1 / p, 1, p] for p in POINTS), [0, 0, 1]], dtype=torch.float64)
 FEW, MANY, TURNED, WIDE = 24, 48, 144, 512  # tiles that a thread has in hand: up to WIDE channels in and out together, above, with shared weights
 SHARED = 2 ** 17  # inputs times outputs from which on both directions share their weights, since they are what fills the memory
+TRANSFORMS = 1.3  # what the transforms cost, as a factor
 TYPES = {torch.float32: ("-DREAL=float", "-DINTEGER=int32_t"), torch.float64: ("-DREAL=double", "-DINTEGER=int64_t")}
 FIELDS = ("images", "height", "width", "in", "out_height", "out_width", "out", "block", "half", "turned", "kernel_height", "kernel_width", "stride_height",
           "stride_width", "padding_height", "padding_width", "columns", "values")
@@ -195,10 +197,20 @@ def ours(conv, kernels, forward_only=False):
     return FirstConv(conv, kernels) if FirstConv.fits(conv, kernels) and not forward_only else None
 
 
+def pays(shape):
+    """Does Winograd's algorithm save enough, for results of this shape (n, c, h, w)? It has 36 products a tile; torch's skips those with the padding."""
+    height, width = shape[2:]
+    return TRANSFORMS * 36 * -(-height // 4) * -(-width // 4) < (3 * height - 2) * (3 * width - 2)
+
+
 def replace_convolutions(network, dtype, forward_only=False):
-    """Put ours in the place of each convolution of a frozen network that they fit, in the network. dtype: float32 or float64, of its weights;
-    forward_only: as fuse.py has it."""
+    """Put ours in the place of each convolution of a frozen network that they fit, in the network as fuse.py traced it. dtype: float32 or float64,
+    of its weights; forward_only: as fuse.py has it."""
     kernels = host_kernels(dtype)[0]
-    for parent in list(network.modules()) if kernels else ():
-        for name, conv in list(parent.named_children()):
-            setattr(parent, name, ours(conv, kernels, forward_only) or conv)
+    called = [node for node in network.graph.nodes if node.op == "call_module"]
+    small = {node.target for node in called if isinstance(network.get_submodule(node.target), nn.Conv2d) and not pays(shape_of(node))}
+    for name, conv in list(network.named_modules()) if kernels else ():
+        found = ours(conv, kernels, forward_only)
+        if found is not None and not (name in small and isinstance(found, Winograd)):
+            parent, _, attribute = name.rpartition(".")
+            setattr(network.get_submodule(parent), attribute, found)
