@@ -188,29 +188,28 @@ def host_kernels(dtype):
     return kernels, "3x3 convolutions by Winograd's algorithm"
 
 
-def ours(conv, kernels, forward_only=False):
-    """What takes the place of this module, or None."""
-    if type(conv) is not nn.Conv2d or conv._forward_pre_hooks or conv._forward_hooks:  # hooks may make the weights
-        return None
-    if Winograd.fits(conv, kernels):
-        return Winograd(conv, kernels, share=forward_only)
-    return FirstConv(conv, kernels) if FirstConv.fits(conv, kernels) and not forward_only else None
-
-
 def pays(shape):
     """Does Winograd's algorithm save enough, for results of this shape (n, c, h, w)? It has 36 products a tile; torch's skips those with the padding."""
     height, width = shape[2:]
     return TRANSFORMS * 36 * -(-height // 4) * -(-width // 4) < (3 * height - 2) * (3 * width - 2)
 
 
+def ours(conv, kernels, shapes=(), forward_only=False):
+    """What takes the place of this module, or None. shapes: of its results."""
+    if type(conv) is not nn.Conv2d or conv._forward_pre_hooks or conv._forward_hooks:  # hooks may make the weights
+        return None
+    if Winograd.fits(conv, kernels):
+        return Winograd(conv, kernels, share=forward_only) if all(map(pays, shapes)) else None
+    return FirstConv(conv, kernels) if FirstConv.fits(conv, kernels) and not forward_only else None
+
+
 def replace_convolutions(network, dtype, forward_only=False):
     """Put ours in the place of each convolution of a frozen network that they fit, in the network as fuse.py traced it. dtype: float32 or float64,
     of its weights; forward_only: as fuse.py has it."""
-    kernels = host_kernels(dtype)[0]
-    called = [node for node in network.graph.nodes if node.op == "call_module"]
-    small = {node.target for node in called if isinstance(network.get_submodule(node.target), nn.Conv2d) and not pays(shape_of(node))}
-    for name, conv in list(network.named_modules()) if kernels else ():
-        found = ours(conv, kernels, forward_only)
-        if found is not None and not (name in small and isinstance(found, Winograd)):
-            parent, _, attribute = name.rpartition(".")
-            setattr(network.get_submodule(parent), attribute, found)
+    kernels, shapes = host_kernels(dtype)[0], {}
+    for node in network.graph.nodes if kernels else ():
+        if node.op == "call_module":
+            shapes.setdefault(node.target, []).append(shape_of(node))
+    for name in shapes:
+        if found := ours(network.get_submodule(name), kernels, shapes[name], forward_only):
+            network.set_submodule(name, found)
