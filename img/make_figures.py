@@ -61,7 +61,7 @@ def fitting_font(words, width):
 def class_columns(dataset, root):
     """The images of a row, ten classes at most: a column for each class, five images of each; of a set with one image per class, two lines."""
     folders = spread(sorted(folder for folder in root.iterdir() if folder.is_dir()), 10)
-    images = [[decode(path) for path in sorted(folder.glob("*.jpg"))[:5]] for folder in folders]
+    images = [[decode(path) for path in sorted(folder.glob("class*"))[:5]] for folder in folders]
     ipc, size = min(map(len, images)), images[0][0].shape[0]
     columns = len(images) if ipc > 1 else -(-len(images) // 2)
     side = (WIDTH + GAP) // columns - GAP

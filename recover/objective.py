@@ -11,7 +11,15 @@ import torch.nn.functional as F
 
 from recover.step import adam_step
 from recover.views import apply_view
+from sre2l.errors import UserError
 from sre2l.fused.norms import statistics_layers
+
+
+def check_statistics(teacher):
+    """Raise UserError for a network without statistics to match."""
+    if not statistics_layers(teacher.network):
+        raise UserError(f"{teacher.arch} has no BatchNorm layer with running statistics, so there is nothing to match; "
+                        f"choose a teacher with BatchNorm, such as resnet18")
 
 
 @dataclass(frozen=True)

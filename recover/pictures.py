@@ -58,7 +58,7 @@ def spread(items, most):
 def contact_sheet(root, path):
     """Write a PNG of an image folder, as SHEET says."""
     folders = sorted(folder for folder in Path(root).iterdir() if folder.is_dir())
-    files = [sorted(folder.glob("*.jpg"))[:MAX_COLUMNS] for folder in folders]
+    files = [sorted(folder.glob("class*"))[:MAX_COLUMNS] for folder in folders]
     longest = max(map(len, files))
     few = longest <= FEW
     rows = [[tile(decode(file)) for file in row] for row in spread(files, MANY // longest if few else MAX_ROWS)]

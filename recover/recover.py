@@ -15,11 +15,11 @@ import torch
 from tqdm import tqdm
 
 from recover.engines import ENGINES, choose_groups, make_engine
-from recover.objective import Weights, statistics_layers
+from recover.objective import Weights, check_statistics
 from recover.pictures import animate, contact_sheet, save_snapshot, to_pixels
 from recover.step import Stepper
 from recover.state import Keeper
-from recover.units import chunk_name, draw_chunk, image_name, make_chunks, make_units, missing_pairs, write_units
+from recover.units import chunk_name, draw_chunk, image_names, make_chunks, make_units, missing_pairs, write_units
 from recover.views import draw_view
 from recover.watch import check_finite, make_watch
 from sre2l.claims import claim
@@ -66,7 +66,7 @@ def make_settings(args, spec, classes, teacher):
     """What an image depends on. The IPC range, device, logging and verifier are not among it."""
     keys = ("dataset", "batch_size", "iteration", "lr", "jitter", "signed_jitter", "no_crop_flip", "r_bn", "first_bn_multiplier",
             "tv_l2", "l2_scale", "seed", "precision", "engine", "groups")
-    settings = {key: getattr(args, key) for key in keys}
+    settings = {key: getattr(args, key) for key in keys} | {"lossless": args.lossless or None}
     described = teacher.describe() if teacher else {"arch": args.arch or "resnet18", "file": args.teacher}
     return {**settings, "size": spec.size, "classes": classes, "teacher": described}
 
@@ -96,13 +96,6 @@ def check_args(args, spec):
     return classes
 
 
-def check_statistics(teacher):
-    """Raise UserError for a network without statistics to match."""
-    if not statistics_layers(teacher.network):
-        raise UserError(f"{teacher.arch} has no BatchNorm layer with running statistics, so there is nothing to match; "
-                        f"choose a teacher with BatchNorm, such as resnet18")
-
-
 def main(args):
     spec, command = data_spec(args), hash_json(vars(args) | {"dry_run": False})
     check_folders(args.val_dir)
@@ -115,7 +108,7 @@ def main(args):
         if teacher:
             check_statistics(teacher)
         num_images = (args.ipc_end - args.ipc_start) * len(classes)
-        size = num_images * (620 + spec.size ** 2 // 3)  # a JPEG's header, and about a third of a byte for each noise-like pixel
+        size = num_images * (70 + 3 * spec.size ** 2 if args.lossless else 620 + spec.size ** 2 // 3)  # about a third of a byte for each noise-like pixel
         settings, record = make_settings(args, spec, classes, teacher), beside(root, "manifest.json")
         deletes = planned_deletion(record, root, "images", command) if args.overwrite else check_plan(record, settings, FREE)
         return print_plan(settings, images=num_images, units=len(units),
@@ -133,7 +126,8 @@ def main(args):
         start_afresh(manifest, root, "images", command)
     refuse_unclaimed(root)
     pairs = [(ipc, label) for ipc in range(args.ipc_start, args.ipc_end) for label in classes]
-    missing = missing_pairs(root, pairs, spec.num_classes)
+    names = image_names(pairs, spec.num_classes, ".png" if args.lossless else ".jpg")
+    missing = missing_pairs(root, names)
     weights = Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale)
     num_left = sum(not missing.isdisjoint(unit.pairs) for unit in units)
     engine, note = make_engine(args.engine, teacher.network, weights, spec.size,
@@ -198,14 +192,14 @@ def main(args):
             for future in written:  # a full disk shows here
                 future.result()
             pixels = [to_pixels(batch, spec.mean, spec.std) for batch in images]
-            written = [writer.submit(write_units, root, chunk, pixels, missing, spec.num_classes, keeper.forget)]
+            written = [writer.submit(write_units, root, chunk, pixels, {pair: names[pair] for pair in missing}, keeper.forget)]
             for unit in chunk:
                 log.metrics(unit=unit.index, images=len(missing.intersection(unit.pairs)), precision=args.precision)
             log.line(f"{chunk_name(chunk)}: computed, {len(chunks) - number_done} more of this process to do")
         for future in written:
             future.result()
 
-    if not complete(root, [image_name(root, label, ipc, spec.num_classes) for ipc, label in pairs], log, "images"):
+    if not complete(root, list(names.values()), log, "images"):
         return
     refuse_strays(root, "images")
     contact_sheet(root, beside(root, "png"))
@@ -234,6 +228,7 @@ def get_args(argv=None):
     add("--ipc-end", "--ipc", type=number(int, 1, 1000), default=50, help="images per class (end of the range)")
     add("--syn-data-path", type=os.path.abspath, metavar="DIR", help="where image folders go (default: runs/<name>)")
     add("--exp-name", default="images", help="name of the image folder in it")
+    add("--lossless", action="store_true", help="write PNG files instead of JPEG at quality 75")
     add("--precision", choices=PRECISIONS, help="of the teacher (default: fp16 on a GPU, fp32 on a CPU); may change when a run continues")
     add("--groups", type=number(int, 1), help="batches computed at a time, each as if alone (default: what fits and helps)")
     add("--engine", choices=ENGINES, default="fast", help="plain: the readable reference, for comparison")

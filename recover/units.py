@@ -6,7 +6,7 @@ import torch
 
 from sre2l.errors import UserError
 from sre2l.files import beside
-from sre2l.images import encode_jpeg, image_path
+from sre2l.images import encode, image_path
 from sre2l.manifest import missing_files, read_hashes, write_recorded
 from sre2l.runtime import unit_rng
 
@@ -68,25 +68,25 @@ def draw_chunk(units, **settings):
     return [draw_unit(unit, **settings) for unit in units]
 
 
-def image_name(root, label, ipc, num_classes):
-    """The path of an image in the folder, as the hash file has it."""
-    return image_path(root, label, ipc, num_classes).relative_to(root).as_posix()
+def image_names(pairs, num_classes, suffix):
+    """The path of the image of each (ipc, class) pair in its folder, as the hash file has it -> {pair: name}."""
+    return {(ipc, label): image_path("", label, ipc, num_classes, suffix).as_posix() for ipc, label in pairs}
 
 
-def missing_pairs(root, pairs, num_classes):
-    """Which of these (ipc, class) pairs do not have the image that was recorded, in a file of its own -> a set.
+def missing_pairs(root, names):
+    """Which (ipc, class) pairs do not have the image that was recorded, in a file of its own -> a set. names: of image_names.
 
     Raises UserError where there are images and no hashes at all: to compute them anew is not what anybody wants."""
-    names = {image_name(root, label, ipc, num_classes): (ipc, label) for ipc, label in pairs}
+    names = {name: pair for pair, name in names.items()}
     if Path(root).is_dir() and not read_hashes(root) and any((Path(root) / name).exists() for name in names):
         raise UserError(f"{beside(root, 'sha256')}: the hashes of the images in {root} are gone; bring the file back, or start afresh with --overwrite")
     return {names[name] for name in missing_files(root, list(names), 4, "images", lambda path: path.exists() and not path.is_symlink())}
 
 
-def write_units(root, units, pixels, wanted, num_classes, then):
-    """Write the wanted (ipc, class) pairs of some units, each file whole or not at all. pixels: (B, H, W, 3) uint8 of each unit;
-    then(units) is called once all is on the disk."""
+def write_units(root, units, pixels, names, then):
+    """Write the images of some units that have a name, each file whole or not at all. pixels: (B, H, W, 3) uint8 of each unit; names:
+    {(ipc, class): path in the folder, its suffix telling the format}; then(units) is called once all is on the disk."""
     for unit, batch in zip(units, pixels):
-        chosen = [(pair, image) for pair, image in zip(unit.pairs, batch) if pair in wanted]
-        write_recorded(root, {image_name(root, label, ipc, num_classes): encode_jpeg(image) for (ipc, label), image in chosen})
+        chosen = [(names[pair], image) for pair, image in zip(unit.pairs, batch) if pair in names]
+        write_recorded(root, {name: encode(image, Path(name).suffix) for name, image in chosen})
     then(units)

@@ -17,7 +17,7 @@ from recover.units import make_unit
 from results.rows import ABLATIONS, RESULTS, ROWS
 from sre2l.files import beside, read_json, write_bytes
 from sre2l.flags import Parser, add_run_flags
-from sre2l.images import decode, encode_jpeg
+from sre2l.images import decode, encode
 from sre2l.runtime import ROOT, UserError, print_plan, read_metrics, run_folder, run_script
 
 TEXTS = ("args.json", "manifest.json", "settings.json", "results.json", "log.txt", "metrics.jsonl")
@@ -109,7 +109,7 @@ def commands(logs):
 def choose_images(root):
     """Which images of a folder a row keeps: all where they are small, else as many of ten evenly spread classes as fit, one at least."""
     folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
-    every = [sorted(folder.glob("*.jpg")) for folder in folders]
+    every = [sorted(folder.glob("class*")) for folder in folders]
     if sum(path.stat().st_size for files in every for path in files) <= IMAGE_BYTES:
         return [path for files in every for path in files]
     chosen = spread(every, CLASSES)
@@ -155,7 +155,7 @@ def collect(run, row):
     if files := sorted(beside(images, "snapshots").glob("iteration_*.png")):
         settings = read_json(beside(images, "manifest.json"))["settings"]
         for path in choose_snapshots(files):
-            write_bytes(beside(row / "images", "snapshots") / f"{path.stem}.jpg", encode_jpeg(read_snapshot(path, settings)))
+            write_bytes(beside(row / "images", "snapshots") / f"{path.stem}.jpg", encode(read_snapshot(path, settings)))
     return sum(path.stat().st_size for path in row.rglob("*") if path.is_file())
 
 

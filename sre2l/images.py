@@ -93,16 +93,17 @@ def decode_all(images, transform):
         return Images(list(bar), images.labels, images.class_names, images.root)
 
 
-def image_path(root, label, ipc, num_classes):
+def image_path(root, label, ipc, num_classes, suffix=".jpg"):
     """<root>/new{class}/class{class}_id{ipc}.jpg with three digits, five for the class where there are more than 1000 classes."""
     name = f"{label:0{5 if num_classes > 1000 else 3}d}"
-    return Path(root) / f"new{name}" / f"class{name}_id{ipc:03d}.jpg"
+    return Path(root) / f"new{name}" / f"class{name}_id{ipc:03d}{suffix}"
 
 
-def encode_jpeg(pixels):
-    """pixels (H, W, 3) uint8 -> the bytes of a JPEG as the published sets have it: quality 75, chroma 4:2:0."""
+def encode(pixels, suffix=".jpg"):
+    """pixels (H, W, 3) uint8 -> the bytes of a JPEG as the published sets have it (quality 75, chroma 4:2:0), or of a '.png', which loses nothing."""
     data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
+    format, options = ("PNG", {}) if suffix == ".png" else ("JPEG", {"quality": JPEG_QUALITY, "subsampling": "4:2:0"})
+    Image.fromarray(pixels).save(data, format, **options)
     return data.getvalue()
 
 

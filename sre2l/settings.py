@@ -12,7 +12,7 @@ EVENTS = r"events\.out\.tfevents\.[^/]+"
 LOGS = r"args\.json|log\.txt|metrics(\.rank\d+)?\.jsonl"
 RECORDS = rf"manifest\.json|sha256(\.{TOKEN})?|{LOGS}"
 BESIDE = {"images": rf"{RECORDS}|png|(unit\d+\.)?(gif|snapshots)|tensorboard|unit\d+(\.ipc\d+)?\.state", "labels": RECORDS}
-LAYOUT = {"images": (r"new\d+", r"class\d+_id\d+\.jpg"), "labels": (r"epoch_\d+", r"batch_\d+\.tar")}  # folders, and the files in them
+LAYOUT = {"images": (r"new\d+", r"class\d+_id\d+\.(jpg|png)"), "labels": (r"epoch_\d+", r"batch_\d+\.tar")}  # folders, and the files in them
 INSIDE = {**{kind: "/".join(names) for kind, names in LAYOUT.items()},
           "teacher": rf"(teacher|checkpoint)\.pth|tensorboard/{EVENTS}|settings\.json|\.folder\.lock|{LOGS}",
           "student": rf"seed\d+/checkpoint\.pth|tensorboard/seed\d+/{EVENTS}|report\.html|(settings|results)\.json|\.folder\.lock|{LOGS}"}

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -111,10 +112,11 @@ def read_records(finding, root, kind):
 def wanted_images(there, hashes, classes, num_classes):
     """The names that a complete set has: of each class the images whose numbers most classes have, and what hashes are recorded for."""
     names = set(there) | set(hashes or ())
-    counts = Counter(place(name)[-1] for name in names)
+    counts, suffixes = Counter(place(name)[-1] for name in names), Counter(Path(name).suffix for name in hashes or names)
     common = [number for number, count in counts.items() if 2 * count > len(classes)]
+    suffix = suffixes.most_common(1)[0][0] if suffixes else ".jpg"
     numbers = range(min(common, default=0), max(common, default=0) + 1)
-    return {image_path("", label, number, num_classes).as_posix() for label in classes for number in numbers} | set(hashes or ())
+    return {image_path("", label, number, num_classes, suffix).as_posix() for label in classes for number in numbers} | set(hashes or ())
 
 
 def verify_images(root, num_classes, classes=None):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from relabel.relabel import draw_sheet
 from sre2l.batches import Batches
 from sre2l.datasets import DATASETS
-from sre2l.images import encode_jpeg, image_path, read_synthetic
+from sre2l.images import encode, image_path, read_synthetic
 from tests.helpers import write_sheet
 
 SPEC = DATASETS["imagenet1k"]
@@ -65,7 +65,7 @@ def write_images(world):
     for index, path in enumerate(paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         if index < NUM_DISTINCT:
-            path.write_bytes(encode_jpeg(smooth_noise(world.size, rng)))
+            path.write_bytes(encode(smooth_noise(world.size, rng)))
         else:
             shutil.copyfile(paths[index % NUM_DISTINCT], path)
 

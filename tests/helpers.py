@@ -28,14 +28,14 @@ def noise_folder(root, class_names, per_class, size=32, suffix="png", seed=0):
     return Path(root)
 
 
-def synthetic_folder(root, num_classes=10, ipc=2, size=32, seed=0):
+def synthetic_folder(root, num_classes=10, ipc=2, size=32, seed=0, suffix=".jpg"):
     """A folder of noise in recover's layout -> root."""
     rng = np.random.default_rng(seed)
     for label in range(num_classes):
         (Path(root) / f"new{label:03d}").mkdir(parents=True)
         for i in range(ipc):
             noise = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(Path(root) / f"new{label:03d}" / f"class{label:03d}_id{i:03d}.jpg")
+            Image.fromarray(noise).save(Path(root) / f"new{label:03d}" / f"class{label:03d}_id{i:03d}{suffix}")
     return Path(root)
 
 

@@ -106,7 +106,7 @@ def test_four_stages_and_both_controls_on_noise(tmp_path):
     common = ("cifar10", "--name", tmp_path / "run")
     real = ("--real-data", "real")  # relative to where the user stands
     steps = [("squeeze/squeeze.sh", *real, "--arch", SMALL, "--epochs", 1, "--batch-size", 20, "--workers", 0),
-             ("recover/recover.sh", "--iteration", 2, "--ipc-end", 2, "--batch-size", 10, "--snapshot-every", 1),
+             ("recover/recover.sh", "--iteration", 2, "--ipc-end", 2, "--batch-size", 10, "--snapshot-every", 1, "--lossless"),
              ("relabel/relabel.sh", "--epochs", 2, "--batch-size", 8, "--workers", 1),
              ("validate/train.sh", *real, "--model", SMALL, "--epochs", 2, "--workers", 1, "--seeds", "0-1"),
              ("validate/train.sh", *real, "--model", SMALL, "--epochs", 2, "--workers", 0, "--hard-labels"),
@@ -115,7 +115,7 @@ def test_four_stages_and_both_controls_on_noise(tmp_path):
         result = launch(ROOT / launcher, common[0], *flags, *common[1:], cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     run = tmp_path / "run"
-    assert len(list(run.glob("images/new*/class*_id*.jpg"))) == 20
+    assert all(len(list(run.glob(f"{folder}/new*/class*_id*.png"))) == 20 for folder in ("images", "random_real/images"))
     assert len(list(run.glob("labels/epoch_*/batch_*.tar"))) == 2 * 3
     assert all((run / name).stat().st_size > 0 for name in ("images.png", "images.gif", "labels.manifest.json", "labels.sha256"))
     results = json.loads((run / f"student_{SMALL}" / "results.json").read_text())

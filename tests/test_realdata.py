@@ -112,15 +112,16 @@ def test_random_real_images_are_ipc_of_each_class_and_a_prefix_of_more():
         draw_real_images(images, 101, seed=1)
 
 
-def test_random_real_images_are_written_once_and_checked_as_recovers_are(tmp_path):
+@pytest.mark.parametrize("suffix", (".jpg", ".png"))
+def test_random_real_images_are_written_once_and_checked_as_recovers_are(tmp_path, suffix):
     """A second start writes what is missing or damaged; a set whose hashes are gone is refused."""
     root, real = tmp_path / "images", read_digits("train", 32)
     chosen = draw_real_images(real, 2, seed=1)
     keep_settings(beside(root, "manifest.json"), {"source": "digits", "size": 32, "classes": list(range(10))})
 
     def store():
-        store_images(root, real, chosen, 32, 10)
-        return {path: path.stat().st_mtime_ns for path in sorted(root.rglob("*.jpg"))}
+        store_images(root, real, chosen, 32, 10, suffix)
+        return {path: path.stat().st_mtime_ns for path in sorted(root.rglob(f"*{suffix}"))}
     first = store()
     damaged = min(first)
     data = damaged.read_bytes()

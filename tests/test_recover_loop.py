@@ -1,6 +1,5 @@
 """The recover loop: schedule, Adam, clamp, noise, bytes, and which images share a unit."""
 import dataclasses
-import io
 import math
 from functools import partial
 
@@ -18,7 +17,8 @@ from recover.step import Stepper, adam_step
 from recover.units import Unit, draw_unit, make_units
 from recover.views import draw_view
 from sre2l.datasets import DATASETS
-from sre2l.images import encode_jpeg
+from sre2l.errors import UserError
+from sre2l.images import decode, encode
 
 SPEC = dataclasses.replace(DATASETS["imagenet1k"], size=8)  # three different means and stds
 
@@ -133,7 +133,7 @@ def test_pixels_are_truncated_and_clamped():
 @pytest.mark.parametrize("size", (8, 33, 64))
 def test_jpeg_has_pillows_default_bytes(tmp_path, size):
     pixels = np.random.default_rng(size).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    (tmp_path / "ours.jpg").write_bytes(encode_jpeg(pixels))
+    (tmp_path / "ours.jpg").write_bytes(encode(pixels))
     Image.fromarray(pixels).save(tmp_path / "pillow.jpg")
     assert (tmp_path / "ours.jpg").read_bytes() == (tmp_path / "pillow.jpg").read_bytes()
 
@@ -177,24 +177,23 @@ def recover_images(root, teacher, batch, start, end, *flags):
     run_main(recover, "--dataset", "cifar10", "--num-classes", 5, "--teacher", teacher, "--stem", "torchvision", "--arch", "shufflenet_v2_x0_5",
              "--device", "cpu", "--iteration", 2, "--batch-size", batch, "--jitter", 4, "--ipc-start", start, "--ipc-end", end,
              "--syn-data-path", root, *flags)
-    return {path.name: path.read_bytes() for path in (root / "images").glob("new*/*.jpg")}
+    return {path.name: path.read_bytes() for path in (root / "images").glob("new*/*")}
 
 
-def encode(pixels):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def test_file_holds_the_last_iterate(tmp_path, teacher, monkeypatch):
+@pytest.mark.parametrize("flags, suffix", (((), ".jpg"), (("--lossless",), ".png")))
+def test_file_holds_the_last_iterate(tmp_path, teacher, monkeypatch, flags, suffix):
     """The bytes written are the encoding of what the loop left after its last step, two units, the second one short."""
     lasts = []
     monkeypatch.setattr(recover, "optimise", lambda *args: lasts.append(optimise(*args).clone()) or lasts[-1])
-    files = recover_images(tmp_path, teacher, 3, 0, 1)
+    files = recover_images(tmp_path, teacher, 3, 0, 1, *flags)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (DATASETS["cifar10"].mean, DATASETS["cifar10"].std))
     grey = ((torch.cat([images[0] for images in lasts]) * std + mean).clamp(0, 1) * 255).floor().byte().permute(0, 2, 3, 1).contiguous().numpy()
     assert [images.shape[:2] for images in lasts] == [(1, 3), (1, 2)]
-    assert files == {f"class{label:03d}_id000.jpg": encode(grey[label]) for label in range(5)}
+    assert files == {f"class{label:03d}_id000{suffix}": encode(grey[label], suffix) for label in range(5)}
+    for label in range(5 * bool(flags)):
+        assert np.array_equal(decode(tmp_path / "images" / f"new{label:03d}" / f"class{label:03d}_id000.png"), grey[label])
+    with pytest.raises(UserError, match="lossless"):
+        recover_images(tmp_path, teacher, 3, 0, 1, *(() if flags else ("--lossless",)))
 
 
 @pytest.mark.parametrize("batch, classes", ((2, "0-4"), (5, "0-4"), (4, "0,1,4")))

@@ -191,6 +191,17 @@ STRAY = ("notes.txt", "new003/Thumbs.db", "new003/class004_id007.jpg", "new003/c
          "new005/class005_id001.jpg.tmp", "old/class000_id000.jpg", "new010x/class010_id000.jpg")
 
 
+def test_a_set_of_png_files_is_one_and_holds_no_jpeg(tmp_path):
+    root = synthetic_folder(tmp_path / "images", suffix=".png")
+    assert len(read_checked(verify_images(root, 10))) == 20
+    (root / "new003" / "class003_id001.png").rename(root / "new003" / "class003_id001.jpg")
+    with pytest.raises(UserError, match="class003_id001.jpg: is one image file too many"):
+        read_checked(verify_images(root, 10))
+    (root / "new003" / "class003_id001.jpg").unlink()
+    with pytest.raises(UserError, match="class003_id001.png: is missing"):
+        read_checked(verify_images(root, 10))
+
+
 @pytest.mark.parametrize("name", STRAY)
 def test_strays_in_a_folder_of_recovers_images_are_named(tmp_path, name):
     """What is none of the images, another class's, another kind's, or an image a second time."""

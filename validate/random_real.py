@@ -5,6 +5,7 @@ Time: that of relabel and train.
 Result: runs/<name>/random_real/ with images, labels and the student's results.json.
 """
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from sre2l.claims import claim
 from sre2l.distributed import barrier, rank, start
 from sre2l.files import beside, hash_json, read_json
 from sre2l.flags import Parser, add_run_flags, data_spec, number
-from sre2l.images import encode_jpeg, image_path
+from sre2l.images import encode, image_path
 from sre2l.manifest import merge_hashes, missing_files, write_recorded
 from sre2l.realdata import read_real, show
 from sre2l.runtime import UserError, pick_device, print_plan, run_folder, run_script, unit_rng
@@ -50,14 +51,14 @@ def draw_real_images(images, ipc, seed):
     return chosen
 
 
-def store_images(root, real, chosen, size, num_classes):
+def store_images(root, real, chosen, size, num_classes, suffix):
     """Write the chosen real images as the evaluation shows them, those that are not there as they were recorded. chosen: of draw_real_images.
 
     Of several processes the first writes."""
-    rows = {image_path("", label, index, num_classes).as_posix(): row for (index, label), row in chosen.items()}
+    rows = {image_path("", label, index, num_classes, suffix).as_posix(): row for (index, label), row in chosen.items()}
     missing = missing_files(root, list(rows), NUM_WRITERS, "images")
     if rank() == 0:
-        for _ in in_order(lambda name: write_recorded(root, {name: encode_jpeg(show(real.pixels(rows[name]), size, size))}), missing, NUM_WRITERS):
+        for _ in in_order(lambda name: write_recorded(root, {name: encode(show(real.pixels(rows[name]), size, size), suffix)}), missing, NUM_WRITERS):
             pass
         merge_hashes(root)
 
@@ -76,7 +77,7 @@ def main(args):
     again, manifest = ["--overwrite"] * args.overwrite, beside(root, "manifest.json")
     to_relabel = relabel.get_args([*relabel_flags, *again, "--data", str(root), "--fkd-path", str(labels)])
     to_train = train.get_args([*train_flags, *again, "--train-dir", str(root), "--fkd-path", str(labels), "--output-dir", str(student)])
-    size = distilled.pixels(0).shape[0]
+    size, lossless = distilled.pixels(0).shape[0], Path(distilled.items[0]).suffix == ".png"
     if args.dry_run:
         repeated = {"relabel": relabel.make_settings(to_relabel, spec), "validate": protocol.make_settings(to_train, data_spec(to_train))}
         outputs = ((manifest, root, "images", command), (beside(labels, "manifest.json"), labels, "labels", hash_json(vars(to_relabel))),
@@ -90,8 +91,8 @@ def main(args):
     if args.overwrite:
         start_afresh(manifest, root, "images", command)
     refuse_unclaimed(root)
-    keep_settings(manifest, {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes})
-    store_images(root, real, draw_real_images(real, ipc, args.seed), size, spec.num_classes)
+    keep_settings(manifest, {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes, "lossless": lossless or None})
+    store_images(root, real, draw_real_images(real, ipc, args.seed), size, spec.num_classes, ".png" if lossless else ".jpg")
     finish(manifest, beside(root, "sha256"))
     barrier()
     print(f"{len(distilled)} real images ({ipc} per class, seed {args.seed}) from {real.root} -> {root}")
