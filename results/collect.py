@@ -20,7 +20,7 @@ from sre2l.flags import Parser, add_run_flags
 from sre2l.images import decode, encode
 from sre2l.runtime import ROOT, UserError, print_plan, read_metrics, run_folder, run_script
 
-TEXTS = ("args.json", "manifest.json", "settings.json", "results.json", "log.txt", "metrics.jsonl")
+TEXTS = ("args.json", "manifest.json", "settings.json", "results.json", "recognised.json", "log.txt", "metrics.jsonl")
 MAX_LINES, IMAGE_BYTES, CLASSES, FRAMES = 150, 120_000, 10, 24  # of a metrics file; of a row's images; shown; pictures of the recovery
 ABSOLUTE = re.compile(r"(?<![\w/.<)*\]-])/[\w.@%+-]+(?:/[\w.@%+-]+)*")
 HEAD = ("#!/bin/sh", "# The commands of this row, in order; real images, where the data set is not built in, under data/.", "set -e",
@@ -146,6 +146,8 @@ def collect(run, row):
     for name, text in texts.items():
         write_bytes(row / name, text.encode())
     lines = commands([text for name, text in texts.items() if name.name.endswith("log.txt")])
+    if (path := run / "recognised.json").exists():
+        lines.append(f"root=$PWD; . sre2l/env.sh; $run results.recognise --name {run.name} --networks {','.join(read_json(path)['networks'])}")
     write_bytes(row / "commands.sh", "\n".join([*HEAD, *lines, ""]).encode())
     if (images := run / "images").is_dir():
         for path in choose_images(images):

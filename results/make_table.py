@@ -6,14 +6,14 @@ import re
 import statistics
 
 from results.rows import ABLATIONS, ROWS, Row, read_results, read_teacher
-from sre2l.files import write_bytes
+from sre2l.files import read_json, write_bytes
 from sre2l.flags import Parser
 from sre2l.runtime import ROOT, UserError, print_plan, read_metrics, run_script
 
 README = ROOT / "README.md"
 START, END = "<!-- from results/, by python3 -m results.make_table -->", "<!-- end of the tables -->"
 NAMES = {"digits": "digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet", "imagenet1k": "ImageNet-1K",
-         "resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet101": "ResNet-101", "mobilenet_v2": "MobileNetV2"}
+         "resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet101": "ResNet-101", "mobilenet_v2": "MobileNetV2", "efficientnet_lite0": "EfficientNet-Lite0"}
 
 
 def accuracy(results):
@@ -84,9 +84,10 @@ def recovered(row):
     last = {values["unit"]: values for values in read_metrics(path) if "ce" in values} if path.exists() else {}
     if not last:
         return None
-    tops = [values["verifier_top1"] for values in last.values() if "verifier_top1" in values]
-    second = f", a second network's top-1 {statistics.mean(tops):.2f}" if tops else ""
-    return f"images alone: cross entropy {statistics.mean(values['ce'] for values in last.values()):.2f} at the teacher{second}"
+    path = row.path / "recognised.json"
+    networks = read_json(path)["networks"] if path.exists() else {}
+    seen = "".join(f"; {NAMES.get(arch, arch)} finds the class in {found['top1']:g} %, among its first five in {found['top5']:g} %" for arch, found in networks.items())
+    return f"images alone: cross entropy {statistics.mean(values['ce'] for values in last.values()):.2f} at the teacher{seen}"
 
 
 def ablation_row(ablation):

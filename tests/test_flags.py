@@ -6,7 +6,7 @@ import pytest
 from img import make_figures
 from recover import recover
 from relabel import check, relabel
-from results import collect, make_table
+from results import collect, make_table, recognise
 from sre2l.flags import DEAD, number_list
 from sre2l.runtime import ROOT
 from squeeze import squeeze
@@ -14,7 +14,7 @@ from tests.helpers import refused
 from validate import random_real, report, summary, train
 
 SCRIPTS = {"squeeze": squeeze, "recover": recover, "relabel": relabel, "check": check, "validate": train, "random_real": random_real, "summary": summary,
-           "collect": collect, "make_table": make_table, "make_figures": make_figures, "report": report}
+           "collect": collect, "recognise": recognise, "make_table": make_table, "make_figures": make_figures, "report": report}
 SHARED = {  # modules of the shared package and the stage that are handed args
     "squeeze": ["squeeze/squeeze", "sre2l/flags", "sre2l/runtime"],
     "recover": ["recover/recover", "recover/watch", "sre2l/flags", "sre2l/runtime", "sre2l/teacher"],
@@ -24,6 +24,7 @@ SHARED = {  # modules of the shared package and the stage that are handed args
     "random_real": ["validate/random_real", "sre2l/runtime"],
     "summary": ["validate/summary", "sre2l/runtime"],
     "collect": ["results/collect", "sre2l/runtime"],
+    "recognise": ["results/recognise", "sre2l/runtime"],
     "make_table": ["results/make_table"],
     "make_figures": ["img/make_figures"],
     "report": ["validate/report", "sre2l/runtime"]}

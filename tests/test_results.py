@@ -169,8 +169,11 @@ def test_images_without_a_student_say_so(row, monkeypatch):
     (row / "student_resnet18" / "results.json").unlink()
     assert make_table.main_row(Row("row", "imagenet1k", 1))[4:7] == ["images alone: cross entropy 0.10 at the teacher", "", ""]
     with open(row / "images.metrics.jsonl", "a") as file:
-        file.write('{"unit": 0, "iteration": 99, "ce": 0.3, "verifier_top1": 40}\n{"unit": 1, "iteration": 99, "ce": 0.1, "verifier_top1": 41}\n')
-    assert make_table.main_row(Row("row", "imagenet1k", 1))[4] == "images alone: cross entropy 0.20 at the teacher, a second network's top-1 40.50"
+        file.write('{"unit": 0, "iteration": 99, "ce": 0.3}\n{"unit": 1, "iteration": 99, "ce": 0.1}\n')
+    (row / "recognised.json").write_text('{"networks": {"mobilenet_v2": {"top1": 40.0, "top5": 90.5}, "efficientnet_lite0": {"top1": 30.0, "top5": 60.0}}}')
+    assert make_table.main_row(Row("row", "imagenet1k", 1))[4] == (
+        "images alone: cross entropy 0.20 at the teacher; MobileNetV2 finds the class in 40 %, among its first five in 90.5 %; "
+        "EfficientNet-Lite0 finds the class in 30 %, among its first five in 60 %")
 
 
 def test_what_is_no_row_is_never_replaced(row, tmp_path):

