@@ -10,7 +10,7 @@ from recover.views import View
 from sre2l.compiled import why_no_triton
 from sre2l.distributed import world_size
 from sre2l.errors import first_line
-from sre2l.fused.convs import host_kernels
+from sre2l.fused.convs import describe_convolutions
 from sre2l.fused.host import host_passes
 from sre2l.precision import dtype_of, pick_precision, set_tf32
 from sre2l.runtime import UserError, give_back_memory
@@ -59,7 +59,7 @@ def make_engine(name, network, weights, size, precision):
     precision = precision or default_precision(fast, device)
     if fast:
         engine = FastEngine(network, weights, size, precision)
-        note = "fast engine" if engine.on_gpu else f"fast engine, {host_passes()[1]}, {host_kernels(engine.exact)[1]}"
+        note = "fast engine" if engine.on_gpu else f"fast engine, {host_passes()[1]}, {describe_convolutions(engine.network, engine.exact)}"
     else:
         if dtype_of(precision) != torch.float32:
             raise UserError(f"--precision {precision} needs the fast engine{f'; {why}' if why else ''}; use fp32 or tf32")

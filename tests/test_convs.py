@@ -171,6 +171,7 @@ def test_small_results_stay_torchs():
     for size, count in ((64, 10), (128, 13)):
         engine = FastEngine(network, Weights(0.01, 10.0, 0, 0), size)
         assert sum(isinstance(module, Winograd) for module in engine.network.modules()) == count
+        assert convs.describe_convolutions(engine.network, torch.float32) == f"{count} of 20 convolutions by Winograd's algorithm"
 
 
 def gradient_of(network, dtype, with_ours, monkeypatch):

@@ -178,14 +178,14 @@ def agrees_with_torch(kernels):
 
 @functools.cache
 def host_kernels(dtype):
-    """-> (Kernels for networks of this type on a CPU or None, the line that says which convolutions they have)."""
+    """-> (Kernels for networks of this type on a CPU, None), or (None, a line that says why torch computes all convolutions)."""
     try:
         kernels = Kernels(dtype)
     except (OSError, subprocess.CalledProcessError) as error:
         return None, f"convolutions by torch ({first_line(error)})"
     if not agrees_with_torch(kernels):
         return None, "convolutions by torch (the compiled kernel does not agree with it)"
-    return kernels, "3x3 convolutions by Winograd's algorithm"
+    return kernels, None
 
 
 def pays(shape):
@@ -213,3 +213,10 @@ def replace_convolutions(network, dtype, forward_only=False):
     for name in shapes:
         if found := ours(network.get_submodule(name), kernels, shapes[name], forward_only):
             network.set_submodule(name, found)
+
+
+def describe_convolutions(network, dtype):
+    """A line for the log about a network that replace_convolutions has been through."""
+    kernels, why = host_kernels(dtype)
+    kinds = [type(layer) for layer in network.modules() if isinstance(layer, (Winograd, nn.Conv2d))]
+    return f"{kinds.count(Winograd)} of {len(kinds)} convolutions by Winograd's algorithm" if kernels else why
