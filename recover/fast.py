@@ -58,7 +58,7 @@ class FastEngine:
         if self.on_gpu:
             self.use_kernels(network, norms)
         else:
-            use_host_kernels(network, norms, some.dtype if own_convolutions else None)
+            use_host_kernels(network, norms, some.dtype if own_convolutions else None, half=self.dtype == torch.bfloat16)
         self.network = network.to(self.dtype).to(memory_format=torch.channels_last)
         self.norms = [norm for norm in norms if norm.coefficient]
         self.all_norms = norms

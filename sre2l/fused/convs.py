@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from sre2l.compiled import load_threaded_kernel
 from sre2l.errors import first_line
 from sre2l.fused.fuse import shape_of
+from sre2l.fused.gradients import FrozenConv, StridedDepthwise
 
 POINTS = math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(2), -math.sqrt(2)
 G = torch.tensor([[1, 0, 0], *([1 / p, 1, p] for p in POINTS), [0, 0, 1]], dtype=torch.float64)
@@ -69,25 +69,6 @@ class Kernels:
         job = Job(x.data_ptr(), y.data_ptr(), u.data_ptr(), None if bias is None else bias.data_ptr(), scratch.data_ptr(), values=values, **shapes, **sizes)
         function(ctypes.byref(job), threads)
         return y
-
-
-class Frozen(torch.autograd.Function):
-    """module.compute(x), with module.gradient as its input gradient."""
-
-    @staticmethod
-    def forward(ctx, x, module):
-        ctx.module, ctx.shape, ctx.dtype = module, x.shape, x.dtype
-        return module.compute(x).to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        return ctx.module.gradient(g, ctx.shape).to(ctx.dtype), None
-
-
-class FrozenConv(nn.Module):
-    def forward(self, x):
-        return Frozen.apply(x, self)
 
 
 class Winograd(FrozenConv):
@@ -194,24 +175,26 @@ def pays(shape):
     return TRANSFORMS * 36 * -(-height // 4) * -(-width // 4) < (3 * height - 2) * (3 * width - 2)
 
 
-def ours(conv, kernels, shapes=(), forward_only=False):
-    """What takes the place of this module, or None. shapes: of its results."""
+def ours(conv, kernels, shapes=(), forward_only=False, half=False):
+    """What takes the place of this module, or None. shapes: of its results; half: it will have weights in bfloat16."""
     if type(conv) is not nn.Conv2d or conv._forward_pre_hooks or conv._forward_hooks:  # hooks may make the weights
         return None
+    if half and StridedDepthwise.fits(conv):
+        return StridedDepthwise(conv)
     if Winograd.fits(conv, kernels):
         return Winograd(conv, kernels, share=forward_only) if all(map(pays, shapes)) else None
     return FirstConv(conv, kernels) if FirstConv.fits(conv, kernels) and not forward_only else None
 
 
-def replace_convolutions(network, dtype, forward_only=False):
+def replace_convolutions(network, dtype, forward_only=False, half=False):
     """Put ours in the place of each convolution of a frozen network that they fit, in the network as fuse.py traced it. dtype: float32 or float64,
-    of its weights; forward_only: as fuse.py has it."""
+    of its weights; forward_only: as fuse.py has it; half: it will go on in bfloat16."""
     kernels, shapes = host_kernels(dtype)[0], {}
     for node in network.graph.nodes if kernels else ():
         if node.op == "call_module":
             shapes.setdefault(node.target, []).append(shape_of(node))
     for name in shapes:
-        if found := ours(network.get_submodule(name), kernels, shapes[name], forward_only):
+        if found := ours(network.get_submodule(name), kernels, shapes[name], forward_only, half):
             network.set_submodule(name, found)
 
 

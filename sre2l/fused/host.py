@@ -114,11 +114,11 @@ def host_passes():
     return Passes(kernel), "BatchNorm on the CPU by the compiled kernel"
 
 
-def use_host_kernels(network, norms, dtype, forward_only=False):
+def use_host_kernels(network, norms, dtype, forward_only=False, half=False):
     """Let a network that fuse.py has rewritten compute by the C functions, in place. norms: its Norms; dtype: of its weights, None for torch's
-    convolutions; forward_only: no memory for a backward pass."""
+    convolutions; forward_only: no memory for a backward pass; half: it will go on in bfloat16."""
     if dtype:
-        replace_convolutions(network, dtype, forward_only)
+        replace_convolutions(network, dtype, forward_only, half)
     for norm in norms:
         norm.passes = host_passes()[0]
 
