@@ -39,11 +39,20 @@ def protocol(results):
             f"{optimizer['name']} {optimizer['lr']:g}, T {found['temperature']:g}{loss}, {found['precision']}")
 
 
-def hardware(results):
-    """Where the student was trained, and the seconds of every stage that is known."""
-    device = re.sub(r"^cpu, (\d+) threads$", r"\1 CPU threads", results["versions"]["device"])
-    seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in results["seconds"].items() if value is not None)
-    return f"{device}: {seconds}"
+def device_of(log):
+    """Where the last run that wrote this log ran, as a table says it; None without a log."""
+    found = re.findall(r'^\{"python": .*"device": "([^"]+)"', log.read_text(), re.M) if log.exists() else []
+    return re.sub(r"^cpu, (\d+) threads$", lambda match: f"{match[1]} CPU thread" + "s" * (match[1] != "1"), found[-1]) if found else None
+
+
+def hardware(row, results):
+    """The seconds of every stage that is known, by where it ran: 'NVIDIA H200: recover 17; 2 CPU threads: relabel 314, validate 1600'."""
+    logs = {"squeeze": "teacher/log.txt", "recover": "images.log.txt", "relabel": "labels.log.txt", "validate": f"student_{row.model}/log.txt"}
+    places = {}
+    for stage, seconds in results["seconds"].items():
+        if seconds is not None:
+            places.setdefault(device_of(row.path / logs[stage]) or "?", []).append(f"{stage} {seconds:.0f}")
+    return "; ".join(f"{place}: {', '.join(stages)}" for place, stages in places.items())
 
 
 def table(head, rows):
@@ -61,7 +70,7 @@ def main_row(row):
     if results is None:
         images = recovered(row) if row.ipc else None
         return [*cells, images + note, "", "", *links] if images else None
-    return [*cells, f"**{accuracy(results)}** ({num_seeds(results)}){note}", protocol(results), hardware(results), *links]
+    return [*cells, f"**{accuracy(results)}** ({num_seeds(results)}){note}", protocol(results), hardware(row, results), *links]
 
 
 def missing(rows):

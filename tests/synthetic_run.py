@@ -35,8 +35,10 @@ def synthetic_run(run, dataset="digits", ipc=2, classes=10, size=None):
     write_json(run / "labels.manifest.json", {"settings": {"measured_top1": 98.7, "teacher": {"top1": 1.0}}})
     (run / "teacher").mkdir()
     (run / "teacher" / "metrics.jsonl").write_text('{"epoch": 1, "loss": 2.0, "seconds": 1.0}\n{"epoch": 2, "top1": 90.5, "seconds": 1.5}\n')
+    (run / "teacher" / "log.txt").write_text('{"python": "3.11.9", "device": "cpu, 1 threads"}\n{"python": "3.12.3", "device": "NVIDIA H200", "threads": 2}\n')
     for folder, line in (("student_resnet18", TRAIN), ("student_resnet18_hard", f"{TRAIN} --hard-labels"), ("random_real/student_resnet18", TRAIN)):
         (run / folder).mkdir(parents=True)
-        (run / folder / "log.txt").write_text(f"2026-11-23 10:00:0{len(folder) % 10}  /home/someone/sre2l/validate/train.py {line} --name {run}\n")
+        (run / folder / "log.txt").write_text(f"2026-11-23 10:00:0{len(folder) % 10}  /home/someone/sre2l/validate/train.py {line} --name {run}\n"
+                                              '{"device": "auto"}\n{"python": "3.12.3", "torch": "2.15", "device": "cpu, 2 threads"}\n')
         write_json(run / folder / "results.json", results(50.0 + len(folder), 1.25, classes * ipc))
     return run

@@ -156,7 +156,7 @@ def test_a_row_says_what_was_measured_and_a_missing_one_that_it_was_not(row, mon
     assert make_table.missing([Row("gone", "tiny-imagenet", None)]) == "Not run yet: Tiny-ImageNet, ResNet-18 as the teacher (59.57 published)."
     lines = make_table.make_tables(found, [Ablation("cifar10", "r_bn", (("0", "gone"), ("1", "row")), "one of two")]).splitlines()
     assert lines[2] == ("| Tiny-ImageNet | 50 | ResNet-18 | 41.1 +- 0.4 | **66.00 +- 1.25** (3 seeds); a note "
-                        "| 60 epochs, batch 20, cutmix, AdamW 0.002, T 20, fp32 | 2 CPU threads: squeeze 40, validate 100 "
+                        "| 60 epochs, batch 20, cutmix, AdamW 0.002, T 20, fp32 | NVIDIA H200: squeeze 40; 2 CPU threads: validate 100 "
                         "| `sh results/row/commands.sh` | [row](results/row) |")
     assert lines[3].startswith("| Tiny-ImageNet | - | ResNet-18 (teacher) | 59.57 | 90.50 (1 seed) |")
     assert not lines[4] and lines[5].startswith("Not run yet: CIFAR-10")
