@@ -222,6 +222,7 @@ def get_args(argv=None):
     add("--jitter", "--image_shifting", type=number(int, 0), default=32, help="largest random roll, pixels")
     add("--signed-jitter", action="store_true", help="roll by -jitter..jitter instead of 0..jitter")
     add("--no-crop-flip", action="store_true", help="neither crop nor flip, only roll")
+    add("--crop-flip", action="store_false", dest="no_crop_flip", default=False, help="crop and flip, where a launcher's table says not to")
     add("--tv-l2", type=number(float, 0), default=0.0, help="weight of the total variation")
     add("--l2-scale", type=number(float, 0), default=0.0, help="weight of the images' L2 norm")
     add("--ipc-start", type=number(int, 0, 999), default=0, help="first image index per class")
