@@ -10,6 +10,7 @@ from sre2l.distributed import largest
 from sre2l.errors import first_line
 from sre2l.fused.folded import fold_network
 from sre2l.fused.host import host_network
+from sre2l.fused.norms import statistics_layers
 from sre2l.precision import dtype_of, memory_format_of, pick_precision, set_tf32
 from sre2l.runtime import UserError
 
@@ -62,6 +63,16 @@ def measured_form(network, item, spec, precision):
         if not largest(not (measured and measured["kl_t20"] < (SAME_KL if precision == "fp32" else HALF_KL))):  # also where it is not a number
             return form, measured
     return None, measured
+
+
+def use_batch_statistics(network, last_batch):
+    """Let every BatchNorm take the statistics of the batch that it sees, as in train mode, and keep none of them; the rest stays in eval mode.
+
+    last_batch: images in the last batch, 0 = as many as in the others. Raises UserError where it is one, which has no statistics."""
+    if last_batch == 1:
+        raise UserError("--batch-statistics: the last batch of an epoch is one image, which has no statistics; choose another --batch-size")
+    for layer in statistics_layers(network):
+        layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
 
 
 def prepare_teacher(network, item, spec, asked, begun, device):

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from sre2l.agreement import agreement
-from relabel.half import prepare_teacher, teacher_logits
+from relabel.half import prepare_teacher, teacher_logits, use_batch_statistics
 from relabel.room import check_room, in_bytes, num_label_bytes
 from sre2l.augment import draw_crops, draw_mix
 from sre2l.batches import BatchDataset, Batches, in_order, load_batches
@@ -44,7 +44,7 @@ def make_settings(args, spec):
     return {"format": LABEL_FORMAT, "dataset": spec.name, "num_classes": spec.num_classes, "batch_size": args.batch_size,
             "epochs": args.epochs, "order_seed": args.fkd_seed, "order_rule": ORDER_RULE, "seed": args.seed,
             "mix": args.mix_type, "mix_alpha": alpha, "crop": crop, "input_size": spec.size, "mean": spec.mean, "std": spec.std,
-            "logits": args.label_precision}
+            "logits": args.label_precision, "batch_statistics": args.batch_statistics or None}
 
 
 def draw_sheet(settings, batch, sizes):
@@ -116,6 +116,8 @@ def main(args):
     goes_on = manifest_path.exists() and (not args.overwrite or is_under_way(manifest_path, command))
     manifest = manifest_of(root) if goes_on else None
     first = BatchDataset(images, spec.size, partial(draw_sheet, make_settings(args, spec)))[next(iter(batches))]
+    if args.batch_statistics:
+        use_batch_statistics(teacher.network, len(images) % args.batch_size)
     network, precision, form = prepare_teacher(teacher.network, first, spec, args.precision, (manifest or {}).get("precision"), device)
     if args.overwrite:  # a precision that is refused has deleted nothing
         start_afresh(manifest_path, root, "labels", command)
@@ -185,6 +187,7 @@ def get_args(argv=None):
     add("--max-scale-crops", type=number(float, 0, 1), default=1.0, help="largest area of a resized crop")
     add("--padding", type=number(int, 0), help="largest shift of a padded crop, pixels (default: the data set's)")
     add("--no-flip", action="store_true", help="never flip")
+    add("--batch-statistics", action="store_true", help="the teacher's BatchNorm as in train mode, on each batch's own: the released CIFAR script has it so")
     add("--precision", choices=PRECISIONS, help="of the teacher (default: fp16 on a GPU where its labels are close enough, else tf32; fp32 on a CPU)")
     add("--label-precision", choices=("fp16", "fp32"), default="fp16", help="type of the stored logits")
     add("--use-fp16", dest="label_precision", action="store_const", const="fp16", help="the same as --label-precision fp16")

@@ -1,4 +1,5 @@
 """Which precision the teacher ran in: measured, recorded, refused where it is too far from fp32; several processes write what one writes."""
+import copy
 import json
 import os
 import subprocess
@@ -10,13 +11,16 @@ import torch
 
 from relabel import half, relabel
 from sre2l.augment import Mix
+from sre2l.batches import BatchDataset, Batches
 from sre2l.datasets import DATASETS
 from sre2l.fused.convs import host_kernels
+from sre2l.images import read_synthetic
 from sre2l.labels import Sheet, read_sheet
+from sre2l.models import load_teacher
 from sre2l.precision import pick_precision
 from sre2l.files import beside
 from sre2l.runtime import ROOT, UserError
-from tests.helpers import bare_checkpoint, refused, run_main, synthetic_folder
+from tests.helpers import SMALL, bare_checkpoint, refused, run_main, synthetic_folder
 from tests.parity import network_of
 from tests.test_continue import files_of
 from tests.worlds import common, teacher
@@ -81,6 +85,23 @@ def test_on_a_cpu_the_teacher_computes_by_the_compiled_kernels(flags, tmp_path, 
     labels = [logits_of(root) for root in roots]
     assert torch.equal(labels[0], labels[1]) and torch.equal(labels[2], labels[3])
     assert (labels[0] - labels[2]).norm() < {"fp32": 1e-5, "bf16": 2e-2}[precision] * labels[2].norm()
+
+
+def test_batch_statistics_are_those_of_train_mode(flags, tmp_path):
+    """The logits are what the network gives in train mode for the same mixed batch, its last short batch too; the folder is no other run's."""
+    root, spec = tmp_path / "labels", DATASETS["cifar10"]
+    run_main(*flags, "--label-precision", "fp32", "--fkd-path", root, "--batch-statistics")
+    evaluated, images = load_teacher(spec, tmp_path / "teacher.pth", SMALL).network, read_synthetic(tmp_path / "run" / "images", 10)
+    network = copy.deepcopy(evaluated).train()
+    replay = BatchDataset(images, 32, lambda batch, _: read_sheet(root, batch.epoch, batch.index))
+    for batch in Batches(20, 8, 42, 2):
+        _, pixels, sheet = replay[batch]
+        wanted = half.teacher_logits(network, pixels, sheet, spec, "fp32")
+        other = half.teacher_logits(evaluated, pixels, sheet, spec, "fp32")
+        assert (sheet.logits - wanted).norm() < 1e-3 * wanted.norm() and (other - wanted).norm() > 0.1 * wanted.norm()
+    assert manifest(root)["batch_statistics"] is True
+    assert "batch_statistics" in refused(*flags, "--label-precision", "fp32", "--fkd-path", root)
+    assert "choose another --batch-size" in refused(*flags, "--fkd-path", tmp_path / "x", "--batch-statistics", "--batch-size", 19)
 
 
 def test_of_several_processes_all_label_with_the_form_that_all_can_make(monkeypatch):
