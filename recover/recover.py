@@ -27,6 +27,7 @@ from sre2l.distributed import rank, world_size
 from sre2l.files import beside, hash_json
 from sre2l.flags import (Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, add_tensorboard_flag, check_folders, data_spec,
                          number)
+from sre2l.images import suffix_of
 from sre2l.interrupts import finishing_steps, leave, stop_requested
 from sre2l.manifest import complete
 from sre2l.models import load_teacher
@@ -38,7 +39,7 @@ from sre2l.teacher import check_top1, find_teacher, teacher_at_hand
 from sre2l.training import start_device
 from sre2l.verify import refuse_strays
 
-FREE = ("precision",)  # may differ between the runs that fill one folder
+FREE, SWITCHES = ("precision",), ("lossless",)  # settings that may differ between the runs that fill one folder; that are True or not there
 
 
 def cosine_rates(lr, iterations):
@@ -108,9 +109,10 @@ def main(args):
         if teacher:
             check_statistics(teacher)
         num_images = (args.ipc_end - args.ipc_start) * len(classes)
-        size = num_images * (70 + 3 * spec.size ** 2 if args.lossless else 620 + spec.size ** 2 // 3)  # about a third of a byte for each noise-like pixel
+        # noise-like pixels: PNG stores them as they are, JPEG takes about a third of a byte for each
+        size = num_images * (100 + (3 * spec.size + 2) * spec.size if args.lossless else 620 + spec.size ** 2 // 3)
         settings, record = make_settings(args, spec, classes, teacher), beside(root, "manifest.json")
-        deletes = planned_deletion(record, root, "images", command) if args.overwrite else check_plan(record, settings, FREE)
+        deletes = planned_deletion(record, root, "images", command) if args.overwrite else check_plan(record, settings, FREE, SWITCHES)
         return print_plan(settings, images=num_images, units=len(units),
                           images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root), deletes=deletes)
 
@@ -126,8 +128,9 @@ def main(args):
         start_afresh(manifest, root, "images", command)
     refuse_unclaimed(root)
     pairs = [(ipc, label) for ipc in range(args.ipc_start, args.ipc_end) for label in classes]
-    names = image_names(pairs, spec.num_classes, ".png" if args.lossless else ".jpg")
+    names = image_names(pairs, spec.num_classes, suffix_of(args.lossless))
     missing = missing_pairs(root, names)
+    to_write = {pair: names[pair] for pair in missing}
     weights = Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale)
     num_left = sum(not missing.isdisjoint(unit.pairs) for unit in units)
     engine, note = make_engine(args.engine, teacher.network, weights, spec.size,
@@ -192,7 +195,7 @@ def main(args):
             for future in written:  # a full disk shows here
                 future.result()
             pixels = [to_pixels(batch, spec.mean, spec.std) for batch in images]
-            written = [writer.submit(write_units, root, chunk, pixels, {pair: names[pair] for pair in missing}, keeper.forget)]
+            written = [writer.submit(write_units, root, chunk, pixels, to_write, keeper.forget)]
             for unit in chunk:
                 log.metrics(unit=unit.index, images=len(missing.intersection(unit.pairs)), precision=args.precision)
             log.line(f"{chunk_name(chunk)}: computed, {len(chunks) - number_done} more of this process to do")

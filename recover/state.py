@@ -26,7 +26,8 @@ class Keeper:
         self.under_way.set_result(None)
 
     def identity(self, units):
-        return hash_json([FORMAT, self.settings, [unit.index for unit in units]])
+        settings = {key: value for key, value in self.settings.items() if value is not None}  # as the manifest has them
+        return hash_json([FORMAT, settings, [unit.index for unit in units]])
 
     def load(self, units, device):
         """-> (the iterations done, [images, first moment, second moment] of these units), or (0, None) where nothing whole of them is there."""

@@ -104,7 +104,7 @@ def main(args):
         plan = {"batches": count and len(Batches(count, args.batch_size, 0, args.epochs)), "output": str(root),
                 "bytes": count and num_label_bytes(count, args.batch_size, args.epochs, spec.num_classes, args.label_precision)}
         settings, record = make_settings(args, spec), beside(root, "manifest.json")
-        deletes = planned_deletion(record, root, "labels", command) if args.overwrite else check_plan(record, settings, FREE)
+        deletes = planned_deletion(record, root, "labels", command) if args.overwrite else check_plan(record, settings, FREE, ("batch_statistics",))
         return print_plan(settings, images=count, teacher=teacher and teacher.describe(), deletes=deletes, **plan)
 
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)

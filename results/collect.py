@@ -15,7 +15,7 @@ import numpy as np
 from recover.pictures import GAP, spread
 from recover.units import make_unit
 from results.rows import ABLATIONS, RESULTS, ROWS
-from sre2l.files import beside, read_json, write_bytes
+from sre2l.files import beside, hash_file, read_json, write_bytes
 from sre2l.flags import Parser, add_run_flags
 from sre2l.images import decode, encode
 from sre2l.runtime import ROOT, UserError, print_plan, read_metrics, run_folder, run_script
@@ -147,7 +147,10 @@ def collect(run, row):
         write_bytes(row / name, text.encode())
     lines = commands([text for name, text in texts.items() if name.name.endswith("log.txt")])
     if (path := run / "recognised.json").exists():
-        lines.append(f"root=$PWD; . sre2l/env.sh; $run results.recognise --name {run.name} --networks {','.join(read_json(path)['networks'])}")
+        seen, listing = read_json(path), beside(run / "images", "sha256")
+        if seen["images_sha256"] != (hash_file(listing) if listing.exists() else None):
+            raise UserError(f"{path}: is of other images than {run / 'images'}; run results.recognise again")
+        lines.append(f"root=$PWD; . sre2l/env.sh; python3 -m results.recognise --name {run.name} --networks {','.join(seen['networks'])}")
     write_bytes(row / "commands.sh", "\n".join([*HEAD, *lines, ""]).encode())
     if (images := run / "images").is_dir():
         for path in choose_images(images):

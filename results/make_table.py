@@ -39,10 +39,11 @@ def protocol(results):
             f"{optimizer['name']} {optimizer['lr']:g}, T {found['temperature']:g}{loss}, {found['precision']}")
 
 
-def device_of(log):
-    """Where the last run that wrote this log ran, as a table says it; None without a log."""
+def devices_of(log):
+    """Where the runs that wrote this log ran, as a table says it, '' without a log."""
     found = re.findall(r'^\{"python": .*"device": "([^"]+)"', log.read_text(), re.M) if log.exists() else []
-    return re.sub(r"^cpu, (\d+) threads$", lambda match: f"{match[1]} CPU thread" + "s" * (match[1] != "1"), found[-1]) if found else None
+    names = [re.sub(r"^cpu, (\d+) threads$", lambda match: f"{match[1]} CPU thread" + "s" * (match[1] != "1"), device) for device in found]
+    return " and ".join(dict.fromkeys(names))
 
 
 def hardware(row, results):
@@ -51,8 +52,8 @@ def hardware(row, results):
     places = {}
     for stage, seconds in results["seconds"].items():
         if seconds is not None:
-            places.setdefault(device_of(row.path / logs[stage]) or "?", []).append(f"{stage} {seconds:.0f}")
-    return "; ".join(f"{place}: {', '.join(stages)}" for place, stages in places.items())
+            places.setdefault(devices_of(row.path / logs[stage]), []).append(f"{stage} {seconds:.0f}")
+    return "; ".join(f"{place}: " * bool(place) + ", ".join(stages) for place, stages in places.items())
 
 
 def table(head, rows):
@@ -93,10 +94,15 @@ def recovered(row):
     last = {values["unit"]: values for values in read_metrics(path) if "ce" in values} if path.exists() else {}
     if not last:
         return None
+    text = f"images alone: cross entropy {statistics.mean(values['ce'] for values in last.values()):.2f} at the teacher"
     path = row.path / "recognised.json"
-    networks = read_json(path)["networks"] if path.exists() else {}
-    seen = "".join(f"; {NAMES.get(arch, arch)} finds the class in {found['top1']:g} %, among its first five in {found['top5']:g} %" for arch, found in networks.items())
-    return f"images alone: cross entropy {statistics.mean(values['ce'] for values in last.values()):.2f} at the teacher{seen}"
+    if not path.exists():
+        return text
+    seen = read_json(path)
+    for arch, found in seen["networks"].items():
+        who = NAMES.get(arch, arch) + (" (the teacher)" if arch == row.model else "")
+        text += f"; {who} finds the class in {found['top1']:g} % of {seen['num_images']}, among its first five in {found['top5']:g} %"
+    return text
 
 
 def ablation_row(ablation):

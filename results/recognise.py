@@ -3,16 +3,16 @@
 Run: python3 -m results.recognise --dataset imagenet1k --name imagenet1k_ipc1      (after recover; 100 images take seconds on a CPU)
 Result: runs/<name>/recognised.json, top-1 and top-5 of each network in percent.
 """
+import argparse
 from typing import NamedTuple
 
 import torch
 
 from sre2l.datasets import DATASETS
-from sre2l.files import write_json
+from sre2l.files import beside, hash_file, write_json
 from sre2l.flags import Parser, add_run_flags, check_folders
-from sre2l.images import decode_all
 from sre2l.models import find_weights, load_teacher, load_weights, read_checkpoint
-from sre2l.realdata import show
+from sre2l.realdata import decode_shown
 from sre2l.runtime import UserError, print_plan, run_folder, run_script
 from sre2l.training import evaluate
 from sre2l.verify import read_checked, verify_images
@@ -48,6 +48,14 @@ def load_judge(spec, arch):
     return Judge(teacher.network, teacher.mean, teacher.std)
 
 
+def names(text):
+    """'a, b' -> ['a', 'b'], none of them empty; argparse's type."""
+    found = [name.strip() for name in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name")
+    return found
+
+
 def main(args):
     spec, run = DATASETS[args.dataset], run_folder(args)
     if spec.name != "imagenet1k":
@@ -58,21 +66,19 @@ def main(args):
     check_folders(run / "images")
     judges = {arch: load_judge(spec, arch) for arch in args.networks}  # before the images: what is not installed shows at once
     images = read_checked(verify_images(run / "images", spec.num_classes))
-    pixels = decode_all(images, lambda image: show(image, spec.size, spec.size))
-    if pixels is None:
-        raise UserError(f"{images.root}: {len(images)} images of {spec.size} pixels do not fit into half of this machine's memory")
-    found = {}
+    pixels = decode_shown(images, spec.size, spec.size)
+    found, listing = {}, beside(images.root, "sha256")
     for arch, judge in judges.items():
         top1, top5 = evaluate(judge.network, pixels, judge.mean, judge.std, torch.device("cpu"), batch_size=50)
         found[arch] = {"top1": top1, "top5": top5}
         print(f"{arch}: top1 {top1:.2f}%  top5 {top5:.2f}% of {len(images)} images of {images.root}")
-    write_json(output, {"num_images": len(images), "networks": found})
+    write_json(output, {"num_images": len(images), "images_sha256": hash_file(listing) if listing.exists() else None, "networks": found})
 
 
 def get_args(argv=None):
     parser = Parser(__doc__)
     add_run_flags(parser)
-    parser.add_argument("--networks", type=lambda text: text.split(","), default=["mobilenet_v2", LITE0], metavar="ARCH,ARCH",
+    parser.add_argument("--networks", type=names, default=["mobilenet_v2", LITE0], metavar="ARCH,ARCH",
                         help=f"torchvision names, or {LITE0}, which needs two packages")
     return parser.parse_args(argv)
 

@@ -94,16 +94,21 @@ def decode_all(images, transform):
 
 
 def image_path(root, label, ipc, num_classes, suffix=".jpg"):
-    """<root>/new{class}/class{class}_id{ipc}.jpg with three digits, five for the class where there are more than 1000 classes."""
+    """<root>/new{class}/class{class}_id{ipc}<suffix> with three digits, five for the class where there are more than 1000 classes."""
     name = f"{label:0{5 if num_classes > 1000 else 3}d}"
     return Path(root) / f"new{name}" / f"class{name}_id{ipc:03d}{suffix}"
 
 
+def suffix_of(lossless):
+    """Of the image files, by the setting of that name."""
+    return ".png" if lossless else ".jpg"
+
+
 def encode(pixels, suffix=".jpg"):
-    """pixels (H, W, 3) uint8 -> the bytes of a JPEG as the published sets have it (quality 75, chroma 4:2:0), or of a '.png', which loses nothing."""
+    """pixels (H, W, 3) uint8 -> the bytes of a file: '.jpg' as the published sets have it (quality 75, chroma 4:2:0), or '.png', which loses nothing."""
+    kind, options = {".jpg": ("JPEG", {"quality": JPEG_QUALITY, "subsampling": "4:2:0"}), ".png": ("PNG", {})}[suffix]
     data = io.BytesIO()
-    format, options = ("PNG", {}) if suffix == ".png" else ("JPEG", {"quality": JPEG_QUALITY, "subsampling": "4:2:0"})
-    Image.fromarray(pixels).save(data, format, **options)
+    Image.fromarray(pixels).save(data, kind, **options)
     return data.getvalue()
 
 

@@ -98,11 +98,15 @@ def show(pixels, size, short):
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
+def decode_shown(images, size, short):
+    """All images as `show` gives them, in memory. Raises UserError where they do not fit."""
+    decoded = decode_all(images, lambda pixels: show(pixels, size, short))
+    if decoded is None:
+        raise UserError(f"{images.root}: {len(images)} images of {size} pixels do not fit into half of this machine's memory")
+    return decoded
+
+
 def read_val(spec, path, classes=None, class_names=None):
     """The validation set as the evaluation shows it, decoded and resized once: Images of (size, size, 3) uint8 arrays."""
     images = read_real(spec, path, "val", classes, class_names)
-    short = round(spec.resize * spec.size / 224) if spec.resize else spec.size  # 256 at 224, else as they are
-    decoded = decode_all(images, lambda pixels: show(pixels, spec.size, short))
-    if decoded is None:
-        raise UserError(f"{images.root}: {len(images)} images of {spec.size} pixels do not fit into half of this machine's memory")
-    return decoded
+    return decode_shown(images, spec.size, round(spec.resize * spec.size / 224) if spec.resize else spec.size)  # 256 at 224, else as they are

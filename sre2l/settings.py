@@ -49,10 +49,12 @@ def refuse_others(path, stored, settings, keys):
                         f"Choose another --name or output folder, or start afresh with --overwrite, which deletes it")
 
 
-def check_plan(path, settings, free=()):
-    """For --dry-run: raise UserError as keep_settings would, as far as the settings are known before anything is loaded."""
+def check_plan(path, settings, free=(), switches=()):
+    """For --dry-run: raise UserError as keep_settings would, as far as the settings are known before anything is loaded. switches: settings of which
+    None is a value, off."""
     settings, stored = as_json(settings), recorded(path) or {}
-    refuse_others(path, stored, settings, [key for key, value in settings.items() if value is not None and key in stored and key not in (*free, *FOUND)])
+    known = [key for key, value in settings.items() if value is not None and key in stored and key not in (*free, *FOUND)]
+    refuse_others(path, stored, settings, [*known, *(switches if stored else ())])
 
 
 def keep_settings(path, settings, free=(), command=None):

@@ -110,7 +110,8 @@ def read_records(finding, root, kind):
 
 
 def wanted_images(there, hashes, classes, num_classes):
-    """The names that a complete set has: of each class the images whose numbers most classes have, and what hashes are recorded for."""
+    """The names that a complete set has: of each class the images whose numbers most classes have, with the suffix that most have (most of those
+    recorded, where some are), and what hashes are recorded for."""
     names = set(there) | set(hashes or ())
     counts, suffixes = Counter(place(name)[-1] for name in names), Counter(Path(name).suffix for name in hashes or names)
     common = [number for number, count in counts.items() if 2 * count > len(classes)]

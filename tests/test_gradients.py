@@ -7,9 +7,8 @@ from torch import nn
 from recover.fast import FastEngine
 from recover.objective import Weights
 from recover.views import View
-from sre2l.fused import gradients
-from sre2l.fused.convs import host_kernels
-from sre2l.fused.gradients import StridedDepthwise
+from sre2l.fused import convs, gradients
+from sre2l.fused.gradients import StridedDepthwise, strided_pays
 from tests.nets import calibrated
 
 
@@ -41,16 +40,31 @@ def test_a_strided_depthwise_gradient_is_autograds(kernel, stride, padding, size
     assert found.dtype == torch.bfloat16 and relative(found, gradient) < 0.01
 
 
-@pytest.mark.parametrize("change", ({"groups": 12}, {"stride": 1}, {"dilation": 2}, {"padding": 3}, {"padding_mode": "circular"}, {"groups": 1}))
-def test_what_it_does_not_fit_stays_torchs(change):
-    conv = nn.Conv2d(24, 24, **{"kernel_size": 3, "stride": 2, "padding": 1, "groups": 24, **change})
-    assert not StridedDepthwise.fits(conv) and not StridedDepthwise.fits(nn.Conv2d(24, 48, 3, 2, 1, groups=24))
+@pytest.mark.parametrize("change", ({"groups": 12}, {"stride": 1}, {"dilation": 2}, {"padding": 3}, {"padding_mode": "circular"}, {"groups": 1},
+                                    {"padding": "valid"}, {"out_channels": 48}))
+def test_it_fits_no_other_convolution(change):
+    plain = {"in_channels": 24, "out_channels": 24, "kernel_size": 3, "stride": 2, "padding": 1, "groups": 24}
+    assert StridedDepthwise.fits(nn.Conv2d(**plain)) and not StridedDepthwise.fits(nn.Conv2d(**{**plain, **change}))
+
+
+def test_it_is_used_only_where_it_is_right(monkeypatch):
+    found = StridedDepthwise.gradient
+    monkeypatch.setattr(StridedDepthwise, "gradient", lambda *args: found(*args) + 1)
+    monkeypatch.setattr(gradients.time, "perf_counter", iter(range(100)).__next__)
+    assert not strided_pays.__wrapped__()
+
+
+@pytest.mark.parametrize("torchs_seconds, pays", ((3, True), (1.5, False)))
+def test_it_is_used_only_where_it_is_twice_as_fast(torchs_seconds, pays, monkeypatch):
+    """With a clock on which ours takes a second; what it computes is torch's, to the bit."""
+    ticks = [0, 1] * 3 + [0, torchs_seconds] * 3
+    monkeypatch.setattr(gradients.time, "perf_counter", lambda: ticks.pop(0))
+    assert strided_pays.__wrapped__() is pays and not ticks
 
 
 def test_a_network_has_them_in_bfloat16_alone_and_its_gradient_is_as_near_to_float64s(monkeypatch):
     """MobileNetV2 has four. Without ReLU6, where rounding would make it choose otherwise."""
-    if host_kernels(torch.float32)[0] is None:
-        pytest.skip(host_kernels(torch.float32)[1])
+    monkeypatch.setattr(convs, "strided_pays", lambda: True)
     network = torchvision.models.mobilenet_v2(num_classes=5)
     for module in list(network.modules()):
         for name, child in module.named_children():

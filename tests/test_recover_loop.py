@@ -190,10 +190,23 @@ def test_file_holds_the_last_iterate(tmp_path, teacher, monkeypatch, flags, suff
     grey = ((torch.cat([images[0] for images in lasts]) * std + mean).clamp(0, 1) * 255).floor().byte().permute(0, 2, 3, 1).contiguous().numpy()
     assert [images.shape[:2] for images in lasts] == [(1, 3), (1, 2)]
     assert files == {f"class{label:03d}_id000{suffix}": encode(grey[label], suffix) for label in range(5)}
-    for label in range(5 * bool(flags)):
-        assert np.array_equal(decode(tmp_path / "images" / f"new{label:03d}" / f"class{label:03d}_id000.png"), grey[label])
-    with pytest.raises(UserError, match="lossless"):
-        recover_images(tmp_path, teacher, 3, 0, 1, *(() if flags else ("--lossless",)))
+
+
+@pytest.mark.parametrize("flags", ((), ("--lossless",)))
+def test_a_folder_holds_one_kind_of_files(tmp_path, teacher, flags):
+    """JPEG or PNG: the other is refused, in a dry run as well."""
+    recover_images(tmp_path, teacher, 5, 0, 1, *flags)
+    for dry in ((), ("--dry-run",)):
+        with pytest.raises(UserError, match="lossless"):
+            recover_images(tmp_path, teacher, 5, 0, 1, *dry, *(() if flags else ("--lossless",)))
+        recover_images(tmp_path, teacher, 5, 0, 1, *dry, *flags)
+
+
+@pytest.mark.parametrize("size", (8, 33, 64))
+def test_a_png_loses_nothing(tmp_path, size):
+    pixels = np.random.default_rng(size).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    (tmp_path / "ours.png").write_bytes(encode(pixels, ".png"))
+    assert np.array_equal(decode(tmp_path / "ours.png"), pixels)
 
 
 @pytest.mark.parametrize("batch, classes", ((2, "0-4"), (5, "0-4"), (4, "0,1,4")))

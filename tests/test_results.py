@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from img import plots
 from results import collect, make_table, rows
 from results.rows import ABLATIONS, RESULTS, ROWS, Ablation, Row
-from sre2l.files import read_json
+from sre2l.files import read_json, write_json
 from sre2l.images import decode
 from sre2l.runtime import ROOT, UserError, stage_seconds
 from tests.helpers import launch, refused, run_main
@@ -72,6 +73,8 @@ def test_the_commands_of_a_row_start_stages_that_know_their_flags(folder, tmp_pa
         module, *flags = words.splitlines()
         found.setdefault(module, vars(importlib.import_module(module).get_args(flags)))
     assert "squeeze.squeeze" not in list(found)[1:] and found
+    elsewhere = {Path(ours["teacher"]).parts[-3] for ours in found.values() if ours.get("teacher")}
+    assert not elsewhere or elsewhere == {found["squeeze.squeeze"]["name"]}, "a teacher that no command of this row makes"
     if (folder / "images.manifest.json").exists():
         settings, ours = read_json(folder / "images.manifest.json")["settings"], found["recover.recover"]
         assert {key: ours[key] for key in ("dataset", "iteration", "lr", "r_bn", "seed", "batch_size")}.items() <= settings.items()
@@ -156,7 +159,7 @@ def test_a_row_says_what_was_measured_and_a_missing_one_that_it_was_not(row, mon
     assert make_table.missing([Row("gone", "tiny-imagenet", None)]) == "Not run yet: Tiny-ImageNet, ResNet-18 as the teacher (59.57 published)."
     lines = make_table.make_tables(found, [Ablation("cifar10", "r_bn", (("0", "gone"), ("1", "row")), "one of two")]).splitlines()
     assert lines[2] == ("| Tiny-ImageNet | 50 | ResNet-18 | 41.1 +- 0.4 | **66.00 +- 1.25** (3 seeds); a note "
-                        "| 60 epochs, batch 20, cutmix, AdamW 0.002, T 20, fp32 | NVIDIA H200: squeeze 40; 2 CPU threads: validate 100 "
+                        "| 60 epochs, batch 20, cutmix, AdamW 0.002, T 20, fp32 | 1 CPU thread and NVIDIA H200: squeeze 40; 2 CPU threads: validate 100 "
                         "| `sh results/row/commands.sh` | [row](results/row) |")
     assert lines[3].startswith("| Tiny-ImageNet | - | ResNet-18 (teacher) | 59.57 | 90.50 (1 seed) |")
     assert not lines[4] and lines[5].startswith("Not run yet: CIFAR-10")
@@ -170,10 +173,12 @@ def test_images_without_a_student_say_so(row, monkeypatch):
     assert make_table.main_row(Row("row", "imagenet1k", 1))[4:7] == ["images alone: cross entropy 0.10 at the teacher", "", ""]
     with open(row / "images.metrics.jsonl", "a") as file:
         file.write('{"unit": 0, "iteration": 99, "ce": 0.3}\n{"unit": 1, "iteration": 99, "ce": 0.1}\n')
-    (row / "recognised.json").write_text('{"networks": {"mobilenet_v2": {"top1": 40.0, "top5": 90.5}, "efficientnet_lite0": {"top1": 30.0, "top5": 60.0}}}')
+    seen = {"mobilenet_v2": {"top1": 40.0, "top5": 90.5}, "efficientnet_lite0": {"top1": 30.0, "top5": 60.0}}
+    write_json(row / "recognised.json", {"num_images": 10, "networks": seen})
     assert make_table.main_row(Row("row", "imagenet1k", 1))[4] == (
-        "images alone: cross entropy 0.20 at the teacher; MobileNetV2 finds the class in 40 %, among its first five in 90.5 %; "
-        "EfficientNet-Lite0 finds the class in 30 %, among its first five in 60 %")
+        "images alone: cross entropy 0.20 at the teacher; MobileNetV2 finds the class in 40 % of 10, among its first five in 90.5 %; "
+        "EfficientNet-Lite0 finds the class in 30 % of 10, among its first five in 60 %")
+    assert "MobileNetV2 (the teacher) finds" in make_table.main_row(Row("row", "imagenet1k", 1, "mobilenet_v2"))[4]
 
 
 def test_what_is_no_row_is_never_replaced(row, tmp_path):

@@ -20,7 +20,7 @@ from sre2l.layout import scan
 from sre2l.manifest import read_hashes
 from sre2l.realdata import read_real
 from sre2l.runtime import UserError
-from sre2l.verify import read_checked, verify_images
+from sre2l.verify import read_checked, verify_images, wanted_images
 from tests.helpers import noise_folder, refused, synthetic_folder
 from tests.test_realdata import tiny_folder
 from tests.worlds import NAMES, common, teacher
@@ -200,6 +200,13 @@ def test_a_set_of_png_files_is_one_and_holds_no_jpeg(tmp_path):
     (root / "new003" / "class003_id001.jpg").unlink()
     with pytest.raises(UserError, match="class003_id001.png: is missing"):
         read_checked(verify_images(root, 10))
+
+
+def test_the_kind_of_files_is_what_is_recorded_else_what_most_are():
+    png, jpg = ([f"new{c:03d}/class{c:03d}_id000{suffix}" for c in range(5)] for suffix in (".png", ".jpg"))
+    assert wanted_images([*jpg[:4], png[4]], dict.fromkeys(png), range(5), 10) == set(png)
+    assert wanted_images([*png[:4], jpg[4]], None, range(5), 10) == set(png)
+    assert wanted_images([*jpg[:4], png[4]], None, range(5), 10) == set(jpg)
 
 
 @pytest.mark.parametrize("name", STRAY)

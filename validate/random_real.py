@@ -5,7 +5,6 @@ Time: that of relabel and train.
 Result: runs/<name>/random_real/ with images, labels and the student's results.json.
 """
 import os
-from pathlib import Path
 
 import numpy as np
 
@@ -15,11 +14,11 @@ from sre2l.claims import claim
 from sre2l.distributed import barrier, rank, start
 from sre2l.files import beside, hash_json, read_json
 from sre2l.flags import Parser, add_run_flags, data_spec, number
-from sre2l.images import encode, image_path
+from sre2l.images import encode, image_path, suffix_of
 from sre2l.manifest import merge_hashes, missing_files, write_recorded
 from sre2l.realdata import read_real, show
 from sre2l.runtime import UserError, pick_device, print_plan, run_folder, run_script, unit_rng
-from sre2l.settings import finish, keep_settings, planned_deletion, refuse_unclaimed, start_afresh
+from sre2l.settings import finish, keep_settings, planned_deletion, recorded, refuse_unclaimed, start_afresh
 from sre2l.verify import read_checked, verify_images
 from validate import protocol, train
 
@@ -77,7 +76,7 @@ def main(args):
     again, manifest = ["--overwrite"] * args.overwrite, beside(root, "manifest.json")
     to_relabel = relabel.get_args([*relabel_flags, *again, "--data", str(root), "--fkd-path", str(labels)])
     to_train = train.get_args([*train_flags, *again, "--train-dir", str(root), "--fkd-path", str(labels), "--output-dir", str(student)])
-    size, lossless = distilled.pixels(0).shape[0], Path(distilled.items[0]).suffix == ".png"
+    size, lossless = distilled.pixels(0).shape[0], recorded(beside(relabelled.data, "manifest.json"), "lossless")
     if args.dry_run:
         repeated = {"relabel": relabel.make_settings(to_relabel, spec), "validate": protocol.make_settings(to_train, data_spec(to_train))}
         outputs = ((manifest, root, "images", command), (beside(labels, "manifest.json"), labels, "labels", hash_json(vars(to_relabel))),
@@ -91,8 +90,8 @@ def main(args):
     if args.overwrite:
         start_afresh(manifest, root, "images", command)
     refuse_unclaimed(root)
-    keep_settings(manifest, {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes, "lossless": lossless or None})
-    store_images(root, real, draw_real_images(real, ipc, args.seed), size, spec.num_classes, ".png" if lossless else ".jpg")
+    keep_settings(manifest, {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes, "lossless": lossless})
+    store_images(root, real, draw_real_images(real, ipc, args.seed), size, spec.num_classes, suffix_of(lossless))
     finish(manifest, beside(root, "sha256"))
     barrier()
     print(f"{len(distilled)} real images ({ipc} per class, seed {args.seed}) from {real.root} -> {root}")

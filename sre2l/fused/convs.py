@@ -1,4 +1,4 @@
-"""Convolutions of a frozen network on a CPU, by C functions: a 3x3 convolution takes a quarter of the multiplications, and the
+"""Convolutions of a frozen network on a CPU, most by C functions: a 3x3 convolution takes a quarter of the multiplications, and the
 input gradient of a first convolution, which oneDNN computes at a fifth of its speed, as long as its forward pass.
 
 Winograd's F(4x4, 3x3) (Lavin and Gray, 2016): with B, G and A of the points 0, +-sqrt(1/2), +-sqrt(2) and infinity,  y = A' [(G w G') (B' x B)] A
@@ -19,7 +19,7 @@ from torch import nn
 from sre2l.compiled import load_threaded_kernel
 from sre2l.errors import first_line
 from sre2l.fused.fuse import shape_of
-from sre2l.fused.gradients import FrozenConv, StridedDepthwise
+from sre2l.fused.gradients import FrozenConv, StridedDepthwise, strided_pays
 
 POINTS = math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(2), -math.sqrt(2)
 G = torch.tensor([[1, 0, 0], *([1 / p, 1, p] for p in POINTS), [0, 0, 1]], dtype=torch.float64)
@@ -180,17 +180,17 @@ def ours(conv, kernels, shapes=(), forward_only=False, half=False):
     if type(conv) is not nn.Conv2d or conv._forward_pre_hooks or conv._forward_hooks:  # hooks may make the weights
         return None
     if half and StridedDepthwise.fits(conv):
-        return StridedDepthwise(conv)
-    if Winograd.fits(conv, kernels):
+        return StridedDepthwise(conv) if strided_pays() else None
+    if kernels and Winograd.fits(conv, kernels):
         return Winograd(conv, kernels, share=forward_only) if all(map(pays, shapes)) else None
-    return FirstConv(conv, kernels) if FirstConv.fits(conv, kernels) and not forward_only else None
+    return FirstConv(conv, kernels) if kernels and FirstConv.fits(conv, kernels) and not forward_only else None
 
 
 def replace_convolutions(network, dtype, forward_only=False, half=False):
     """Put ours in the place of each convolution of a frozen network that they fit, in the network as fuse.py traced it. dtype: float32 or float64,
     of its weights; forward_only: as fuse.py has it; half: it will go on in bfloat16."""
     kernels, shapes = host_kernels(dtype)[0], {}
-    for node in network.graph.nodes if kernels else ():
+    for node in network.graph.nodes:
         if node.op == "call_module":
             shapes.setdefault(node.target, []).append(shape_of(node))
     for name in shapes:
