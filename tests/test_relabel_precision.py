@@ -20,6 +20,7 @@ from sre2l.models import load_teacher
 from sre2l.precision import pick_precision
 from sre2l.files import beside
 from sre2l.runtime import ROOT, UserError
+from validate.checks import describe_labels
 from tests.helpers import SMALL, bare_checkpoint, refused, run_main, synthetic_folder
 from tests.parity import network_of
 from tests.test_continue import files_of
@@ -99,7 +100,7 @@ def test_batch_statistics_are_those_of_train_mode(flags, tmp_path):
         wanted = half.teacher_logits(network, pixels, sheet, spec, "fp32")
         other = half.teacher_logits(evaluated, pixels, sheet, spec, "fp32")
         assert (sheet.logits - wanted).norm() < 1e-3 * wanted.norm() and (other - wanted).norm() > 0.1 * wanted.norm()
-    assert manifest(root)["batch_statistics"] is True
+    assert manifest(root)["batch_statistics"] is True and describe_labels(None, None, manifest(root), None)["batch_statistics"] is True
     assert "batch_statistics" in refused(*flags, "--label-precision", "fp32", "--fkd-path", root)
     assert "choose another --batch-size" in refused(*flags, "--fkd-path", tmp_path / "x", "--batch-statistics", "--batch-size", 19)
 

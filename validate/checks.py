@@ -86,7 +86,7 @@ def describe_labels(args, info, manifest, images):
                 "image_bytes": facts["image_bytes"], "teacher": None, "images_sha256": facts["images_sha256"],
                 "order_seed": args.fkd_seed, "first_labels_sha256": hash_file(label_path(args.fkd_path, 0, 0))}
     keys = ("num_images", "batch_size", "mix", "mix_alpha", "classes", "image_bytes", "crop", "logits", "seed", "order_seed", "teacher",
-            "measured_top1", "images_sha256", "precision")
+            "measured_top1", "images_sha256", "precision", *({"batch_statistics"} & manifest.keys()))  # the last only where it is on
     return {key: manifest[key] for key in keys}
 
 
