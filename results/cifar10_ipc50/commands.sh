@@ -6,3 +6,5 @@ sh squeeze/squeeze.sh cifar10 --name cifar10-t25 --real-data data/cifar10 --prec
 sh recover/recover.sh cifar10 --name cifar10-ipc50 --teacher runs/cifar10-t25/teacher/teacher.pth --ipc-end 50
 sh relabel/relabel.sh cifar10 --name cifar10-ipc50 --teacher runs/cifar10-t25/teacher/teacher.pth --workers 0
 sh validate/train.sh cifar10 --name cifar10-ipc50 --val-dir data/cifar10 --stem conv3x3-s2 --precision bf16 --eval-every 400 --workers 0 --seeds 0-2
+sh validate/random_real.sh cifar10 --name cifar10-ipc50 --real-data data/cifar10
+sh validate/train.sh cifar10 --name cifar10-ipc50 --val-dir data/cifar10 --stem conv3x3-s2 --precision bf16 --eval-every 400 --workers 0 --hard-labels
