@@ -23,7 +23,7 @@ WEIGHTS = Weights(r_bn=0.01, first_bn_multiplier=10.0, tv_l2=0.0, l2_scale=0.0) 
 LR = 0.25
 FULL = (("resnet18", "imagenet1k", 100), ("resnet50", "imagenet1k", 100), ("mobilenet_v2", "imagenet1k", 100),
         ("resnet18", "tiny-imagenet", 100), ("resnet18", "cifar100", 100))
-QUICK = (("resnet18", "imagenet1k", 10), ("resnet18", "tiny-imagenet", 20), ("resnet18", "cifar100", 50))
+QUICK = (("resnet18", "imagenet1k", 10), ("mobilenet_v2", "imagenet1k", 10), ("resnet18", "tiny-imagenet", 20), ("resnet18", "cifar100", 50))
 
 
 @dataclass(frozen=True)
