@@ -19,6 +19,7 @@ HEARTBEAT_SEC = 20  # between touches of a claim; elsewhere a process counts as 
 PATIENCE_SEC = 5    # for a process that is just ending, such as the one that this command's last start was
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)  # other errors of a claim's file system may pass
 held = set()        # the claims of this process
+holding = threading.Lock()  # a heartbeat that finds a claim gone, or this process giving its claims up: one after the other
 
 
 def overlap(part, other):
@@ -79,17 +80,21 @@ def beat():
     while held:
         time.sleep(HEARTBEAT_SEC)
         for path in list(held):
-            try:
-                os.utime(path)
-            except OSError as error:
-                if path in held and error.errno in GONE:
-                    held.discard(path)
-                    interrupts.stop_because(f"{path}: this run's claim is gone; was its folder removed, or did this process sleep for long?")
+            with holding:
+                try:
+                    if path in held:
+                        os.utime(path)
+                except OSError as error:
+                    if error.errno in GONE:
+                        held.discard(path)
+                        interrupts.stop_because(f"{path}: this run's claim is gone; was its folder removed, or did this process sleep for long?")
 
 
 def release():
-    """Give up all claims of this process."""
-    for path in list(held):
-        held.discard(path)
-        with contextlib.suppress(OSError):
-            path.unlink()
+    """Give up all claims of this process, and with them the reason to stop that one which was gone had given."""
+    with holding:
+        for path in list(held):
+            held.discard(path)
+            with contextlib.suppress(OSError):
+                path.unlink()
+        interrupts.stop_because(None)

@@ -11,7 +11,7 @@ import pytest
 
 from recover import recover
 from relabel import relabel
-from sre2l import store
+from sre2l import claims, store
 from sre2l.images import read_synthetic
 from sre2l.runtime import run_script
 from squeeze import squeeze
@@ -181,6 +181,7 @@ def test_a_folder_that_goes_away(stage, share, run_stage, reference, monkeypatch
     with monkeypatch.context() as patch:
         calls = after_calls(patch, os, "replace", None)
         assert run_stage(stage, tmp_path / "count")[0] == 0
+    monkeypatch.setattr(claims, "HEARTBEAT_SEC", 0.01)
     with monkeypatch.context() as patch:
         after_calls(patch, os, "replace", lambda: remove(tmp_path / "run"), max(1, int(share * len(calls))))
         code, said = run_stage(stage, tmp_path)

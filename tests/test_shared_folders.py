@@ -22,7 +22,6 @@ HASH = "0123456789abcdef" * 4
 def no_claims_left():
     yield
     claims.release()
-    interrupts.Pending.reason = None
 
 
 @pytest.fixture
