@@ -26,7 +26,7 @@ class Keeper:
         self.under_way.set_result(None)
 
     def identity(self, units):
-        settings = {key: value for key, value in self.settings.items() if value is not None}  # as the manifest has them
+        settings = {key: value for key, value in self.settings.items() if value is not None}  # as a manifest's comparison has it: off is not there
         return hash_json([FORMAT, settings, [unit.index for unit in units]])
 
     def load(self, units, device):

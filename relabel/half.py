@@ -65,12 +65,8 @@ def measured_form(network, item, spec, precision):
     return None, measured
 
 
-def use_batch_statistics(network, last_batch):
-    """Let every BatchNorm take the statistics of the batch that it sees, as in train mode, and keep none of them; the rest stays in eval mode.
-
-    last_batch: images in the last batch, 0 = as many as in the others. Raises UserError where it is one, which has no statistics."""
-    if last_batch == 1:
-        raise UserError("--batch-statistics: the last batch of an epoch is one image, which has no statistics; choose another --batch-size")
+def use_batch_statistics(network):
+    """Let every BatchNorm take the statistics of the batch that it sees, as in train mode, and keep none of them; the rest stays in eval mode."""
     for layer in statistics_layers(network):
         layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
 

@@ -98,6 +98,9 @@ def main(args):
     if not there and not args.dry_run:
         raise UserError(f"{args.data}: no images there yet; run recover.sh first, or give some with --data DIR")
     images = read_checked(verify_images(args.data, spec.num_classes, args.classes)) if there else None
+    if images and args.batch_statistics and 1 in (args.batch_size, len(images) % args.batch_size):
+        raise UserError(f"--batch-statistics: of {len(images)} images, --batch-size {args.batch_size} leaves a batch of one, which has no statistics; "
+                        f"choose another")
     if args.dry_run:
         teacher, spec = teacher_at_hand(args, spec)
         count = len(images) if images else None
@@ -117,7 +120,7 @@ def main(args):
     manifest = manifest_of(root) if goes_on else None
     first = BatchDataset(images, spec.size, partial(draw_sheet, make_settings(args, spec)))[next(iter(batches))]
     if args.batch_statistics:
-        use_batch_statistics(teacher.network, len(images) % args.batch_size)
+        use_batch_statistics(teacher.network)
     network, precision, form = prepare_teacher(teacher.network, first, spec, args.precision, (manifest or {}).get("precision"), device)
     if args.overwrite:  # a precision that is refused has deleted nothing
         start_afresh(manifest_path, root, "labels", command)

@@ -102,7 +102,9 @@ def test_batch_statistics_are_those_of_train_mode(flags, tmp_path):
         assert (sheet.logits - wanted).norm() < 1e-3 * wanted.norm() and (other - wanted).norm() > 0.1 * wanted.norm()
     assert manifest(root)["batch_statistics"] is True and describe_labels(None, None, manifest(root), None)["batch_statistics"] is True
     assert "batch_statistics" in refused(*flags, "--label-precision", "fp32", "--fkd-path", root)
-    assert "choose another --batch-size" in refused(*flags, "--fkd-path", tmp_path / "x", "--batch-statistics", "--batch-size", 19)
+    for batch_size, dry in ((19, ()), (19, ("--dry-run",)), (1, ())):
+        assert "a batch of one" in refused(*flags, "--fkd-path", tmp_path / "x", "--batch-statistics", "--batch-size", batch_size, *dry)
+    assert not (tmp_path / "x").exists()
 
 
 def test_of_several_processes_all_label_with_the_form_that_all_can_make(monkeypatch):
