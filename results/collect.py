@@ -95,7 +95,8 @@ def launcher_line(script, flags):
     table = table_of(f"{script}.sh", dataset)
     if flags[:len(table)] == table:
         flags = flags[len(table):]
-    flags = [Path(flag).name if before == "--name" else flag for before, flag in zip([None, *flags], flags)]
+    flags = [Path(flag).name if before == "--name" else f"data/{flag}" if before in ("--real-data", "--val-dir") and "/" not in flag else flag
+             for before, flag in zip([None, *flags], flags)]
     return f"sh {script}.sh {dataset} {shlex.join(flags)}".rstrip()
 
 
@@ -104,6 +105,13 @@ def commands(logs):
     start = re.compile(rf"^([\d-]+ [\d:]+)  {STAGES}\.py (--dataset .*)\n(?:.*\"processes\": (\d+))?", re.M)
     found = sorted(match.groups(default="1") for text in logs for match in start.finditer(text))
     return list(dict.fromkeys(f"GPUS={num} " * (num != "1") + launcher_line(script, flags.split()) for _, script, flags, num in found))
+
+
+def teacher_logs(run):
+    """What squeeze logged of the teachers that this run took from other run folders, as far as they are there."""
+    named = {read_json(path).get("teacher") for path in run.glob("*.args.json")} - {None}
+    logs = {(ROOT / teacher).parent / "log.txt" for teacher in named}
+    return [path.read_text(errors="replace") for path in sorted(logs) if run not in path.parents and path.exists()]
 
 
 def choose_images(root):
@@ -145,7 +153,7 @@ def collect(run, row):
     shutil.rmtree(row, ignore_errors=True)
     for name, text in texts.items():
         write_bytes(row / name, text.encode())
-    lines = commands([text for name, text in texts.items() if name.name.endswith("log.txt")])
+    lines = commands([scrub(text, run) for text in teacher_logs(run)] + [text for name, text in texts.items() if name.name.endswith("log.txt")])
     if (path := run / "recognised.json").exists():
         seen, listing = read_json(path), beside(run / "images", "sha256")
         if seen["images_sha256"] != (hash_file(listing) if listing.exists() else None):

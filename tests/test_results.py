@@ -95,6 +95,18 @@ def test_commands_give_the_flags_that_the_run_had(row, printing_python):
     assert found == ["-m", "validate.train", *TRAIN.split(), "--hard-labels", "--name", "try"]
 
 
+def test_commands_begin_with_the_teacher_of_another_run(tmp_path):
+    """With the real data under data/, wherever they were."""
+    run, teacher = synthetic_run(tmp_path / "runs" / "try"), tmp_path / "runs" / "long" / "teacher"
+    write_json(run / "labels.args.json", {"teacher": str(teacher / "teacher.pth"), "name": None})
+    teacher.mkdir(parents=True)
+    command = f"squeeze.py --dataset cifar10 --name {tmp_path}/runs/long --real-data /disk7/cifar10 --epochs 3"
+    (teacher / "log.txt").write_text(f"2026-11-22 09:00:00  /somewhere/squeeze/{command}\n")
+    collect.collect(run, tmp_path / "row")
+    lines = (tmp_path / "row" / "commands.sh").read_text().splitlines()[4:]
+    assert lines[0] == "sh squeeze/squeeze.sh cifar10 --name long --real-data data/cifar10 --epochs 3" and len(lines) == 3
+
+
 def test_commands_say_how_many_processes_ran():
     log = "2026-11-23 10:00:00  recover/recover.py --dataset digits --name {}\n{{\"python\": \"3.12\", \"processes\": {}, \"commit\": \"a\"}}\n"
     lines = collect.commands([log.format("a", 4), log.format("b", 1)])
