@@ -150,15 +150,15 @@ def collect(run, row):
     if row.exists() and not (row / "commands.sh").exists():
         raise UserError(f"{row}: is no row, so nothing in it is replaced; choose another --row")
     texts = {path.relative_to(run): small_text(path, run) for path in found}
-    shutil.rmtree(row, ignore_errors=True)
-    for name, text in texts.items():
-        write_bytes(row / name, text.encode())
     lines = commands([scrub(text, run) for text in teacher_logs(run)] + [text for name, text in texts.items() if name.name.endswith("log.txt")])
     if (path := run / "recognised.json").exists():
         seen, listing = read_json(path), beside(run / "images", "sha256")
-        if seen["images_sha256"] != (hash_file(listing) if listing.exists() else None):
+        if seen.get("images_sha256", "of an earlier version") != (hash_file(listing) if listing.exists() else None):
             raise UserError(f"{path}: is of other images than {run / 'images'}; run results.recognise again")
         lines.append(f"root=$PWD; . sre2l/env.sh; python3 -m results.recognise --name {run.name} --networks {','.join(seen['networks'])}")
+    shutil.rmtree(row, ignore_errors=True)
+    for name, text in texts.items():
+        write_bytes(row / name, text.encode())
     write_bytes(row / "commands.sh", "\n".join([*HEAD, *lines, ""]).encode())
     if (images := run / "images").is_dir():
         for path in choose_images(images):

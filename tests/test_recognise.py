@@ -52,9 +52,13 @@ def test_a_row_keeps_what_was_recognised_and_its_commands_repeat_it(tmp_path):
     collect.collect(run, tmp_path / "row")
     assert (tmp_path / "row" / "commands.sh").read_text().splitlines()[-1].endswith("python3 -m results.recognise --name try --networks mobilenet_v2,resnet18")
     assert read_json(tmp_path / "row" / "recognised.json")["num_images"] == 20
+    before = {path: path.read_bytes() for path in (tmp_path / "row").rglob("*") if path.is_file()}
     (run / "images.sha256").write_text("of others\n")
-    with pytest.raises(UserError, match="is of other images"):
-        collect.collect(run, tmp_path / "row")
+    for stale in (seen, {key: value for key, value in seen.items() if key != "images_sha256"}):
+        write_json(run / "recognised.json", stale)
+        with pytest.raises(UserError, match="is of other images"):
+            collect.collect(run, tmp_path / "row")
+        assert {path: path.read_bytes() for path in (tmp_path / "row").rglob("*") if path.is_file()} == before
 
 
 def test_what_is_missing_is_said_before_any_image_is_read(tmp_path, monkeypatch):
