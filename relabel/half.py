@@ -15,7 +15,7 @@ from sre2l.precision import dtype_of, memory_format_of, pick_precision, set_tf32
 from sre2l.runtime import UserError
 
 HALF_KL = 1e-5  # a half-precision teacher may differ from fp32 by this much at T = 20, mean KL over a batch
-MOST_COMPARED = 64  # images of the first batch
+MOST_COMPARED = 64  # images of the first batch, where each has its logits by itself
 SAME_KL = 1e-9  # one that is rewritten for fp32, by rounding alone: 1e-16 to 1e-12 is usual
 
 
@@ -31,7 +31,7 @@ def forms_of(network, size, precision):
 
     NOTE: not folded under --deterministic, since torch never asks cuDNN's fused convolutions for kernels that repeat."""
     on_gpu, dtype, forms = next(network.parameters()).is_cuda, dtype_of(precision), {}
-    if on_gpu and not why_no_triton() and not torch.are_deterministic_algorithms_enabled():
+    if on_gpu and statistics_layers(network) and not why_no_triton() and not torch.are_deterministic_algorithms_enabled():
         forms["BatchNorm folded"] = partial(fold_network, network, size, dtype)
     if not on_gpu and precision != "fp16":
         forms["Winograd's convolutions"] = lambda: host_network(network, size).to(dtype)
@@ -51,11 +51,12 @@ def measured_form(network, item, spec, precision):
     _, pixels, sheet = item
     pixels, measured, failed = pixels.to(next(network.parameters()).device), None, None
     set_tf32("fp32")
-    exact = teacher_logits(network, pixels, sheet, spec, "fp32", MOST_COMPARED).double()
+    most = MOST_COMPARED if statistics_layers(network) else None  # a batch that gives the statistics itself is another one when cut
+    exact = teacher_logits(network, pixels, sheet, spec, "fp32", most).double()
     for name, make in forms_of(network, spec.size, precision).items():
         try:
             form = make()
-            measured = {**distance(teacher_logits(form, pixels, sheet, spec, precision, MOST_COMPARED).double(), exact), "form": name, "failed": failed}
+            measured = {**distance(teacher_logits(form, pixels, sheet, spec, precision, most).double(), exact), "form": name, "failed": failed}
         except Exception as error:  # torch.fx, cuDNN or the C compiler cannot: anything
             if name == "as it is":
                 raise
@@ -65,9 +66,14 @@ def measured_form(network, item, spec, precision):
     return None, measured
 
 
-def use_batch_statistics(network):
-    """Let every BatchNorm take the statistics of the batch that it sees, as in train mode, and keep none of them; the rest stays in eval mode."""
-    for layer in statistics_layers(network):
+def use_batch_statistics(teacher):
+    """Let every BatchNorm take the statistics of the batch that it sees, as in train mode, and keep none of them; the rest stays in eval mode.
+
+    Raises UserError for a teacher without BatchNorm."""
+    layers = statistics_layers(teacher.network)
+    if not layers:
+        raise UserError(f"--batch-statistics: {teacher.arch} has no BatchNorm layer with running statistics; leave it out")
+    for layer in layers:
         layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
 
 

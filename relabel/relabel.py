@@ -99,8 +99,8 @@ def main(args):
         raise UserError(f"{args.data}: no images there yet; run recover.sh first, or give some with --data DIR")
     images = read_checked(verify_images(args.data, spec.num_classes, args.classes)) if there else None
     if images and args.batch_statistics and 1 in (args.batch_size, len(images) % args.batch_size):
-        raise UserError(f"--batch-statistics: of {len(images)} images, --batch-size {args.batch_size} leaves a batch of one, which has no statistics; "
-                        f"choose another")
+        raise UserError(f"--batch-statistics: of {len(images)} images, --batch-size {args.batch_size} leaves a batch of one, which would be "
+                        f"normalised by itself alone; choose another")
     if args.dry_run:
         teacher, spec = teacher_at_hand(args, spec)
         count = len(images) if images else None
@@ -120,7 +120,7 @@ def main(args):
     manifest = manifest_of(root) if goes_on else None
     first = BatchDataset(images, spec.size, partial(draw_sheet, make_settings(args, spec)))[next(iter(batches))]
     if args.batch_statistics:
-        use_batch_statistics(teacher.network)
+        use_batch_statistics(teacher)
     network, precision, form = prepare_teacher(teacher.network, first, spec, args.precision, (manifest or {}).get("precision"), device)
     if args.overwrite:  # a precision that is refused has deleted nothing
         start_afresh(manifest_path, root, "labels", command)
