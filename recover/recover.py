@@ -39,7 +39,8 @@ from sre2l.teacher import check_top1, find_teacher, teacher_at_hand
 from sre2l.training import start_device
 from sre2l.verify import refuse_strays
 
-FREE, SWITCHES = ("precision",), ("lossless",)  # settings that may differ between the runs that fill one folder; that are True or not there
+FREE = ("precision",)     # settings that may differ between the runs that fill one folder
+SWITCHES = ("lossless",)  # settings that are True or not there
 
 
 def cosine_rates(lr, iterations):

@@ -33,6 +33,7 @@ from sre2l.teacher import check_top1, find_teacher, teacher_at_hand
 from sre2l.training import start_device
 from sre2l.verify import read_checked, refuse_strays, verify_images
 
+SWITCHES = ("batch_statistics",)  # settings that are True or not there
 NUM_WRITERS = 2  # threads that write label files; one keeps up with a GPU, two hide a slow disk
 
 
@@ -107,7 +108,7 @@ def main(args):
         plan = {"batches": count and len(Batches(count, args.batch_size, 0, args.epochs)), "output": str(root),
                 "bytes": count and num_label_bytes(count, args.batch_size, args.epochs, spec.num_classes, args.label_precision)}
         settings, record = make_settings(args, spec), beside(root, "manifest.json")
-        deletes = planned_deletion(record, root, "labels", command) if args.overwrite else check_plan(record, settings, FREE, ("batch_statistics",))
+        deletes = planned_deletion(record, root, "labels", command) if args.overwrite else check_plan(record, settings, FREE, SWITCHES)
         return print_plan(settings, images=count, teacher=teacher and teacher.describe(), deletes=deletes, **plan)
 
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)

@@ -100,7 +100,7 @@ def image_path(root, label, ipc, num_classes, suffix=".jpg"):
 
 
 def suffix_of(lossless):
-    """Of the image files, by the setting of that name."""
+    """Of the files of images that recover writes: lossless, its setting -> '.png' or '.jpg'."""
     return ".png" if lossless else ".jpg"
 
 

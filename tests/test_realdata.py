@@ -14,7 +14,7 @@ from sre2l.runtime import ROOT, UserError
 from sre2l.settings import keep_settings
 from sre2l.verify import read_checked, verify_images
 from tests.helpers import noise_folder, synthetic_folder
-from validate.random_real import draw_real_images, store_images
+from validate.random_real import are_lossless, draw_real_images, store_images
 
 
 def test_digits_are_the_1797_scans_split_once_and_for_all():
@@ -132,6 +132,16 @@ def test_random_real_images_are_written_once_and_checked_as_recovers_are(tmp_pat
     beside(root, "sha256").unlink()
     with pytest.raises(UserError, match="images.sha256: this file of hashes is missing"):
         read_checked(verify_images(root, 10))
+
+
+def test_the_control_has_the_kind_of_files_that_the_images_have(tmp_path):
+    """Also of a set that came without a manifest: PNG for PNG, JPEG for what is lossy or of many kinds."""
+    for suffix, lossless in ((".jpg", None), (".png", True)):
+        keep_settings(beside(tmp_path / suffix, "manifest.json"), {})
+        store_images(tmp_path / suffix, read_digits("train", 32), {(0, 0): 0, (0, 1): 1, (0, 2): 2}, 32, 10, suffix)
+        found = [path for path in (tmp_path / suffix).rglob("class*")]
+        assert len(found) == 3 and are_lossless(found) is lossless
+    assert are_lossless(["a.JPEG", "b.png"]) is None
 
 
 def test_a_subset_out_of_all_folders():

@@ -5,6 +5,7 @@ Time: that of relabel and train.
 Result: runs/<name>/random_real/ with images, labels and the student's results.json.
 """
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from sre2l.images import encode, image_path, suffix_of
 from sre2l.manifest import merge_hashes, missing_files, write_recorded
 from sre2l.realdata import read_real, show
 from sre2l.runtime import UserError, pick_device, print_plan, run_folder, run_script, unit_rng
-from sre2l.settings import finish, keep_settings, planned_deletion, recorded, refuse_unclaimed, start_afresh
+from sre2l.settings import finish, keep_settings, planned_deletion, refuse_unclaimed, start_afresh
 from sre2l.verify import read_checked, verify_images
 from validate import protocol, train
 
@@ -37,6 +38,11 @@ def saved_flags(path):
         if value is not True:
             flags.append(",".join(map(str, value)) if isinstance(value, list) else str(value))
     return flags
+
+
+def are_lossless(paths):
+    """Are the distilled images PNG files? True or None, as recover's setting of that name; their folder may have no manifest."""
+    return sum(Path(path).suffix == ".png" for path in paths) > len(paths) / 2 or None
 
 
 def draw_real_images(images, ipc, seed):
@@ -76,7 +82,7 @@ def main(args):
     again, manifest = ["--overwrite"] * args.overwrite, beside(root, "manifest.json")
     to_relabel = relabel.get_args([*relabel_flags, *again, "--data", str(root), "--fkd-path", str(labels)])
     to_train = train.get_args([*train_flags, *again, "--train-dir", str(root), "--fkd-path", str(labels), "--output-dir", str(student)])
-    size, lossless = distilled.pixels(0).shape[0], recorded(beside(relabelled.data, "manifest.json"), "lossless")
+    size, lossless = distilled.pixels(0).shape[0], are_lossless(distilled.items)
     if args.dry_run:
         repeated = {"relabel": relabel.make_settings(to_relabel, spec), "validate": protocol.make_settings(to_train, data_spec(to_train))}
         outputs = ((manifest, root, "images", command), (beside(labels, "manifest.json"), labels, "labels", hash_json(vars(to_relabel))),
