@@ -26,6 +26,7 @@ def handlers():
     interrupts.install()
     yield
     interrupts.Pending.signal = interrupts.Pending.reason = None
+    interrupts.Pending.ending = False
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -191,6 +192,7 @@ def test_validate_goes_on_within_an_epoch(at, unit, tmp_path, monkeypatch):
 
 def test_a_second_signal_ends_at_once_but_not_an_echo(capfd, monkeypatch):
     """A scheduler signals the launcher and its processes; the launcher passes it on: that is one signal."""
+    monkeypatch.setattr(interrupts, "REPEAT_SEC", 60)
     with interrupts.finishing_steps():
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)

@@ -37,8 +37,8 @@ def test_a_bug_shows_one_traceback():
 def test_signals_end_processes_that_wait_for_each_other(sent, code, tmp_path):
     """The first process waits inside gloo, the last in C, where no Python runs. Neither leaves its claim, which would keep another machine out."""
     process = begin("--standalone", "--nproc_per_node=2", "-m", "tests.worker", "wait", str(tmp_path / "images"))
-    assert process.stdout.readline() == "2 processes\n"
-    time.sleep(1)  # until both wait
+    assert [process.stdout.readline() for _ in range(2)] == ["2 processes\n", "waiting\n"]
+    time.sleep(0.2)  # from here to C's wait
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=25)  # torchrun itself would wait for 30 s
     assert (process.returncode, stderr) == (code, f"{WORDS[sent]}; the same command continues\n")

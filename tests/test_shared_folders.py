@@ -36,17 +36,19 @@ def nfs(monkeypatch):
     monkeypatch.setattr(fcntl, "flock", lock)
 
 
-def enter(folder, purpose, order, name, hold_sec=0.0):
-    """Start a thread that is alone in a folder for a while -> it, once it has tried for a moment."""
+def enter(folder, purpose, order, name, leave=None):
+    """Start a thread that is alone in a folder, until the event `leave` if there is one -> (the thread, an event: it is inside)."""
+    inside = threading.Event()
+
     def stay():
         with files.alone_in(folder, purpose):
             order.append(name)
-            time.sleep(hold_sec)
+            inside.set()
+            assert leave is None or leave.wait(60)
             order.append(name)
     thread = threading.Thread(target=stay)
     thread.start()
-    time.sleep(0.1)
-    return thread
+    return thread, inside
 
 
 @pytest.mark.parametrize("purpose", (None, "pixels"))
@@ -54,18 +56,25 @@ def enter(folder, purpose, order, name, hold_sec=0.0):
 def test_one_at_a_time_is_alone_in_a_folder(system, purpose, tmp_path, request):
     if system == "nfs":
         request.getfixturevalue("nfs")
-    order = []
-    threads = [enter(tmp_path, purpose, order, name, 0.3) for name in "ab"]
-    for thread in threads:
-        thread.join()
+    order, leave = [], threading.Event()
+    first, inside = enter(tmp_path, purpose, order, "a", leave)
+    assert inside.wait(60)
+    second, inside = enter(tmp_path, purpose, order, "b")
+    assert not inside.wait(0.2)
+    leave.set()
+    first.join()
+    second.join()
     assert order == ["a", "a", "b", "b"]
 
 
 def test_who_decodes_for_an_hour_keeps_no_claim_waiting(tmp_path):
-    order = []
-    threads = [enter(tmp_path, "pixels", order, "pixels", 0.5), enter(tmp_path, None, order, "claim")]
-    for thread in threads:
-        thread.join()
+    order, leave = [], threading.Event()
+    decoding, inside = enter(tmp_path, "pixels", order, "pixels", leave)
+    assert inside.wait(60)
+    claiming, _ = enter(tmp_path, None, order, "claim")
+    claiming.join(60)
+    leave.set()
+    decoding.join()
     assert order == ["pixels", "claim", "claim", "pixels"]
 
 

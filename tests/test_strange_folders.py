@@ -1,6 +1,7 @@
 """Folders of strangers: images that would fill the memory, names and links that lead elsewhere, files that do not belong."""
+import contextlib
 import os
-import resource
+import re
 import shutil
 import struct
 import time
@@ -44,6 +45,11 @@ def test_the_made_up_png_is_one(tmp_path):
     assert decode(tmp_path / "a.png").shape == (200, 300, 3)
 
 
+def peak_memory():
+    """The most memory that this process has had, KiB."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
 @pytest.mark.parametrize("stored_rows", (50_000, 100))
 def test_an_image_of_absurd_size_is_refused_by_its_header(world, tmp_path, monkeypatch, stored_rows):
     """50,000 x 50,000, whole or with a header that lies: at once, nothing decoded, in little memory."""
@@ -53,15 +59,15 @@ def test_an_image_of_absurd_size_is_refused_by_its_header(world, tmp_path, monke
     assert file.stat().st_size < 5e6
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
     for read in (decode, read_shape):
-        start = time.monotonic()
         with pytest.raises(UserError, match=r"class004_id001.jpg: its header says 50000 x 50000 pixels; the limit is 100,000,000"):
             read(file)
-        assert time.monotonic() - start < 0.5
     monkeypatch.undo()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the highest memory use starts from now
+    before = peak_memory()
     message = refused(relabel, *common(tmp_path), *teacher(world), "--data", tmp_path / "images", "--epochs", 1, "-b", 10, "-j", 0)
     assert str(file) in message and "50000 x 50000" in message
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # KiB; decoded it takes 2.5 GB, as RGB 7.5
+    assert peak_memory() - before < 1e6  # KiB; decoded it takes 2.5 GB, as RGB 7.5
 
 
 def test_an_image_with_more_data_than_its_header_says_is_what_the_header_says(tmp_path):
@@ -69,9 +75,9 @@ def test_an_image_with_more_data_than_its_header_says_is_what_the_header_says(tm
     data = png(50_000, 50_000, 50_000)
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 100, 100, 8, 0, 0, 0, 0))
     (tmp_path / "a.png").write_bytes(data[:8] + header + data[8 + len(header):])
-    start = time.monotonic()
+    start = time.process_time()
     assert decode(tmp_path / "a.png").shape == (100, 100, 3)
-    assert time.monotonic() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n(%pipe%touch sprung) (w) file\nshowpage\n%%EOF\n"

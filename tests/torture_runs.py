@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import os
+import random
 import resource
 import signal
 import socket
@@ -124,13 +125,20 @@ def live(stage, process, env, errors, lines):
         os._exit(code)
 
 
+def free_port():
+    """A port that is free and that the system gives nobody of itself, as it does from 32768 on."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = random.randrange(10_000, 29_000)
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 def world_env(stage, base):
     """The environment of each process: torchrun's where they are the ranks of one world."""
     if not stage.together:
         return [{}] * len(stage.commands)
-    with socket.socket() as probe:  # a free port
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     size = str(len(stage.commands))
     return [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1",
              "MASTER_PORT": str(port), "TORCHELASTIC_ERROR_FILE": str(base / f"error.{rank}.json")} for rank in range(len(stage.commands))]

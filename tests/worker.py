@@ -29,7 +29,9 @@ def main(words):
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "wait":  # for a lock that it has itself: in C, where no signal reaches Python
             lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
-            lock(mutex), lock(mutex)
+            lock(mutex)
+            os.write(1, b"waiting\n")
+            lock(mutex)
     print(f"sum {sum_over_processes(torch.tensor([rank() + 1])).item()}")
 
 
