@@ -121,7 +121,8 @@ def make_tables(rows=ROWS, ablations=ABLATIONS):
              table(["data set", "IPC", "student", "teacher", "distilled, soft labels", "random real, soft labels", "distilled, hard labels"],
                    [control_row(row) for row in rows if row.ipc and read_results(row.path, "soft", row.model)])]
     if ablations:
-        parts += ["One setting varied, one student each where there is no spread:", table(["data set", "varied", "top-1", "what it tells"], map(ablation_row, ablations))]
+        parts += ["A setting varied, one student each where there is no spread:",
+                  table(["data set", "varied", "top-1", "what it tells"], map(ablation_row, ablations))]
     return "\n\n".join(filter(None, parts))
 
 

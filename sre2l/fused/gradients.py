@@ -34,7 +34,7 @@ class FrozenConv(nn.Module):
 
 class StridedDepthwise(FrozenConv):
     """A depthwise convolution with a stride, in bfloat16: torch's, with the input gradient as a convolution of stride 1 over g with zeros between
-    its values. On a processor with AVX512-BF16 oneDNN's own takes 14 to 83 times as long, half of a MobileNetV2's time."""
+    its values. On a processor with AVX512-BF16 oneDNN's own takes ten to eighty times as long, half of a MobileNetV2's time."""
 
     def __init__(self, conv):
         super().__init__()
