@@ -1,5 +1,6 @@
 """A disk that fills, a folder that cannot be written, a folder that goes away: one sentence, exit code 2, and the same command continues."""
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -122,12 +123,12 @@ def test_a_disk_that_fills_stops_a_run_that_later_continues(stage, share, disk, 
 
 
 def after_calls(monkeypatch, module, name, act, at=None):
-    """Let act() happen before the `at`-th call of module.name -> the list of calls, one True each."""
-    original, calls = getattr(module, name), []
+    """Let act() happen before the `at`-th call of module.name, in whatever thread -> the list of calls, one True each."""
+    original, calls, numbers = getattr(module, name), [], itertools.count(1)
 
     def call(*args, **options):
         calls.append(True)
-        if len(calls) == at:
+        if next(numbers) == at:  # not the list's length, to which another thread may add in between
             act()
         return original(*args, **options)
     monkeypatch.setattr(module, name, call)
