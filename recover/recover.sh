@@ -18,5 +18,6 @@ case $dataset in                          # the published settings: edit here
     digits)
         set -- --iteration 200 --batch-size 100 --lr 0.25 --r-bn 0.3 --first-bn-multiplier 10 --jitter 4 --signed-jitter --no-crop-flip \
             --ipc-start 0 --ipc-end 10 "$@" ;;
+    *) no_settings ;;
 esac
 exec $run recover.recover --dataset "$dataset" "$@"

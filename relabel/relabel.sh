@@ -18,5 +18,6 @@ case $dataset in                          # the published settings: edit here
     digits)
         set -- --epochs 60 --batch-size 50 --mix-type cutmix --cutmix 1.0 --fkd-seed 42 \
             --padding 4 --label-precision fp16 --workers 0 "$@" ;;
+    *) no_settings ;;
 esac
 exec $run relabel.relabel --dataset "$dataset" "$@"

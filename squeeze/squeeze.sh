@@ -17,5 +17,6 @@ case $dataset in                          # the published recipes: edit here
     digits)
         set -- --arch resnet18 --epochs 6 --batch-size 50 --lr 0.05 --momentum 0.9 --weight-decay 5e-4 \
             --workers 0 "$@" ;;
+    *) no_settings ;;
 esac
 exec $run squeeze.squeeze --dataset "$dataset" "$@"

@@ -8,6 +8,10 @@ if ! why=$(python3 "$root/sre2l/preflight.py" 2>&1); then
     fi
     PATH="$root/.venv/bin:$PATH"
 fi
+no_settings() {  # for a data set without a block in the launcher
+    echo "error: $(basename "$0") has no settings for '$dataset'; is that a data set? If so, add a block for it there" >&2
+    exit 2
+}
 # Waiting threads sleep instead of spinning: on two busy cores a training step took 8 ms an image with it and 67 ms without.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 # GPUS=4: four processes on this machine, by torchrun; TORCHRUN="...": its flags for several machines. One process is plain python3.

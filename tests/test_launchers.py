@@ -44,6 +44,18 @@ def test_every_data_set_has_a_plan(number, dataset, launcher, tmp_path, capsys):
         assert tuple(settings[key] for key in ("iteration", "lr", "r_bn", "jitter")) == PUBLISHED[dataset]
 
 
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_data_set_without_a_block_is_refused(launcher, tmp_path):
+    """Not run with ImageNet's defaults: a block that was forgotten, or its name mistyped."""
+    text = (ROOT / launcher).read_text()
+    script = tmp_path / launcher
+    script.parent.mkdir()
+    script.write_text(text.replace("    digits)", "    digit)"))
+    (tmp_path / "sre2l").symlink_to(ROOT / "sre2l")
+    result = launch(script, "digits", "--dry-run")
+    assert (result.returncode, result.stdout) == (2, "") and f"{script.name} has no settings for 'digits'" in result.stderr
+
+
 def test_no_name_means_imagenet_and_hand_given_flags_win():
     result = launch("recover/recover.sh", "--iteration", 7, "--dry-run")
     plan = json.loads(result.stdout)

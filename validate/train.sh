@@ -18,5 +18,6 @@ case $dataset in                          # the published protocols: edit here
     digits)
         set -- --model resnet18 --epochs 60 --gradient-accumulation-steps 1 -T 20 \
             --adamw-lr 2e-3 --adamw-weight-decay 0.01 --workers 0 "$@" ;;
+    *) no_settings ;;
 esac
 exec $run validate.train --dataset "$dataset" "$@"
