@@ -2,6 +2,7 @@
 
 Run: python -m validate.summary --dataset digits      (after all stages and both controls; demo.sh ends with it)
 """
+from sre2l.errors import UserError
 from sre2l.flags import Parser, add_run_flags
 from sre2l.files import read_json, write_json
 from sre2l.runtime import print_plan, run_folder, run_script
@@ -10,8 +11,11 @@ from validate.report import report_in_words
 
 def collect(run, model):
     """The figures of a run folder -> {name: value}; accuracies are of the last epoch, percent, mean over the seeds."""
-    student, hard = read_json(run / f"student_{model}" / "results.json"), read_json(run / f"student_{model}_hard" / "results.json")
-    real = read_json(run / "random_real" / f"student_{model}" / "results.json")
+    made_by = {f"student_{model}": "train.sh", f"student_{model}_hard": "train.sh with --hard-labels", f"random_real/student_{model}": "random_real.sh"}
+    for folder, how in made_by.items():
+        if not (run / folder / "results.json").exists():
+            raise UserError(f"{run / folder}: no result there yet; run {how} first")
+    student, hard, real = (read_json(run / folder / "results.json") for folder in made_by)
     labels = student["protocol"]["labels"]
     seconds = {**student["seconds"], "hard_label_control": hard["seconds"]["validate"],
                "random_real_control": real["seconds"]["relabel"] + real["seconds"]["validate"]}
