@@ -142,7 +142,7 @@ def main(args):
     keep_settings(manifest, settings, free=FREE, command=command if args.overwrite else None)
     args.groups = settings["groups"] = recorded(manifest, "groups")  # where several processes chose, the first's choice
     log = RunLog(partial(beside, root), vars(args), device, sliced=True)
-    log.line(f"{note}, {args.precision}, {args.groups} batches at a time")
+    log.line(f"{note}, {args.precision}, {args.groups} batch{'es' * (args.groups > 1)} at a time")
     log.line(f"{len(pairs)} images in batches of {args.batch_size}: {len(units)} in all, {num_left} left to do -> {root}")
     draw = partial(draw_view, spec.size, args.jitter, args.signed_jitter, not args.no_crop_flip)
     draw_units = partial(draw_chunk, seed=args.seed, size=spec.size, iterations=args.iteration, draw=draw)

@@ -14,6 +14,7 @@ from sre2l.errors import UserError
 from sre2l.files import beside
 from sre2l.flags import Parser, add_run_flags, check_folders, number, number_list
 from sre2l.runtime import print_plan, run_folder, run_script
+from sre2l.settings import check_dataset
 from sre2l.verify import Finding, verify_images, verify_labels, verify_pair
 
 
@@ -73,8 +74,10 @@ def main(args):
         raise UserError(f"{data}, {fkd_path}: neither images nor labels there yet; run recover.sh first, or give folders with --data and --fkd-path")
     faults = []
     try:
+        for root in (data, fkd_path):
+            check_dataset(root, spec.name)
         for finding in verify(data, fkd_path, num_classes, spec.size, args.classes, args.fkd_seed, not args.quick, args.workers):
-            print(finding, flush=True)
+            print(finding, *(f"note   {text}" for text in finding.notes), sep="\n", flush=True)
             faults += finding.faults
     except (UserError, OSError) as error:  # OSError: removed while it was read
         faults.append(str(error))

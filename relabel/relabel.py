@@ -27,7 +27,7 @@ from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, comple
                             write_recorded)
 from sre2l.precision import PRECISIONS, memory_format_of
 from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng, versions
-from sre2l.settings import check_plan, is_under_way, keep_settings, planned_deletion, recorded, start_afresh
+from sre2l.settings import check_dataset, check_plan, is_under_way, keep_settings, planned_deletion, recorded, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.teacher import check_top1, find_teacher, teacher_at_hand
 from sre2l.training import start_device
@@ -73,9 +73,9 @@ def label_batches(network, loader, spec, precision, dtype):
         yield batch, sheet._replace(logits=logits), copied
 
 
-def store_labels(root, where, labelled):
-    """Write one label file and record its hash, on a thread beside the teacher -> Batch. where: the precisions, for the message of the
-    UserError about logits that are not finite."""
+def store_labels(root, where, written, labelled):
+    """Write one label file and record its hash, on a thread beside the teacher -> Batch, which is added to the list `written`. where: the
+    precisions, for the message of the UserError about logits that are not finite."""
     batch, sheet, copied = labelled
     if copied is not None:
         copied.synchronize()
@@ -83,6 +83,7 @@ def store_labels(root, where, labelled):
         raise UserError(f"epoch {batch.epoch}, batch {batch.index}: the teacher's logits are not finite in {where}; "
                         f"use --label-precision fp32 and --precision fp32, or check the teacher")
     write_recorded(root, {label_name(batch.epoch, batch.index): encode_sheet(sheet)})
+    written.append(batch)
     return batch
 
 
@@ -98,6 +99,7 @@ def main(args):
     there = Path(args.data).exists()
     if not there and not args.dry_run:
         raise UserError(f"{args.data}: no images there yet; run recover.sh first, or give some with --data DIR")
+    check_dataset(args.data, spec.name)
     images = read_checked(verify_images(args.data, spec.num_classes, args.classes)) if there else None
     if images and args.batch_statistics and 1 in (args.batch_size, len(images) % args.batch_size):
         raise UserError(f"--batch-statistics: of {len(images)} images, --batch-size {args.batch_size} leaves a batch of one, which would be "
@@ -119,22 +121,22 @@ def main(args):
     manifest_path, batches = beside(root, "manifest.json"), Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
     goes_on = manifest_path.exists() and (not args.overwrite or is_under_way(manifest_path, command))
     manifest = manifest_of(root) if goes_on else None
+    described = describe_images(images)
+    if manifest:
+        check_images(root, manifest, described, images.root)
     first = BatchDataset(images, spec.size, partial(draw_sheet, make_settings(args, spec)))[next(iter(batches))]
+    images, note = keep_decoded(images, device, run_folder(args), described["images_sha256"])  # one that cannot be read leaves nothing behind
     if args.batch_statistics:
         use_batch_statistics(teacher)
     network, precision, form = prepare_teacher(teacher.network, first, spec, args.precision, (manifest or {}).get("precision"), device)
     if args.overwrite:  # a precision that is refused has deleted nothing
         start_afresh(manifest_path, root, "labels", command)
     settings = make_settings(args, spec) | {"epochs": max(args.epochs, earlier_epochs(root))}
-    described = describe_images(images)
     settings = {**settings, **described, "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
                 "measured_top1": measured, "versions": versions(device),
                 "images_seed": recorded(beside(args.data, "manifest.json"), "seed")}
-    if manifest:
-        check_images(root, manifest, described, images.root)
     settings |= {"precision": precision, "half_against_fp32": form if precision in ("fp16", "bf16") else None}
     keep_settings(manifest_path, settings, FREE, command if args.overwrite else None)
-    images, note = keep_decoded(images, device, run_folder(args), described["images_sha256"])
     log = RunLog(partial(beside, root), vars(args), device, sliced=True)
     log.line(note)
     if form:
@@ -144,12 +146,14 @@ def main(args):
     todo = [planned[name] for name in missing_files(root, list(planned), args.workers, "labels")]
     num_bytes = round(num_label_bytes(len(images), args.batch_size, args.epochs, spec.num_classes, args.label_precision) * len(todo) / len(batches))
     check_room(root, num_bytes)
-    log.line(f"{len(todo)} label files to write in {precision}, about {in_bytes(num_bytes)} -> {root}")
+    log.line(f"{len(todo)} label files to write, about {in_bytes(num_bytes)}, teacher in {precision}, logits in {args.label_precision} -> {root}")
     todo = todo[rank()::world_size()]
 
     loader = load_batches(BatchDataset(images, spec.size, partial(draw_sheet, settings)), todo, args.workers, device)
     labelled = label_batches(network, loader, spec, precision, torch.float16 if args.label_precision == "fp16" else torch.float32)
-    stored = in_order(partial(store_labels, root, f"{precision} and --label-precision {args.label_precision}"), labelled, NUM_WRITERS)
+    written = []  # by the threads that write
+    store = partial(store_labels, root, f"{precision} and --label-precision {args.label_precision}", written)
+    stored = in_order(store, labelled, NUM_WRITERS)
     started = logged = time.monotonic()
     with finishing_steps():
         for done, batch in enumerate(tqdm(stored, "relabel", total=len(todo), unit="batch", disable=None, leave=False), 1):
@@ -159,7 +163,8 @@ def main(args):
                 log.line(f"epoch {batch.epoch}  batch {batch.index}  {done}/{len(todo)} files  {eta(done, len(todo), started)}")
             if stop_requested():
                 stored.close()  # what is with the writers is still written
-                log.line(f"stopped after {done} of {len(todo)} files")
+                log.metrics(epoch=batch.epoch, batch=batch.index, files=len(written))
+                log.line(f"stopped after {len(written)} of {len(todo)} files")
                 leave()
 
     if not complete(root, planned, log, "label files"):

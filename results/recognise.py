@@ -14,6 +14,7 @@ from sre2l.flags import Parser, add_run_flags, check_folders
 from sre2l.models import find_weights, load_teacher, load_weights, read_checkpoint
 from sre2l.realdata import decode_shown
 from sre2l.runtime import UserError, print_plan, run_folder, run_script
+from sre2l.settings import check_dataset
 from sre2l.training import evaluate
 from sre2l.verify import read_checked, verify_images
 
@@ -64,6 +65,7 @@ def main(args):
     if args.dry_run:
         return print_plan(vars(args), output=str(output))
     check_folders(run / "images")
+    check_dataset(run / "images", spec.name)
     judges = {arch: load_judge(spec, arch) for arch in args.networks}  # before the images: what is not installed shows at once
     images = read_checked(verify_images(run / "images", spec.num_classes))
     pixels = decode_shown(images, spec.size, spec.size)
@@ -79,7 +81,7 @@ def get_args(argv=None):
     parser = Parser(__doc__)
     add_run_flags(parser)
     parser.add_argument("--networks", type=names, default=["mobilenet_v2", LITE0], metavar="ARCH,ARCH",
-                        help=f"torchvision names, or {LITE0}, which needs two packages")
+                        help=f"torchvision names, or {LITE0}, which needs two packages (default: mobilenet_v2,{LITE0})")
     return parser.parse_args(argv)
 
 

@@ -115,7 +115,7 @@ def verify_agreement(root, shown, settings):
     """-> the Finding of all label files' top-1. With a manifest it is a warning at most: a teacher may be that bad."""
     rows = sum(part.rows for part in shown)
     found = Agreement(sum(part.hits for part in shown) / rows, sum(part.luck for part in shown) / rows, rows)
-    finding = Finding(f"{root}, agreement with the images", found.text + (f"; {found.warning}" if found.warning else ""))
+    finding = Finding(f"{root}, agreement with the images", found.text, notes=[found.warning] if found.warning else [])
     if not settings and found.is_chance:
         finding.faults.append(f"{root}: {found.text}: these labels do not belong to these images, or the order has another seed")
     if not settings:

@@ -61,8 +61,8 @@ def check_images(root, manifest, described, folder):
     if wrong:
         what = {"num_images": f"{manifest.get('num_images')} images, {folder} has {here['num_images']}",
                 "classes": "other classes", "paths_sha256": "images of other names", "images_sha256": "images with other contents"}
-        raise UserError(f"{root}: by {beside(root, 'manifest.json')} these labels belong to {what[wrong[0]]}; relabel {folder}, or give the images they "
-                        f"were made for")
+        raise UserError(f"{root}: by {beside(root, 'manifest.json')} these labels belong to {what[wrong[0]]}; relabel {folder} (relabel.sh with --overwrite "
+                        f"deletes them and starts afresh), or give the images they were made for")
 
 
 def hash_files(root):

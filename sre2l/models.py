@@ -209,6 +209,8 @@ def load_teacher(spec, path, arch=None, stem=None, default_arch="resnet18"):
     else:
         checkpoint, source = read_checkpoint(path), str(path)
         meta = checkpoint if checkpoint.get("format") == TEACHER_FORMAT else {}
+        if meta.get("dataset", spec.name) != spec.name:
+            raise UserError(f"{path}: was trained on {meta['dataset']}, this run is of {spec.name}")
         arch = agree(path, meta.get("arch"), arch, "--arch or --model") or default_arch
         if meta.get("num_classes", spec.num_classes) != spec.num_classes:
             raise UserError(f"{path}: the teacher has {meta['num_classes']} classes, {spec.name} has {spec.num_classes}")

@@ -40,6 +40,13 @@ def recorded(path, key=None):
     return settings if settings is None or key is None else settings.get(key)
 
 
+def check_dataset(root, dataset):
+    """Raise UserError where images or labels were made for another data set, by the manifest beside their folder; without one nothing tells."""
+    there = recorded(beside(root, "manifest.json"), "dataset")
+    if there not in (None, dataset):
+        raise UserError(f"{root}: was made for {there}, this run is of {dataset}; give the launcher {there}, or another --name or folder")
+
+
 def refuse_others(path, stored, settings, keys):
     """Raise UserError where two outputs' settings differ in one of these keys."""
     keys = [key for key in sorted(keys) if stored.get(key) != settings.get(key)]

@@ -26,10 +26,11 @@ FILE_OVERHEAD = 16384  # bytes of a label file that are not its tensors, at most
 
 @dataclass
 class Finding:
-    """One line of the report: what was looked at, what was found, and the faults, each a sentence with the name of a file."""
+    """One line of the report: what was looked at, what was found, and the faults, each a sentence with the name of a file; notes: lines of their own."""
     subject: str
     text: str = ""
     faults: list = field(default_factory=list)
+    notes: list = field(default_factory=list)
 
     @property
     def fault(self):

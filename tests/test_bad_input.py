@@ -12,6 +12,7 @@ from sre2l.runtime import UserError
 from squeeze import squeeze
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
 from tests.worlds import NAMES, common, recover_flags, teacher, train_flags
+from validate import summary, train
 
 
 def test_missing_and_empty_folders(world, tmp_path):
@@ -96,12 +97,41 @@ def test_numbers_out_of_range(world):
     assert "--warmup-epochs 1 is not below --epochs 1" in refused(*train_flags(world, "--warmup-epochs", 1))
 
 
-def test_unreadable_image_is_named(world, tmp_path):
+def test_unreadable_image_is_named_and_nothing_is_recorded_of_it(world, tmp_path):
+    """The same command takes the images once they are repaired, which are others than the broken ones; it deletes no labels either."""
     shutil.copytree(world / "run" / "images", tmp_path / "images")
     file = tmp_path / "images" / "new007" / "class007_id001.jpg"
-    file.write_bytes(file.read_bytes()[:400])
-    message = refused(relabel, *common(world), *teacher(world), "--data", tmp_path / "images", "--fkd-path", tmp_path / "labels", "-j", 0)
-    assert str(file) in message and "not a readable image" in message
+    whole = file.read_bytes()
+    flags = (relabel, *common(world), *teacher(world), "--data", tmp_path / "images", "--fkd-path", tmp_path / "labels", "-j", 0, "--epochs", 1, "-b", 8)
+    for again in ((), ("--overwrite",)):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("labels/*/*")}
+        file.write_bytes(whole[:400])
+        message = refused(*flags, *again)
+        assert str(file) in message and "not a readable image" in message
+        assert bool(before) == bool(again) and {path: path.read_bytes() for path in tmp_path.rglob("labels/*/*")} == before
+        assert bool(before) == (tmp_path / "labels.manifest.json").exists()
+        file.write_bytes(whole)
+        run_main(*flags)
+
+
+def test_another_data_set(world, tmp_path):
+    """Of as many classes, which is how nothing else would tell: a teacher, images, labels; named before anything of the protocol is compared."""
+    digits = {"format": "sre2l-teacher-1", "arch": SMALL, "stem": "torchvision", "num_classes": 10, "dataset": "digits"}
+    bare_checkpoint(tmp_path / "t.pth", wrap=lambda weights: {**digits, "model": weights})
+    for dry in ((), ("--dry-run",)):
+        assert "was trained on digits, this run is of cifar10" in refused(recover, *common(world, "new"), "--teacher", tmp_path / "t.pth", *dry)
+        other = ("--dataset", "digits", "--name", world / "run", *dry)
+        assert "labels: was made for cifar10, this run is of digits" in refused(train, *other, "--epochs", 400)
+    run_main(*recover_flags(world, name="images"))
+    assert "images: was made for cifar10" in refused(relabel, "--dataset", "digits", "--name", world / "images", "--teacher", tmp_path / "t.pth")
+
+
+def test_a_summary_of_a_run_without_its_controls(world, tmp_path):
+    for folder, how in (("student_resnet18", "train.sh first"), ("student_resnet18_hard", "train.sh with --hard-labels first"),
+                        ("random_real/student_resnet18", "random_real.sh first")):
+        assert how in refused(summary, "--dataset", "cifar10", "--name", tmp_path)
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "results.json").write_text("{}")
 
 
 def test_gpu_asked_for_and_none_there(world):

@@ -31,7 +31,8 @@ def lines(capsys, *flags):
 
 def test_a_whole_run_has_a_line_for_each_check_and_no_fault(run, capsys):
     report = lines(capsys, "--name", run)
-    assert report[-1] == "no fault found" and all(line.startswith("ok ") for line in report[:-1]) and len(report) == 9
+    assert report[-1] == "no fault found" and all(line.startswith("ok ") for line in report[:-2]) and len(report) == 10
+    assert "agreement" in report[-3] and "warning" not in report[-3] and report[-2].startswith("note   warning: that is chance")
     assert f"{run}/images, contents: 20 of 20 decode, 32 by 32 pixels, 20 hashes right" in report[2]
     assert f"{run}/labels, contents: 6 of 6 load and have the right fields, 6 hashes right" in report[6]
 
@@ -52,6 +53,12 @@ def test_the_launcher_exits_1_with_the_first_fault_named_and_2_for_misuse(run, t
     assert launch("relabel/check.sh", "cifar10", "--name", tmp_path / "run", "--quick").returncode == 0
     nothing = launch("relabel/check.sh", "cifar10", "--name", tmp_path / "none")
     assert nothing.returncode == 2 and "neither images nor labels there yet" in nothing.stderr
+
+
+def test_another_data_set_is_a_fault(run, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_main(check, "--dataset", "digits", "--name", run)
+    assert caught.value.code == 1 and "was made for cifar10, this run is of digits" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_gone_while_its_records_stand_is_a_fault(run, tmp_path, capsys):

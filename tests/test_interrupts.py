@@ -144,14 +144,15 @@ def test_a_state_left_by_a_kill_after_its_units_last_file_goes(unit, tmp_path, m
         left.write_bytes(late)
 
 
-def test_relabel_stops_between_files(unit, tmp_path, monkeypatch):
+def test_relabel_stops_between_files(unit, tmp_path, monkeypatch, capsys):
     root, _, _ = unit
     synthetic_folder(tmp_path / "images")
     flags = (relabel, "--dataset", "cifar10", "--teacher", root / "t.pth", "--arch", SMALL, "--device", "cpu", "--epochs", 4, "-b", 8, "-j", 0,
              "--data", tmp_path / "images")
     run_main(*flags, "--name", tmp_path / "whole")
     interrupted(monkeypatch, relabel, "teacher_logits", 5, (*flags, "--name", tmp_path / "cut"))
-    assert 0 < len(files_of(tmp_path / "cut" / "labels")) < 12
+    there, lines = len(files_of(tmp_path / "cut" / "labels")), (tmp_path / "cut" / "labels.metrics.jsonl").read_text().splitlines()
+    assert 0 < there < 12 and json.loads(lines[-1])["files"] == there and f"stopped after {there} of 12 files" in capsys.readouterr().out
     assert not [path for path in (tmp_path / "cut").iterdir() if path.suffix in (".tmp", ".pth")]
     run_main(*flags, "--name", tmp_path / "cut")
     assert files_of(tmp_path / "cut" / "labels") == files_of(tmp_path / "whole" / "labels")

@@ -30,7 +30,7 @@ from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
 from sre2l.realdata import read_val
 from sre2l.runtime import RunLog, eta, print_plan, run_folder, run_script, versions
 from sre2l.scalars import check_tensorboard
-from sre2l.settings import check_plan, finish, keep_settings, planned_deletion, recorded, start_afresh
+from sre2l.settings import check_dataset, check_plan, finish, keep_settings, planned_deletion, recorded, start_afresh
 from sre2l.store import keep_decoded
 from sre2l.training import (autocast, check_finite, compile_network, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr,
                             start_device, upload)
@@ -155,6 +155,8 @@ def main(args):
     args.model = args.model or "resnet18"
     args.train_dir, args.fkd_path = args.train_dir or str(run / "images"), args.fkd_path or str(run / "labels")
     args.output_dir = args.output_dir or str(run / f"student_{args.model}{'_hard' if args.hard_labels else ''}")
+    for root in (args.train_dir, args.fkd_path):
+        check_dataset(root, spec.name)
     if args.dry_run:
         network, stem = build_network(args.model, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
         check_epochs(args, recorded(beside(args.fkd_path, "manifest.json"), "epochs"))
@@ -175,12 +177,12 @@ def main(args):
     val = read_val(spec, args.val_dir, described["classes"], manifest and manifest["teacher_classes"])
     folder = Path(args.output_dir)
     claim(folder)
+    images, note = keep_decoded(images, device, run, described["images_sha256"])  # one that cannot be read leaves nothing behind
     if args.overwrite:
         start_afresh(folder / "settings.json", folder, "student", command)
     settings = make_settings(args, spec, stem, described, val, precision)
     keep_settings(folder / "settings.json", settings, command=command if args.overwrite else None)
     clear_leftovers(folder, *(folder / f"seed{seed}" for seed in args.seeds))
-    images, note = keep_decoded(images, device, run, described["images_sha256"])
     log = RunLog(folder.joinpath, vars(args), device)
     start = f"{args.model}: {args.epochs} epochs of {info.num_images} images, batch {info.batch_size}, {precision}, measured on {len(val)} images of {val.root}"
     log.line("\n".join((*notes, note, start)))
