@@ -12,8 +12,8 @@ from sre2l.files import atomic
 GAP = 2        # pixels of white between images
 MAX_ROWS, MAX_COLUMNS, MIN_TILE, MAX_TILE = 20, 20, 64, 112  # tiles in pixels
 FEW, MANY = 4, 100  # images of a class that leave room for others in its row; tiles then
-SHEET = (f"a row for each class ({MAX_ROWS} at most, evenly spread) with its first {MAX_COLUMNS} images; where a class has {FEW} or fewer, several share a row "
-         f"({MANY} images at most)")
+SHEET = (f"a row for each class ({MAX_ROWS} at most, evenly spread) with its first images ({MAX_COLUMNS} at most); where a class has {FEW} or fewer, "
+         f"several share a row ({MANY} images at most)")
 
 
 def to_pixels(images, mean, std):

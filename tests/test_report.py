@@ -216,7 +216,7 @@ def test_what_is_said_of_the_contact_sheet_is_what_it_shows(ipc, columns, tmp_pa
     contact_sheet(synthetic_folder(tmp_path / "images", 12, ipc), tmp_path / "images.png")
     with Image.open(tmp_path / "images.png") as sheet:
         assert (sheet.width - GAP) // (64 + GAP) == columns
-    assert "with its first 20 images; where a class has 4 or fewer, several share a row (100 images at most)." in Reader(make_report(tmp_path)).text
+    assert "with its first images (20 at most); where a class has 4 or fewer, several share a row (100 images at most)." in Reader(make_report(tmp_path)).text
 
 
 def test_a_large_contact_sheet_is_made_smaller(run):
