@@ -73,9 +73,9 @@ def label_batches(network, loader, spec, precision, dtype):
         yield batch, sheet._replace(logits=logits), copied
 
 
-def store_labels(root, where, written, labelled):
-    """Write one label file and record its hash, on a thread beside the teacher -> Batch, which is added to the list `written`. where: the
-    precisions, for the message of the UserError about logits that are not finite."""
+def store_labels(root, where, labelled):
+    """Write one label file and record its hash, on a thread beside the teacher -> Batch. where: the precisions, for the message of the
+    UserError about logits that are not finite."""
     batch, sheet, copied = labelled
     if copied is not None:
         copied.synchronize()
@@ -83,7 +83,6 @@ def store_labels(root, where, written, labelled):
         raise UserError(f"epoch {batch.epoch}, batch {batch.index}: the teacher's logits are not finite in {where}; "
                         f"use --label-precision fp32 and --precision fp32, or check the teacher")
     write_recorded(root, {label_name(batch.epoch, batch.index): encode_sheet(sheet)})
-    written.append(batch)
     return batch
 
 
@@ -151,8 +150,12 @@ def main(args):
 
     loader = load_batches(BatchDataset(images, spec.size, partial(draw_sheet, settings)), todo, args.workers, device)
     labelled = label_batches(network, loader, spec, precision, torch.float16 if args.label_precision == "fp16" else torch.float32)
-    written = []  # by the threads that write
-    store = partial(store_labels, root, f"{precision} and --label-precision {args.label_precision}", written)
+    written = []
+
+    def store(item):
+        batch = store_labels(root, f"{precision} and --label-precision {args.label_precision}", item)
+        written.append(batch)  # also those that `stored` no longer yields once it is closed
+        return batch
     stored = in_order(store, labelled, NUM_WRITERS)
     started = logged = time.monotonic()
     with finishing_steps():

@@ -143,10 +143,12 @@ def test_a_form_that_cannot_be_made_or_is_too_far_off_gives_way_to_the_next(flag
     assert "at T = 20; not cannot: RuntimeError: no such kernel" in (tmp_path / "run" / "labels.log.txt").read_text()
 
 
-@pytest.mark.parametrize("deterministic, names", ((False, ["BatchNorm folded", "as it is"]), (True, ["as it is"])))
-def test_under_deterministic_nothing_is_folded(deterministic, names, monkeypatch):
-    """torch's fused convolutions take cuDNN's kernels whether they repeat or not."""
-    network = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(is_cuda=True)]))
+@pytest.mark.parametrize("deterministic, statistics, names", ((False, True, ["BatchNorm folded", "as it is"]), (True, True, ["as it is"]),
+                                                              (False, False, ["as it is"])))
+def test_under_deterministic_and_with_batch_statistics_nothing_is_folded(deterministic, statistics, names, monkeypatch):
+    """torch's fused convolutions take cuDNN's kernels whether they repeat or not; statistics of each batch are in no weights."""
+    layers = [nn.BatchNorm2d(3, track_running_stats=statistics)]
+    network = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(is_cuda=True)]), modules=lambda: layers)
     monkeypatch.setattr(half, "why_no_triton", lambda: None)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
     assert list(half.forms_of(network, 32, "fp16")) == names
