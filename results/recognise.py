@@ -80,8 +80,8 @@ def main(args):
 def get_args(argv=None):
     parser = Parser(__doc__)
     add_run_flags(parser)
-    parser.add_argument("--networks", type=names, default=["mobilenet_v2", LITE0], metavar="ARCH,ARCH",
-                        help=f"torchvision names, or {LITE0}, which needs two packages (default: mobilenet_v2,{LITE0})")
+    parser.add_argument("--networks", type=names, default=f"mobilenet_v2,{LITE0}", metavar="ARCH,ARCH",
+                        help=f"torchvision names, or {LITE0}, which needs two packages (default: %(default)s)")
     return parser.parse_args(argv)
 
 
