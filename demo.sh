@@ -4,7 +4,7 @@
 set -e
 root=$(cd "$(dirname "$0")" && pwd)
 if [ $# -gt 0 ]; then echo "usage: sh demo.sh      (no arguments)" >&2; exit 2; fi
-. "$root/sre2l/setup.sh"
+. "$root/sre2l/run/setup.sh"
 sh "$root/squeeze/squeeze.sh" digits
 sh "$root/recover/recover.sh" digits --snapshot-every 5
 sh "$root/relabel/relabel.sh" digits
@@ -12,4 +12,4 @@ sh "$root/relabel/check.sh" digits
 sh "$root/validate/train.sh" digits
 sh "$root/validate/train.sh" digits --hard-labels
 sh "$root/validate/random_real.sh" digits
-python3 -m validate.summary --dataset digits
+python3 -m report.summary --dataset digits

@@ -7,13 +7,14 @@ import torch
 from recover.fast import FastEngine
 from recover.objective import PlainEngine
 from recover.views import View
-from sre2l.compiled import why_no_triton
-from sre2l.distributed import world_size
-from sre2l.errors import first_line
-from sre2l.fused.convs import describe_convolutions
-from sre2l.fused.host import host_passes
-from sre2l.precision import dtype_of, pick_precision, set_tf32
-from sre2l.runtime import UserError, give_back_memory
+from sre2l.kernels.compiled import why_no_triton
+from sre2l.run.processes import world_size
+from sre2l.run.errors import first_line
+from sre2l.kernels.cpu.convs import describe_convolutions
+from sre2l.kernels.cpu.host import host_passes
+from sre2l.nets.precision import dtype_of, pick_precision, set_tf32
+from sre2l.run.device import give_back_memory
+from sre2l.run.errors import UserError
 
 ENGINES = ("fast", "plain")
 ENOUGH_PIXELS, MOST_GROUPS = 20e6, 16  # of all batches together: measured on an H200, more gains less than 3 %

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from recover.objective import Terms, total_variation
-from recover.step import adam_step
+from sre2l.kernels.adam import adam_step
 from recover.views import apply_view, tabulate
-from sre2l.fused import norms as formulas
-from sre2l.fused.fuse import fuse
-from sre2l.fused.host import use_host_kernels
+from sre2l.kernels import norms as formulas
+from sre2l.kernels.fuse import fuse
+from sre2l.kernels.cpu.host import use_host_kernels
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # of weights and activations; else those of the images
 LOSS_SCALE = {"fp16": 2.0 ** 8}  # static, so that an overflow shows as a NaN in the images; why this one: README.md
@@ -66,8 +66,8 @@ class FastEngine:
     def use_kernels(self, network, norms):
         """Triton comes with torch's CUDA builds alone, so it is imported here."""
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()  # shapes never change
-        from recover import look, moments, stem
-        from sre2l.fused import kernels
+        from sre2l.kernels.triton import view as look, moments, stem
+        from sre2l.kernels.triton import norms as kernels
         self.channels, self.adam_step = stem.replace_stem(network, self.size), look.adam_step
         self.look_at, self.finish = look.Look.apply, moments.Finisher([norm for norm in norms if norm.coefficient]).finish
         for norm in norms:

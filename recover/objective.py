@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from recover.step import adam_step
+from sre2l.kernels.adam import adam_step
 from recover.views import apply_view
-from sre2l.errors import UserError
-from sre2l.fused.norms import statistics_layers
+from sre2l.run.errors import UserError
+from sre2l.kernels.norms import statistics_layers
 
 
 def check_statistics(teacher):

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sre2l.images import decode
-from sre2l.files import atomic
+from sre2l.data.image_folder import decode
+from sre2l.run.files import atomic
 
 GAP = 2        # pixels of white between images
 MAX_ROWS, MAX_COLUMNS, MIN_TILE, MAX_TILE = 20, 20, 64, 112  # tiles in pixels

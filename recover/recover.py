@@ -19,25 +19,28 @@ from recover.objective import Weights, check_statistics
 from recover.pictures import animate, contact_sheet, save_snapshot, to_pixels
 from recover.step import Stepper
 from recover.state import Keeper
-from recover.units import chunk_name, draw_chunk, image_names, make_chunks, make_units, missing_pairs, write_units
+from recover.batches import chunk_name, draw_chunk, image_names, make_chunks, make_units, missing_pairs, write_units
 from recover.views import draw_view
 from recover.watch import check_finite, make_watch
-from sre2l.claims import claim
-from sre2l.distributed import rank, world_size
-from sre2l.files import beside, hash_json
-from sre2l.flags import (Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, add_tensorboard_flag, check_folders, data_spec,
-                         number)
-from sre2l.images import suffix_of
-from sre2l.interrupts import finishing_steps, leave, stop_requested
-from sre2l.manifest import complete
-from sre2l.models import load_teacher
-from sre2l.precision import PRECISIONS
-from sre2l.runtime import RunLog, UserError, print_plan, run_folder, run_script
-from sre2l.scalars import check_tensorboard
-from sre2l.settings import check_plan, keep_settings, planned_deletion, recorded, refuse_unclaimed, start_afresh
-from sre2l.teacher import check_top1, find_teacher, teacher_at_hand
-from sre2l.training import start_device
-from sre2l.verify import refuse_strays
+from sre2l.run.claims import claim
+from sre2l.run.processes import rank, world_size
+from sre2l.run.files import sidecar, hash_json
+from sre2l.data.flags import add_run_flags, add_stage_flags, add_teacher_flags, add_tensorboard_flag, data_spec
+from sre2l.run.flags import Parser, add_dead_flags, check_folders, number
+from sre2l.data.image_folder import suffix_of
+from sre2l.run.signals import finishing_steps, leave, stop_requested
+from sre2l.check.manifest import complete
+from sre2l.nets.models import load_teacher
+from sre2l.nets.precision import PRECISIONS
+from sre2l.run.errors import UserError
+from sre2l.run.log import RunLog, print_plan
+from sre2l.run.paths import run_folder
+from sre2l.run.start import run_script
+from sre2l.run.tensorboard import check_tensorboard
+from sre2l.run.settings import check_plan, keep_settings, planned_deletion, recorded, refuse_unclaimed, start_afresh
+from sre2l.nets.teacher import check_top1, find_teacher, teacher_at_hand
+from sre2l.nets.training import start_device
+from sre2l.check.verify import refuse_strays
 
 FREE = ("precision",)     # settings that may differ between the runs that fill one folder
 SWITCHES = ("lossless",)  # settings that are True or not there
@@ -112,7 +115,7 @@ def main(args):
         num_images = (args.ipc_end - args.ipc_start) * len(classes)
         # noise-like pixels: PNG stores them as they are, JPEG takes about a third of a byte for each
         size = num_images * (100 + (3 * spec.size + 2) * spec.size if args.lossless else 620 + spec.size ** 2 // 3)
-        settings, record = make_settings(args, spec, classes, teacher), beside(root, "manifest.json")
+        settings, record = make_settings(args, spec, classes, teacher), sidecar(root, "manifest.json")
         deletes = planned_deletion(record, root, "images", command) if args.overwrite else check_plan(record, settings, FREE, SWITCHES)
         return print_plan(settings, images=num_images, units=len(units),
                           images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root), deletes=deletes)
@@ -122,7 +125,7 @@ def main(args):
     check_statistics(teacher)
     teacher.network.to(device)
     verifier = load_verifier(args, spec, device)
-    manifest = beside(root, "manifest.json")
+    manifest = sidecar(root, "manifest.json")
     claim(root, None if args.overwrite else (args.ipc_start, args.ipc_end))
     check_top1(teacher, spec, args, device)
     if args.overwrite:
@@ -141,7 +144,7 @@ def main(args):
     settings = make_settings(args, spec, classes, teacher)
     keep_settings(manifest, settings, free=FREE, command=command if args.overwrite else None)
     args.groups = settings["groups"] = recorded(manifest, "groups")  # where several processes chose, the first's choice
-    log = RunLog(partial(beside, root), vars(args), device, sliced=True)
+    log = RunLog(partial(sidecar, root), vars(args), device, sliced=True)
     log.line(f"{note}, {args.precision}, {args.groups} batch{'es' * (args.groups > 1)} at a time")
     log.line(f"{len(pairs)} images in batches of {args.batch_size}: {len(units)} in all, {num_left} left to do -> {root}")
     draw = partial(draw_view, spec.size, args.jitter, args.signed_jitter, not args.no_crop_flip)
@@ -150,7 +153,7 @@ def main(args):
     low, high = (torch.tensor([(edge - m) / s for m, s in zip(spec.mean, spec.std)], device=device).view(3, 1, 1) for edge in (0, 1))
     stepper = Stepper(engine, low, high)
     first = f"unit{units[0].index}." if units[0].index else ""  # another range beside this one has a first batch of its own
-    snapshots = beside(root, f"{first}snapshots")
+    snapshots = sidecar(root, f"{first}snapshots")
     chunks = [chunk for chunk in make_chunks(units, args.groups) if any(not missing.isdisjoint(unit.pairs) for unit in chunk)]
     chunks = chunks[rank()::world_size()]
 
@@ -192,7 +195,7 @@ def main(args):
                 images = optimise(stepper, noise_and_views, targets, rates, watch, kept, before)
             if pictured:
                 snapshot(args.iteration)
-                animate(snapshots, beside(root, f"{first}gif"))
+                animate(snapshots, sidecar(root, f"{first}gif"))
             for future in written:  # a full disk shows here
                 future.result()
             pixels = [to_pixels(batch, spec.mean, spec.std) for batch in images]
@@ -206,8 +209,8 @@ def main(args):
     if not complete(root, list(names.values()), log, "images"):
         return
     refuse_strays(root, "images")
-    contact_sheet(root, beside(root, "png"))
-    log.line(f"done: {len(pairs)} images in {root}, contact sheet {beside(root, 'png')}")
+    contact_sheet(root, sidecar(root, "png"))
+    log.line(f"done: {len(pairs)} images in {root}, contact sheet {sidecar(root, 'png')}")
 
 
 def get_args(argv=None):

@@ -3,10 +3,10 @@ from concurrent.futures import Future
 
 import torch
 
-from sre2l.errors import UserError
-from sre2l.files import atomic, beside, hash_json
-from sre2l.interrupts import SaveTimer
-from sre2l.models import read_checkpoint
+from sre2l.run.errors import UserError
+from sre2l.run.files import atomic, sidecar, hash_json
+from sre2l.run.signals import SaveTimer
+from sre2l.nets.models import read_checkpoint
 
 FORMAT = "sre2l-recover-state-1"
 
@@ -14,7 +14,7 @@ FORMAT = "sre2l-recover-state-1"
 def state_path(root, units, ipc_start):
     """Of the units that are computed together: beside the images, named after the first; a range that begins within that unit has its own."""
     cut = f".ipc{ipc_start}" if units[0].pairs[0][0] < ipc_start else ""
-    return beside(root, f"unit{units[0].index}{cut}.state")
+    return sidecar(root, f"unit{units[0].index}{cut}.state")
 
 
 class Keeper:

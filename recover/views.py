@@ -5,7 +5,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sre2l.augment import draw_resized_window
+from sre2l.data.augment import draw_resized_window
 
 SCALE = (0.08, 1.0)  # of the crop's area, as RandomResizedCrop's default
 

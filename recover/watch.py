@@ -4,9 +4,9 @@ import time
 import torch
 
 from recover.health import advice, describe_fault, find_all_warnings
-from recover.units import chunk_name
-from sre2l.errors import UserError
-from sre2l.runtime import eta
+from recover.batches import chunk_name
+from sre2l.run.errors import UserError
+from sre2l.run.log import eta
 
 
 @torch.inference_mode()

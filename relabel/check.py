@@ -8,14 +8,17 @@ import os
 import sys
 from pathlib import Path
 
-from sre2l.contents import verify_pixels, verify_sheets
-from sre2l.datasets import DATASETS
-from sre2l.errors import UserError
-from sre2l.files import beside
-from sre2l.flags import Parser, add_run_flags, check_folders, number, number_list
-from sre2l.runtime import print_plan, run_folder, run_script
-from sre2l.settings import check_dataset
-from sre2l.verify import Finding, verify_images, verify_labels, verify_pair
+from sre2l.check.contents import verify_pixels, verify_label_files
+from sre2l.data.datasets import DATASETS
+from sre2l.run.errors import UserError
+from sre2l.run.files import sidecar
+from sre2l.data.flags import add_run_flags
+from sre2l.run.flags import Parser, check_folders, number, number_list
+from sre2l.run.log import print_plan
+from sre2l.run.paths import run_folder
+from sre2l.run.start import run_script
+from sre2l.run.settings import check_dataset
+from sre2l.check.verify import Finding, verify_images, verify_labels, verify_pair
 
 
 def verify(data, fkd_path, num_classes, num_pixels, classes=None, order_seed=42, deep=True, threads=0):
@@ -38,14 +41,14 @@ def verify(data, fkd_path, num_classes, num_pixels, classes=None, order_seed=42,
         yield pair
         if deep:
             fitting = images if not pair.faults else None
-            yield from verify_sheets(fkd_path, info, settings, hashes, fitting, num_pixels, order_seed, threads)
+            yield from verify_label_files(fkd_path, info, settings, hashes, fitting, num_pixels, order_seed, threads)
 
 
 def is_there(root, stage):
     """Whether there is such a folder. Raises UserError where only its manifest or hashes are left of it."""
     if Path(root).is_dir():
         return True
-    left = next((path for path in (beside(root, "manifest.json"), beside(root, "sha256")) if path.exists()), None)
+    left = next((path for path in (sidecar(root, "manifest.json"), sidecar(root, "sha256")) if path.exists()), None)
     if left:
         raise UserError(f"{root}: this folder is missing, though {left.name} stands beside it; the same {stage} command writes it again")
     return False
@@ -53,10 +56,10 @@ def is_there(root, stage):
 
 def limits(data, fkd_path):
     """What no check finds in folders that carry no hashes, a sentence for each."""
-    if Path(data).is_dir() and not beside(data, "sha256").exists() and not beside(fkd_path, "manifest.json").exists():
+    if Path(data).is_dir() and not sidecar(data, "sha256").exists() and not sidecar(fkd_path, "manifest.json").exists():
         yield ("images without hashes: a JPEG has no checksum, so a changed bit that still decodes cannot be found, nor two images that were exchanged, "
                "nor an image replaced by another of that size")
-    if Path(fkd_path).is_dir() and not beside(fkd_path, "manifest.json").exists():
+    if Path(fkd_path).is_dir() and not sidecar(fkd_path, "manifest.json").exists():
         yield ("labels without a manifest: each file has checksums of its own, but only the agreement tells whether it is the right one. Not found are "
                "labels for other images of these classes, another teacher's or normalisation's, exchanged files of few rows, and missing last epochs")
 

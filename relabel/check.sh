@@ -2,6 +2,6 @@
 # Verify images and labels against each other, their manifests and hashes.   sh check.sh [dataset] [--flag value ...]      (no data set: imagenet1k)
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
-. "$root/sre2l/env.sh"
+. "$root/sre2l/run/env.sh"
 case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
 exec python3 -m relabel.check --dataset "$dataset" "$@"

@@ -4,15 +4,15 @@ from functools import partial
 
 import torch
 
-from sre2l.augment import show_batch
-from sre2l.compiled import why_no_triton
-from sre2l.distributed import largest
-from sre2l.errors import first_line
-from sre2l.fused.folded import fold_network
-from sre2l.fused.host import host_network
-from sre2l.fused.norms import statistics_layers
-from sre2l.precision import dtype_of, memory_format_of, pick_precision, set_tf32
-from sre2l.runtime import UserError
+from sre2l.data.augment import show_batch
+from sre2l.kernels.compiled import why_no_triton
+from sre2l.run.processes import largest
+from sre2l.run.errors import first_line
+from sre2l.kernels.folded import fold_network
+from sre2l.kernels.cpu.host import host_network
+from sre2l.kernels.norms import statistics_layers
+from sre2l.nets.precision import dtype_of, memory_format_of, pick_precision, set_tf32
+from sre2l.run.errors import UserError
 
 HALF_KL = 1e-5  # a half-precision teacher may differ from fp32 by this much at T = 20, mean KL over a batch
 MOST_COMPARED = 64  # images of the first batch, where each has its logits by itself
@@ -47,7 +47,7 @@ def distance(found, exact):
 def measured_form(network, item, spec, precision):
     """-> (the fastest form of the network whose logits on images of one batch are close enough to fp32's, or None, the distance of the last one tried).
 
-    item: (Batch, crops, Sheet) of that batch. Every process comes to the same result."""
+    item: (Batch, crops, LabelBatch) of that batch. Every process comes to the same result."""
     _, pixels, sheet = item
     pixels, measured, failed = pixels.to(next(network.parameters()).device), None, None
     set_tf32("fp32")

@@ -12,26 +12,32 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from sre2l.agreement import agreement
+from sre2l.check.agreement import agreement
 from relabel.half import prepare_teacher, teacher_logits, use_batch_statistics
 from relabel.room import check_room, in_bytes, num_label_bytes
-from sre2l.augment import draw_crops, draw_mix
-from sre2l.batches import BatchDataset, Batches, in_order, load_batches
-from sre2l.claims import claim
-from sre2l.distributed import rank, world_size
-from sre2l.files import beside, hash_json
-from sre2l.flags import Parser, add_dead_flags, add_run_flags, add_stage_flags, add_teacher_flags, check_folders, data_spec, number
-from sre2l.interrupts import finishing_steps, leave, stop_requested
-from sre2l.labels import Sheet, encode_sheet, label_name
-from sre2l.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, complete, describe_images, earlier_epochs, manifest_of, missing_files,
+from sre2l.data.augment import draw_crops, draw_mix
+from sre2l.data.loader import BatchDataset, Batches, in_order, load_batches
+from sre2l.run.claims import claim
+from sre2l.run.processes import rank, world_size
+from sre2l.run.files import sidecar, hash_json
+from sre2l.data.flags import add_run_flags, add_stage_flags, add_teacher_flags, data_spec
+from sre2l.run.flags import Parser, add_dead_flags, check_folders, number
+from sre2l.run.signals import finishing_steps, leave, stop_requested
+from sre2l.data.label_files import LabelBatch, encode_label_batch, label_name
+from sre2l.check.manifest import (FREE, LABEL_FORMAT, ORDER_RULE, check_images, complete, describe_images, earlier_epochs, manifest_of, missing_files,
                             write_recorded)
-from sre2l.precision import PRECISIONS, memory_format_of
-from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng, versions
-from sre2l.settings import check_dataset, check_plan, is_under_way, keep_settings, planned_deletion, recorded, start_afresh
-from sre2l.store import keep_decoded
-from sre2l.teacher import check_top1, find_teacher, teacher_at_hand
-from sre2l.training import start_device
-from sre2l.verify import read_checked, refuse_strays, verify_images
+from sre2l.nets.precision import PRECISIONS, memory_format_of
+from sre2l.run.device import versions
+from sre2l.run.errors import UserError
+from sre2l.run.log import RunLog, eta, print_plan
+from sre2l.run.paths import run_folder
+from sre2l.run.seeds import unit_rng
+from sre2l.run.start import run_script
+from sre2l.run.settings import check_dataset, check_plan, is_under_way, keep_settings, planned_deletion, recorded, start_afresh
+from sre2l.data.pixel_store import keep_decoded
+from sre2l.nets.teacher import check_top1, find_teacher, teacher_at_hand
+from sre2l.nets.training import start_device
+from sre2l.check.verify import read_checked, refuse_strays, verify_images
 
 SWITCHES = ("batch_statistics",)  # settings that are True or not there
 NUM_WRITERS = 2  # threads that write label files; one keeps up with a GPU, two hide a slow disk
@@ -48,11 +54,11 @@ def make_settings(args, spec):
             "logits": args.label_precision, "batch_statistics": args.batch_statistics or None}
 
 
-def draw_sheet(settings, batch, sizes):
+def draw_label_batch(settings, batch, sizes):
     """Draw the crops and the mix of one batch, from a generator of its own. sizes: (height, width) of its images, pixels."""
     crop, rng = settings["crop"], unit_rng(settings["seed"], batch.epoch, batch.index)
     crops = draw_crops(sizes, crop["kind"], crop["scale"], crop["padding"], crop["flip"], rng)
-    return Sheet(crops, draw_mix(settings["mix"], settings["mix_alpha"], len(sizes), settings["input_size"], rng))
+    return LabelBatch(crops, draw_mix(settings["mix"], settings["mix_alpha"], len(sizes), settings["input_size"], rng))
 
 
 @torch.inference_mode()
@@ -67,7 +73,7 @@ def to_host(logits, dtype):
 
 
 def label_batches(network, loader, spec, precision, dtype):
-    """Yield (Batch, Sheet with the logits on the CPU, event) as the teacher works through the batches."""
+    """Yield (Batch, LabelBatch with the logits on the CPU, event) as the teacher works through the batches."""
     for batch, pixels, sheet in loader:
         logits, copied = to_host(teacher_logits(network, pixels, sheet, spec, precision), dtype)
         yield batch, sheet._replace(logits=logits), copied
@@ -82,7 +88,7 @@ def store_labels(root, where, labelled):
     if not torch.isfinite(sheet.logits).all():
         raise UserError(f"epoch {batch.epoch}, batch {batch.index}: the teacher's logits are not finite in {where}; "
                         f"use --label-precision fp32 and --precision fp32, or check the teacher")
-    write_recorded(root, {label_name(batch.epoch, batch.index): encode_sheet(sheet)})
+    write_recorded(root, {label_name(batch.epoch, batch.index): encode_label_batch(sheet)})
     return batch
 
 
@@ -108,7 +114,7 @@ def main(args):
         count = len(images) if images else None
         plan = {"batches": count and len(Batches(count, args.batch_size, 0, args.epochs)), "output": str(root),
                 "bytes": count and num_label_bytes(count, args.batch_size, args.epochs, spec.num_classes, args.label_precision)}
-        settings, record = make_settings(args, spec), beside(root, "manifest.json")
+        settings, record = make_settings(args, spec), sidecar(root, "manifest.json")
         deletes = planned_deletion(record, root, "labels", command) if args.overwrite else check_plan(record, settings, FREE, SWITCHES)
         return print_plan(settings, images=count, teacher=teacher and teacher.describe(), deletes=deletes, **plan)
 
@@ -117,13 +123,13 @@ def main(args):
     teacher.network.to(device, memory_format=memory_format_of(device))
     claim(root)
     measured = check_top1(teacher, spec, args, device)  # each process a part
-    manifest_path, batches = beside(root, "manifest.json"), Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
+    manifest_path, batches = sidecar(root, "manifest.json"), Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
     goes_on = manifest_path.exists() and (not args.overwrite or is_under_way(manifest_path, command))
     manifest = manifest_of(root) if goes_on else None
     described = describe_images(images)
     if manifest:
         check_images(root, manifest, described, images.root)
-    first = BatchDataset(images, spec.size, partial(draw_sheet, make_settings(args, spec)))[next(iter(batches))]
+    first = BatchDataset(images, spec.size, partial(draw_label_batch, make_settings(args, spec)))[next(iter(batches))]
     images, note = keep_decoded(images, device, run_folder(args), described["images_sha256"])  # one that cannot be read leaves nothing behind
     if args.batch_statistics:
         use_batch_statistics(teacher)
@@ -133,10 +139,10 @@ def main(args):
     settings = make_settings(args, spec) | {"epochs": max(args.epochs, earlier_epochs(root))}
     settings = {**settings, **described, "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
                 "measured_top1": measured, "versions": versions(device),
-                "images_seed": recorded(beside(args.data, "manifest.json"), "seed")}
+                "images_seed": recorded(sidecar(args.data, "manifest.json"), "seed")}
     settings |= {"precision": precision, "half_against_fp32": form if precision in ("fp16", "bf16") else None}
     keep_settings(manifest_path, settings, FREE, command if args.overwrite else None)
-    log = RunLog(partial(beside, root), vars(args), device, sliced=True)
+    log = RunLog(partial(sidecar, root), vars(args), device, sliced=True)
     log.line(note)
     if form:
         log.line(f"{precision}, {form['form']}, against fp32 on the first batch: logits differ by up to {form['largest_difference']:.2g}, "
@@ -148,7 +154,7 @@ def main(args):
     log.line(f"{len(todo)} label files to write, about {in_bytes(num_bytes)}, teacher in {precision}, logits in {args.label_precision} -> {root}")
     todo = todo[rank()::world_size()]
 
-    loader = load_batches(BatchDataset(images, spec.size, partial(draw_sheet, settings)), todo, args.workers, device)
+    loader = load_batches(BatchDataset(images, spec.size, partial(draw_label_batch, settings)), todo, args.workers, device)
     labelled = label_batches(network, loader, spec, precision, torch.float16 if args.label_precision == "fp16" else torch.float32)
     written = []
 

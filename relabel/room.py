@@ -1,8 +1,8 @@
 """How many bytes label files take, and whether there is room for them."""
 import shutil
 
-from sre2l.errors import UserError
-from sre2l.files import make_folder, place_of
+from sre2l.run.errors import UserError
+from sre2l.run.files import make_folder, place_of
 
 
 def in_bytes(number):

@@ -14,25 +14,30 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from sre2l.augment import Mix, draw_crops, show_batch
-from sre2l.batches import BatchDataset, Batches, load_batches
-from sre2l.claims import claim
-from sre2l.datasets import STEMS
-from sre2l.distributed import check_agreement, largest, rank, sum_over_processes, world_size
-from sre2l.files import clear_leftovers, hash_json, save_torch
-from sre2l.flags import Parser, add_run_flags, add_stage_flags, add_tensorboard_flag, check_folders, data_spec, number, refuse_useless
-from sre2l.images import fingerprint
-from sre2l.interrupts import SaveTimer, finishing_steps, leave, stop_requested
-from sre2l.labels import Sheet
-from sre2l.models import TEACHER_FORMAT, build_network, check_input_size, load_teacher, num_weight_bytes, read_checkpoint, read_own
-from sre2l.parallel import RunningStatistics, replicate
-from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
-from sre2l.realdata import read_real, read_val
-from sre2l.runtime import RunLog, UserError, eta, print_plan, run_folder, run_script, unit_rng
-from sre2l.scalars import check_tensorboard
-from sre2l.settings import check_plan, finish, keep_settings, planned_deletion, start_afresh
-from sre2l.store import keep_decoded
-from sre2l.training import (at_least_float32, autocast, check_finite, compile_network, evaluate, keep_on_device, lr_factor, make_scaler, make_sgd,
+from sre2l.data.augment import Mix, draw_crops, show_batch
+from sre2l.data.loader import BatchDataset, Batches, load_batches
+from sre2l.run.claims import claim
+from sre2l.data.datasets import STEMS
+from sre2l.run.processes import check_agreement, largest, rank, sum_over_processes, world_size
+from sre2l.run.files import clear_leftovers, hash_json, save_torch
+from sre2l.data.flags import add_run_flags, add_stage_flags, add_tensorboard_flag, data_spec
+from sre2l.run.flags import Parser, check_folders, number, refuse_useless
+from sre2l.data.image_folder import fingerprint
+from sre2l.run.signals import SaveTimer, finishing_steps, leave, stop_requested
+from sre2l.data.label_files import LabelBatch
+from sre2l.nets.models import TEACHER_FORMAT, build_network, check_input_size, load_teacher, num_weight_bytes, read_checkpoint, read_own
+from sre2l.nets.parallel import RunningStatistics, replicate
+from sre2l.nets.precision import PRECISIONS, dtype_of, memory_format_of
+from sre2l.data.real_images import read_real, read_val
+from sre2l.run.errors import UserError
+from sre2l.run.log import RunLog, eta, print_plan
+from sre2l.run.paths import run_folder
+from sre2l.run.seeds import unit_rng
+from sre2l.run.start import run_script
+from sre2l.run.tensorboard import check_tensorboard
+from sre2l.run.settings import check_plan, finish, keep_settings, planned_deletion, start_afresh
+from sre2l.data.pixel_store import keep_decoded
+from sre2l.nets.training import (at_least_float32, autocast, check_finite, compile_network, evaluate, keep_on_device, lr_factor, make_scaler, make_sgd,
                             seed_torch, set_lr, start_device, upload)
 
 SCALE = (0.08, 1.0)  # of RandomResizedCrop
@@ -59,9 +64,9 @@ def check_torchvision(args, spec):
         print(f"top-1 {top1:.2f}%  top-5 {top5:.2f}% on {len(val)} images of {val.root}")
 
 
-def draw_sheet(spec, seed, batch, sizes):
+def draw_label_batch(spec, seed, batch, sizes):
     """Draw the crops of one batch, from a generator of its own. sizes: (height, width) of its images, pixels."""
-    return Sheet(draw_crops(sizes, spec.crop, SCALE, spec.padding, spec.flip, unit_rng(seed, batch.epoch, batch.index)), Mix())
+    return LabelBatch(draw_crops(sizes, spec.crop, SCALE, spec.padding, spec.flip, unit_rng(seed, batch.epoch, batch.index)), Mix())
 
 
 def slice_of(num_rows, rank, world):
@@ -138,7 +143,7 @@ def main(args):
              + (f"; continues after batch {first_batch} of epoch {first + 1}" if first_batch else ""))
 
     batches = Batches(len(train), args.batch_size, args.seed, args.epochs, first, first_batch)
-    loader = load_batches(BatchDataset(train, spec.size, partial(draw_sheet, spec, args.seed)), batches, args.workers, device, own_rows)
+    loader = load_batches(BatchDataset(train, spec.size, partial(draw_label_batch, spec, args.seed)), batches, args.workers, device, own_rows)
     bar = tqdm(total=len(batches), desc="squeeze", unit="batch", disable=None, leave=False)
     loss_sum = (loss_sum if rank() == 0 else torch.zeros(())).to(device)
     val, begin, timer = keep_on_device(val, device), time.monotonic(), SaveTimer(args.save_every_sec)

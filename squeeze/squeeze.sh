@@ -3,7 +3,7 @@
 # GPUS=4 sh squeeze.sh ... starts four processes, one a GPU; several machines: validate/README.md
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
-. "$root/sre2l/env.sh"
+. "$root/sre2l/run/env.sh"
 case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
 case $dataset in                          # the published recipes: edit here
     imagenet1k)                           # nothing to train: torchvision's IMAGENET1K_V1 weights are checked

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sre2l.augment import Mix, apply_mix, level_table, normalise
-from sre2l.resize import vertical_first
+from sre2l.data.augment import Mix, apply_mix, level_table, normalise
+from sre2l.data.resize import vertical_first
 
 
 def draw_case(rng, size, num_images=24, sides=(32, 300), padded=False):
@@ -42,7 +42,7 @@ def by_pillow(images, windows, flips, size):
 
 def by_gpu_kernel(images, windows, flips, size, device):
     """The same by the kernel for images that lie on a GPU."""
-    from sre2l.resize_gpu import crop_resident
+    from sre2l.kernels.triton.resize import crop_resident
     starts = np.cumsum([0] + [image.size for image in images])[:-1]
     layout = torch.tensor([[start, *image.shape[:2]] for start, image in zip(starts, images)], device=device)
     table = np.column_stack((np.arange(len(images)), windows, flips, vertical_first(windows, size))).astype(np.int64)
@@ -60,7 +60,7 @@ def mixed_batches(rng, size=19):
 
 def check_shown(pixels, mix, dtype, device="cpu"):
     """The GPU's kernel gives what normalise and apply_mix give, bit for bit."""
-    from sre2l.show_gpu import show_on_gpu
+    from sre2l.kernels.triton.show import show_on_gpu
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     made = show_on_gpu(pixels.to(device), mix, level_table(mean, std, torch.device(device)), dtype)
     assert made.dtype == dtype and made.is_contiguous(memory_format=torch.channels_last)

@@ -7,14 +7,14 @@ from functools import partial
 
 import torch
 
-from sre2l import training
-from sre2l.augment import apply_mix
-from sre2l.distributed import start
-from sre2l.runtime import run_script
+from sre2l.nets import training
+from sre2l.data.augment import apply_mix
+from sre2l.run.processes import start
+from sre2l.run.start import run_script
 
 
 def show_batch64(pixels, mix, mean, std, _):
-    """sre2l.augment.show_batch in float64."""
+    """sre2l.data.augment.show_batch in float64."""
     mean, std = (torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (mean, std))
     return apply_mix((pixels.double() / 255 - mean) / std, mix)
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sre2l import claims
-from sre2l.files import write_bytes
-from sre2l.labels import encode_sheet, label_path
-from sre2l.models import build_network
-from sre2l.runtime import ROOT, UserError
+from sre2l.run import claims
+from sre2l.run.files import write_bytes
+from sre2l.data.label_files import encode_label_batch, label_path
+from sre2l.nets.models import build_network
+from sre2l.run.errors import UserError
+from sre2l.run.paths import ROOT
 
 SMALL = "shufflenet_v2_x0_5"  # torchvision's smallest classifier with BatchNorm
 
@@ -39,9 +40,9 @@ def synthetic_folder(root, num_classes=10, ipc=2, size=32, seed=0, suffix=".jpg"
     return Path(root)
 
 
-def write_sheet(root, epoch, index, sheet):
+def write_label_batch(root, epoch, index, sheet):
     """One label file, as relabel writes it."""
-    write_bytes(label_path(root, epoch, index), encode_sheet(sheet), root)
+    write_bytes(label_path(root, epoch, index), encode_label_batch(sheet), root)
 
 
 def bare_checkpoint(path, arch=SMALL, num_classes=10, wrap=lambda weights: weights, stem="torchvision"):

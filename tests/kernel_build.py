@@ -6,8 +6,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from recover import look, moments
-from sre2l.fused import kernels, pool
+from sre2l.kernels.triton import view as look, moments
+from sre2l.kernels.triton import norms as kernels, pool
 
 TARGET = GPUTarget("cuda", 90, 32)
 NUMBERS = {"low": "fp32", "high": "fp32", "factor": "fp32"}  # what is not here and no pointer is a whole number

@@ -5,7 +5,8 @@ os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
 import torch  # noqa: E402
 
-from recover import look, step  # noqa: E402
+from sre2l.kernels import adam  # noqa: E402
+from sre2l.kernels.triton import view as look  # noqa: E402
 from recover.fast import FastEngine  # noqa: E402
 from tests.nets import calibrated  # noqa: E402
 from tests.oddnets import PATTERNS, SIZE, OddNet  # noqa: E402
@@ -29,16 +30,16 @@ def check_shapes_in_turn():
 
 
 def check_adam():
-    """look.adam_step against step.adam_step, with clamps and a value that is not a number."""
+    """look.adam_step against adam.adam_step, with clamps and a value that is not a number."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(2, 2, 3, 11, 11, dtype=torch.float64, generator=g)
     low, high = torch.tensor([-1.5, -1.0, -2.0]).double().view(3, 1, 1), torch.tensor([1.0, 1.5, 2.0]).double().view(3, 1, 1)
     ours, theirs = ([x.clone(), torch.zeros_like(x), torch.zeros_like(x)] for _ in range(2))
-    for rate in step.adam_rates([0.25, 0.2, 0.1]):
+    for rate in adam.adam_rates([0.25, 0.2, 0.1]):
         gradient = torch.randn(x.shape, dtype=torch.float64, generator=g)
         gradient[1, 0, 2, 3, 4] = float("nan")
         look.adam_step(*ours, gradient, rate, low, high)
-        step.adam_step(*theirs, gradient, rate, low, high)
+        adam.adam_step(*theirs, gradient, rate, low, high)
         assert all(torch.allclose(a, b, rtol=1e-13, atol=1e-13, equal_nan=True) for a, b in zip(ours, theirs))
     assert torch.isnan(ours[0]).sum() == 1
 

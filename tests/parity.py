@@ -8,7 +8,7 @@ from torch import nn
 from recover.fast import FastEngine
 from recover.objective import PlainEngine, Weights
 from recover.views import View, draw_view
-from sre2l.models import get_network
+from sre2l.nets.models import get_network
 from tests.nets import SmallNet, calibrated
 
 KEYS = ("ce", "bn", "tv", "l2")

@@ -4,8 +4,8 @@ import json
 import numpy as np
 
 from recover.pictures import save_snapshot
-from sre2l.datasets import DATASETS
-from sre2l.files import write_json
+from sre2l.data.datasets import DATASETS
+from sre2l.run.files import write_json
 from tests.helpers import synthetic_folder
 
 TRAIN = "--dataset digits --model resnet18 --epochs 60 --gradient-accumulation-steps 1 -T 20 --adamw-lr 2e-3 --adamw-weight-decay 0.01 --workers 0"

@@ -6,10 +6,10 @@ from PIL import Image
 from torch import nn
 
 from relabel import relabel
-from sre2l.agreement import Agreement
-from sre2l.augment import normalise
-from sre2l.datasets import DATASETS
-from sre2l.models import build_network
+from sre2l.check.agreement import Agreement
+from sre2l.data.augment import normalise
+from sre2l.data.datasets import DATASETS
+from sre2l.nets.models import build_network
 from tests.helpers import SMALL, run_main
 from tests.worlds import NAMES
 from validate import train

@@ -6,13 +6,14 @@ import torch
 
 from recover import recover
 from relabel import relabel
-from sre2l.datasets import DATASETS
-from sre2l.models import load_teacher
-from sre2l.runtime import UserError
+from sre2l.data.datasets import DATASETS
+from sre2l.nets.models import load_teacher
+from sre2l.run.errors import UserError
 from squeeze import squeeze
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
 from tests.worlds import NAMES, common, recover_flags, teacher, train_flags
-from validate import summary, train
+from validate import train
+from report import summary
 
 
 def test_missing_and_empty_folders(world, tmp_path):

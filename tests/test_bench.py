@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from tests.bench_measure import Side, forward_gflop, peak_memory, peak_tb_s, peak_tflops, resident, spread, table, time_pairs
-from tests.bench_sides import our_sheets, our_stream, plain_dataset
-from tests.bench_world import SPEC, World, write_images, write_labels
+from bench.measure import Side, forward_gflop, peak_memory, peak_tb_s, peak_tflops, resident, spread, table, time_pairs
+from bench.sides import our_label_batches, our_stream, plain_dataset
+from bench.world import SPEC, World, write_images, write_labels
 from tests.helpers import SMALL, launch
 from tests.nets import build
-from tests.plain import Look, PlainBatch, PlainObjective, train_batch
+from bench.plain import Look, PlainBatch, PlainObjective, train_batch
 from torchvision.transforms import RandomResizedCrop
 
 from recover.objective import PlainEngine, Weights
 from recover.views import View
-from sre2l.augment import apply_mix, normalise
-from sre2l.precision import PRECISIONS
+from sre2l.data.augment import apply_mix, normalise
+from sre2l.nets.precision import PRECISIONS
 from validate.losses import backward_in_micro_batches, distillation_loss, soft_targets
 from validate.shares import share_of
 
@@ -74,7 +74,7 @@ def world(tmp_path_factory):
 def test_both_students_see_the_same_batches_and_loss(world):
     """Pixels after normalisation, and the loss of a step from the label files; the short last batch too."""
     dataset, loss_of = plain_dataset("validate", world), partial(distillation_loss, temperature=20.0)
-    for batch, pixels, sheet in our_stream(world, world.images, 0, our_sheets("validate", world)):
+    for batch, pixels, sheet in our_stream(world, world.images, 0, our_label_batches("validate", world)):
         samples, fields = dataset[batch]
         ours = normalise(pixels, SPEC.mean, SPEC.std)
         torch.testing.assert_close(ours, samples[0], rtol=0, atol=1e-5)
@@ -136,7 +136,7 @@ def test_spread_and_table():
 
 
 def test_benchmark_prints_a_json_line_for_every_row_and_tables():
-    done = launch("tests/bench.sh", "--quick", "--device", "cpu", "--precision", "fp32", "--pairs", 1, "--network", SMALL, "--dataset", "imagenet1k",
+    done = launch("bench/bench.sh", "--quick", "--device", "cpu", "--precision", "fp32", "--pairs", 1, "--network", SMALL, "--dataset", "imagenet1k",
                   "--batch", 4, "--images", 10, "--size", 32, "--iterations", 1)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -151,5 +151,5 @@ def test_benchmark_prints_a_json_line_for_every_row_and_tables():
 
 
 def test_benchmark_refuses_an_unknown_section():
-    done = launch("tests/bench.sh", "relable")
+    done = launch("bench/bench.sh", "relable")
     assert (done.returncode, done.stdout) == (2, "") and "'relable' is none of the sections recover, relabel" in done.stderr

@@ -6,8 +6,8 @@ import pytest
 from recover import recover
 from relabel import check, relabel
 from relabel.room import in_bytes
-from sre2l.errors import UserError
-from sre2l.manifest import read_hash_file
+from sre2l.run.errors import UserError
+from sre2l.check.manifest import read_hash_file
 from tests.helpers import launch, refused, run_main, synthetic_folder
 from tests.worlds import common, recover_flags, teacher
 

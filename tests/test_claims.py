@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sre2l import claims, files, interrupts
-from sre2l.runtime import RunLog, UserError, read_metrics, stage_seconds
+from sre2l.run import claims, files, signals
+from sre2l.run.errors import UserError
+from sre2l.run.log import RunLog, read_metrics, stage_seconds
 from tests.helpers import refused
 from tests.worlds import common, recover_flags, teacher, train_flags
 from relabel import relabel
@@ -22,7 +23,7 @@ def no_claims_left(monkeypatch):
 
 def foreign_claim(root, owner, part=None, age_sec=0):
     """The claim of another process -> its path."""
-    path = files.beside(root, f"{owner}.claim")
+    path = files.sidecar(root, f"{owner}.claim")
     files.write_json(path, {"run": 1, "part": part, "host": owner.split(".")[0], "pid": int(owner.split(".")[1]), "since": "noon"})
     os.utime(path, (time.time() - age_sec,) * 2)
     return path
@@ -113,16 +114,16 @@ def test_a_claim_that_vanishes_stops_the_run(tmp_path, monkeypatch):
     claims.claim(tmp_path / "images")
     path, = claims.held
     before = path.stat().st_mtime_ns
-    with interrupts.finishing_steps():
+    with signals.finishing_steps():
         deadline = time.monotonic() + 10
         while path.stat().st_mtime_ns == before and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert path.stat().st_mtime_ns > before and not interrupts.stop_requested()
+        assert path.stat().st_mtime_ns > before and not signals.stop_requested()
         path.unlink()
-        while not interrupts.stop_requested() and time.monotonic() < deadline:
+        while not signals.stop_requested() and time.monotonic() < deadline:
             time.sleep(0.01)
         with pytest.raises(UserError, match="claim is gone"):
-            interrupts.leave()
+            signals.leave()
 
 
 def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_path, other):

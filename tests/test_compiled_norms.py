@@ -9,10 +9,10 @@ from tests.nets import calibrated
 from recover.fast import FastEngine
 from recover.objective import Weights
 from recover.views import View
-from sre2l import compiled as kernels
-from sre2l.fused import host
-from sre2l.fused import norms as formulas
-from sre2l.fused.host import host_passes
+from sre2l.kernels import compiled as kernels
+from sre2l.kernels.cpu import host
+from sre2l.kernels import norms as formulas
+from sre2l.kernels.cpu.host import host_passes
 
 CLAMPS = {"none": (-formulas.INF, formulas.INF), "relu": (0.0, formulas.INF), "relu6": (0.0, 6.0)}
 

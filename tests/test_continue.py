@@ -8,8 +8,8 @@ import squeeze.squeeze as squeeze
 import validate.train as train
 from recover import recover
 from relabel import relabel
-from sre2l.files import hash_file
-from sre2l.manifest import read_hashes
+from sre2l.run.files import hash_file
+from sre2l.check.manifest import read_hashes
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, run_main, synthetic_folder
 from tests.worlds import labelled_images
 

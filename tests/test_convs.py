@@ -9,9 +9,9 @@ from torch import nn
 from recover.fast import FastEngine
 from recover.objective import Weights
 from recover.views import View
-from sre2l import compiled
-from sre2l.fused import convs
-from sre2l.fused.convs import FirstConv, Kernels, Winograd, host_kernels, ours
+from sre2l.kernels import compiled
+from sre2l.kernels.cpu import convs
+from sre2l.kernels.cpu.convs import FirstConv, Kernels, Winograd, host_kernels, ours
 from tests.nets import calibrated
 
 SETS = {"this machine's": (), "AVX2": ("-march=x86-64-v3",), "SSE2": ("-march=x86-64",)}
@@ -177,7 +177,7 @@ def test_small_results_stay_torchs():
 def gradient_of(network, dtype, with_ours, monkeypatch):
     with monkeypatch.context() as patch:
         if not with_ours:
-            patch.setattr("sre2l.fused.host.replace_convolutions", lambda *_: None)
+            patch.setattr("sre2l.kernels.cpu.host.replace_convolutions", lambda *_: None)
         engine = FastEngine(network.to(dtype), Weights(0.01, 10.0, 0, 0), 64)
     assert sum(isinstance(module, (Winograd, FirstConv)) for module in engine.network.modules()) == (11 if with_ours else 0)
     images = draw(1, 4, 3, 64, 64, seed=4).to(dtype)

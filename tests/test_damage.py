@@ -1,14 +1,14 @@
-"""A short version of tests/damage.sh: a part of its cases, with the stages started again in some of them. Nothing may be missed."""
+"""A short version of stress/damage.sh: a part of its cases, with the stages started again in some of them. Nothing may be missed."""
 import numpy as np
 import pytest
 
-from sre2l.images import decode
-from sre2l.labels import read_fields
-from sre2l.models import read_checkpoint
-from sre2l.settings import read_record
-from tests import damage
-from tests.damage_tools import Records, Table, quiet
-from tests.damage_world import make_released, make_world
+from sre2l.data.image_folder import decode
+from sre2l.data.label_files import read_fields
+from sre2l.nets.models import read_checkpoint
+from sre2l.run.settings import read_record
+from stress import damage
+from stress.damage_tools import Records, Table, quiet
+from stress.damage_world import make_released, make_world
 
 STARTED_AGAIN = 8  # cases in which the stages run
 

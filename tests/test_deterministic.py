@@ -7,10 +7,11 @@ import torch
 
 from recover import recover
 from relabel import relabel
-from sre2l.datasets import DATASETS
-from sre2l.models import load_teacher
-from sre2l.runtime import run_guarded, versions
-from sre2l.training import set_deterministic
+from sre2l.data.datasets import DATASETS
+from sre2l.nets.models import load_teacher
+from sre2l.run.device import versions
+from sre2l.run.start import run_guarded
+from sre2l.nets.training import set_deterministic
 from squeeze import squeeze
 from tests.helpers import SMALL, noise_folder, run_main
 from tests.worlds import NAMES

@@ -12,11 +12,12 @@ import pytest
 
 from recover import recover
 from relabel import relabel
-from sre2l import claims, store
-from sre2l.images import read_synthetic
-from sre2l.runtime import run_script
+from sre2l.data import pixel_store as store
+from sre2l.run import claims
+from sre2l.data.image_folder import read_synthetic
+from sre2l.run.start import run_script
 from squeeze import squeeze
-from tests.compare import differences, names_of
+from stress.compare import differences, names_of
 from tests.helpers import SMALL, synthetic_folder
 from tests.worlds import common, teacher
 from validate import train
@@ -27,7 +28,7 @@ ROOM = namedtuple("usage", "total used free")(1 << 40, 0, 1 << 40)
 
 
 def flags_of(stage, world, run):
-    """The flags with which a stage writes into run/run from the images, labels and teacher of `world`, as in tests/torture.py."""
+    """The flags with which a stage writes into run/run from the images, labels and teacher of `world`, as in stress/torture.py."""
     flags = common(run)
     if stage == "squeeze":
         return *flags, "--real-data", world / "real", "--arch", SMALL, "--epochs", 2, "-b", 10, "-j", 0, "--eval-every", 1

@@ -10,8 +10,8 @@ from recover.engines import make_engine
 from recover.fast import FastEngine, coefficients
 from recover.objective import PlainEngine, Weights, statistics_layers
 from recover.views import View
-from sre2l.fused.fuse import fuse
-from sre2l.runtime import UserError
+from sre2l.kernels.fuse import fuse
+from sre2l.run.errors import UserError
 from tests.nets import calibrated
 from tests.oddnets import PATTERNS, SIZE, OddNet
 from tests.parity import ALL, PARTS, check_parity, draw_case, network_of

@@ -3,31 +3,32 @@ import re
 
 import pytest
 
-from img import make_figures
+from report import figures as make_figures
 from recover import recover
 from relabel import check, relabel
-from results import collect, make_table, recognise
-from sre2l.flags import DEAD, number_list
-from sre2l.runtime import ROOT
+from report import collect, tables as make_table, recognise
+from sre2l.run.flags import DEAD, number_list
+from sre2l.run.paths import ROOT
 from squeeze import squeeze
 from tests.helpers import refused
-from validate import random_real, report, summary, train
+from validate import random_real, train
+from report import page as report, summary
 
 SCRIPTS = {"squeeze": squeeze, "recover": recover, "relabel": relabel, "check": check, "validate": train, "random_real": random_real, "summary": summary,
            "collect": collect, "recognise": recognise, "make_table": make_table, "make_figures": make_figures, "report": report}
 SHARED = {  # modules of the shared package and the stage that are handed args
-    "squeeze": ["squeeze/squeeze", "sre2l/flags", "sre2l/runtime"],
-    "recover": ["recover/recover", "recover/watch", "sre2l/flags", "sre2l/runtime", "sre2l/teacher"],
-    "relabel": ["relabel/relabel", "sre2l/flags", "sre2l/runtime", "sre2l/teacher"],
-    "validate": ["validate/train", "validate/checks", "validate/protocol", "validate/results", "sre2l/flags", "sre2l/runtime"],
-    "check": ["relabel/check", "sre2l/runtime"],
-    "random_real": ["validate/random_real", "sre2l/runtime"],
-    "summary": ["validate/summary", "sre2l/runtime"],
-    "collect": ["results/collect", "sre2l/runtime"],
-    "recognise": ["results/recognise", "sre2l/runtime"],
-    "make_table": ["results/make_table"],
-    "make_figures": ["img/make_figures"],
-    "report": ["validate/report", "sre2l/runtime"]}
+    "squeeze": ["squeeze/squeeze", "sre2l/data/flags", "sre2l/run/paths"],
+    "recover": ["recover/recover", "recover/watch", "sre2l/data/flags", "sre2l/run/paths", "sre2l/nets/teacher"],
+    "relabel": ["relabel/relabel", "sre2l/data/flags", "sre2l/run/paths", "sre2l/nets/teacher"],
+    "validate": ["validate/train", "validate/checks", "validate/protocol", "validate/results", "sre2l/data/flags", "sre2l/run/paths"],
+    "check": ["relabel/check", "sre2l/run/paths"],
+    "random_real": ["validate/random_real", "sre2l/run/paths"],
+    "summary": ["report/summary", "sre2l/run/paths"],
+    "collect": ["report/collect", "sre2l/run/paths"],
+    "recognise": ["report/recognise", "sre2l/run/paths"],
+    "make_table": ["report/tables"],
+    "make_figures": ["report/figures"],
+    "report": ["report/page", "sre2l/run/paths"]}
 RELEASED = {
     "recover": "--arch-name resnet18 --arch-path x.pth --exp-name rn18 --syn-data-path ./syn --batch-size 100 --iteration 4000 --lr 0.25 --jitter 32 "
                "--image_shifting 32 --r-bn 0.01 --first-bn-multiplier 10 --tv-l2 0 --l2-scale 0 --ipc 50 --ipc-start 0 --ipc-end 50 --num-classes 1000 "

@@ -8,11 +8,11 @@ from torch import nn
 from torch.fx.proxy import TraceError
 
 from relabel import half
-from sre2l.fused.convs import host_kernels
-from sre2l.fused.folded import Folded, fold
-from sre2l.fused.fuse import fuse
-from sre2l.fused.host import host_network
-from sre2l.fused.norms import Norm
+from sre2l.kernels.cpu.convs import host_kernels
+from sre2l.kernels.folded import Folded, fold
+from sre2l.kernels.fuse import fuse
+from sre2l.kernels.cpu.host import host_network
+from sre2l.kernels.norms import Norm
 from tests.helpers import refused, run_main
 from tests.nets import calibrated
 from tests.oddnets import PATTERNS, SIZE, OddNet

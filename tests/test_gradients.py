@@ -7,8 +7,8 @@ from torch import nn
 from recover.fast import FastEngine
 from recover.objective import Weights
 from recover.views import View
-from sre2l.fused import convs, gradients
-from sre2l.fused.gradients import StridedDepthwise, strided_pays
+from sre2l.kernels.cpu import convs, gradients
+from sre2l.kernels.cpu.gradients import StridedDepthwise, strided_pays
 from tests.nets import calibrated
 
 

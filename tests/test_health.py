@@ -11,11 +11,11 @@ from recover.fast import FastEngine
 from recover.objective import Weights
 from recover.recover import cosine_rates, optimise
 from recover.step import Stepper
-from recover.units import Unit, draw_unit
+from recover.batches import Unit, draw_unit
 from recover.views import draw_view
-from sre2l.augment import normalise
-from sre2l.datasets import DATASETS
-from sre2l.realdata import read_real
+from sre2l.data.augment import normalise
+from sre2l.data.datasets import DATASETS
+from sre2l.data.real_images import read_real
 from tests.helpers import bare_checkpoint, run_main
 from tests.nets import SmallNet
 from tests.worlds import recover_flags

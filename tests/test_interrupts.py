@@ -10,7 +10,7 @@ import torch
 from recover import recover, state
 from recover.step import Stepper
 from relabel import relabel
-from sre2l import interrupts
+from sre2l.run import signals
 from squeeze import squeeze
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, run_main, synthetic_folder
 from tests.test_continue import NAMES, files_of
@@ -20,13 +20,13 @@ from validate import train
 @pytest.fixture(autouse=True)
 def handlers():
     """Our handlers in this process, for one test."""
-    before = {number: signal.getsignal(number) for number in interrupts.WORDS}
+    before = {number: signal.getsignal(number) for number in signals.WORDS}
     for number in before:  # pytest itself may have been started by a shell that has background jobs ignore Ctrl-C
         signal.signal(number, signal.SIG_DFL)
-    interrupts.install()
+    signals.install()
     yield
-    interrupts.Pending.signal = interrupts.Pending.reason = None
-    interrupts.Pending.ending = False
+    signals.Pending.signal = signals.Pending.reason = None
+    signals.Pending.ending = False
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -193,12 +193,12 @@ def test_validate_goes_on_within_an_epoch(at, unit, tmp_path, monkeypatch):
 
 def test_a_second_signal_ends_at_once_but_not_an_echo(capfd, monkeypatch):
     """A scheduler signals the launcher and its processes; the launcher passes it on: that is one signal."""
-    monkeypatch.setattr(interrupts, "REPEAT_SEC", 60)
-    with interrupts.finishing_steps():
+    monkeypatch.setattr(signals, "REPEAT_SEC", 60)
+    with signals.finishing_steps():
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupts.stop_requested()
-        monkeypatch.setattr(interrupts, "REPEAT_SEC", 0)
+        assert signals.stop_requested()
+        monkeypatch.setattr(signals, "REPEAT_SEC", 0)
         with pytest.raises(SystemExit) as caught:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
@@ -207,20 +207,20 @@ def test_a_second_signal_ends_at_once_but_not_an_echo(capfd, monkeypatch):
 
 def test_a_signal_after_a_loops_last_look_stops_the_next_loop():
     """One in the evaluation after the last epoch of a seed, say, shall not be forgotten when the next seed begins."""
-    with interrupts.finishing_steps():
+    with signals.finishing_steps():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
-    with interrupts.finishing_steps():
-        assert interrupts.stop_requested()
+    with signals.finishing_steps():
+        assert signals.stop_requested()
         with pytest.raises(SystemExit) as caught:
-            interrupts.leave()
-    assert caught.value.code == 130 and not interrupts.stop_requested()
+            signals.leave()
+    assert caught.value.code == 130 and not signals.stop_requested()
 
 
 def test_a_process_that_leaves_with_one_that_was_signalled_ends_as_it_does():
     """All processes of a training run leave when one was asked to, some before the signal has reached them."""
-    with pytest.raises(SystemExit) as caught, interrupts.finishing_steps():
-        interrupts.leave()
+    with pytest.raises(SystemExit) as caught, signals.finishing_steps():
+        signals.leave()
     assert caught.value.code == 143
 
 
@@ -234,8 +234,8 @@ def test_outside_of_steps_a_signal_ends_at_once():
 def test_the_first_saves_come_early(monkeypatch):
     """15, 30, 60, then 120 s apart: also a run that never lives for two minutes gets on. A finished unit starts the clock anew."""
     now = [0.0]
-    monkeypatch.setattr(interrupts.time, "monotonic", lambda: now[0])
-    timer, saves = interrupts.SaveTimer(120), []
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    timer, saves = signals.SaveTimer(120), []
     while now[0] < 700:
         now[0] += 1
         if now[0] == 400:

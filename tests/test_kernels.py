@@ -13,7 +13,7 @@ from recover import recover
 from recover.fast import FastEngine
 from recover.step import Stepper
 from recover.views import draw_view
-from sre2l.runtime import ROOT
+from sre2l.run.paths import ROOT
 from tests.helpers import SMALL, bare_checkpoint, run_main
 from tests.nets import calibrated
 from tests.oddnets import PATTERNS, SIZE, OddNet

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sre2l.augment import Crops, Mix, draw_crops, draw_mix
-from sre2l.labels import Sheet, inspect_labels, label_path, read_sheet
-from sre2l.runtime import UserError
-from tests.helpers import write_sheet
+from sre2l.data.augment import Crops, Mix, draw_crops, draw_mix
+from sre2l.data.label_files import LabelBatch, inspect_labels, label_path, read_label_batch
+from sre2l.run.errors import UserError
+from tests.helpers import write_label_batch
 
 ROWS, CLASSES = 5, 7
 
@@ -53,7 +53,7 @@ def rename_in_pickle(path, module):
 def test_released_file_with_numpy_integers_loads_and_gives_plain_ints(tmp_path, module):
     fields = released_fields()
     rename_in_pickle(write_file(tmp_path, fields), module)
-    sheet = read_sheet(tmp_path, 0, 0, ROWS, CLASSES)
+    sheet = read_label_batch(tmp_path, 0, 0, ROWS, CLASSES)
     assert sheet.mix.box == [3, 0, 20, 17] and [type(v) for v in sheet.mix.box] == [int] * 4
     assert sheet.mix.lam == 0.37 and torch.equal(sheet.mix.partner, fields[2])
     assert torch.equal(sheet.crops.boxes, fields[0]) and torch.equal(sheet.crops.flips, fields[1])
@@ -72,7 +72,7 @@ class Trap:
 
 @pytest.mark.parametrize("place", range(6))
 def test_malicious_file_does_not_execute(tmp_path, place, monkeypatch):
-    """The trap works under open pickle, and read_sheet refuses it without springing it."""
+    """The trap works under open pickle, and read_label_batch refuses it without springing it."""
     mark, fields = tmp_path / "sprung", released_fields()
     fields[place] = Trap(mark)
     path = write_file(tmp_path / "labels", fields)
@@ -82,18 +82,18 @@ def test_malicious_file_does_not_execute(tmp_path, place, monkeypatch):
     assert mark.exists()
     mark.unlink()
     with pytest.raises(UserError, match="batch_0.tar"):
-        read_sheet(tmp_path / "labels", 0, 0)
+        read_label_batch(tmp_path / "labels", 0, 0)
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.float32))
 @pytest.mark.parametrize("kind, alpha", (("cutmix", 1.0), ("mixup", 0.8), ("none", None)))
 def test_our_files_are_lists_of_six_plain_values(tmp_path, kind, alpha, dtype):
-    """Field types of spec section 5, by plain torch.load(weights_only=True), and the same values back from read_sheet."""
+    """Field types of spec section 5, by plain torch.load(weights_only=True), and the same values back from read_label_batch."""
     rng = np.random.default_rng(1)
     crops = draw_crops([(40, 30)] * ROWS, "resized", (0.08, 1), 0, True, rng)
-    sheet = Sheet(crops, draw_mix(kind, alpha, ROWS, 32, rng), torch.randn(ROWS, CLASSES).to(dtype))
-    write_sheet(tmp_path, 3, 12, sheet)
+    sheet = LabelBatch(crops, draw_mix(kind, alpha, ROWS, 32, rng), torch.randn(ROWS, CLASSES).to(dtype))
+    write_label_batch(tmp_path, 3, 12, sheet)
     fields = torch.load(tmp_path / "epoch_3" / "batch_12.tar", weights_only=True)
     mixed, boxed = kind != "none", kind == "cutmix"
     assert type(fields) is list and len(fields) == 6
@@ -103,7 +103,7 @@ def test_our_files_are_lists_of_six_plain_values(tmp_path, kind, alpha, dtype):
     assert (len(fields[4]) == 4 and all(type(v) is int for v in fields[4])) if boxed else fields[4] is None
     assert fields[5].dtype == dtype and fields[5].shape == (ROWS, CLASSES)
 
-    back = read_sheet(tmp_path, 3, 12, ROWS, CLASSES)
+    back = read_label_batch(tmp_path, 3, 12, ROWS, CLASSES)
     assert torch.equal(back.crops.boxes, crops.boxes) and torch.equal(back.crops.flips, crops.flips)
     assert (back.mix.lam, back.mix.box, back.mix.kind) == (sheet.mix.lam, sheet.mix.box, kind)
     assert torch.equal(back.mix.partner, sheet.mix.partner) if mixed else back.mix.partner is None
@@ -133,7 +133,7 @@ MALFORMED = {
 def test_malformed_field_is_refused_with_the_files_name(tmp_path, case):
     write_file(tmp_path, released_fields(**MALFORMED[case]), 2, 5)
     with pytest.raises(UserError, match=r"epoch_2/batch_5\.tar"):
-        read_sheet(tmp_path, 2, 5, ROWS, CLASSES)
+        read_label_batch(tmp_path, 2, 5, ROWS, CLASSES)
 
 
 def whole_file():
@@ -155,7 +155,7 @@ BROKEN = {
 def test_anything_else_is_refused_with_the_files_name(tmp_path, case):
     write_file(tmp_path, BROKEN[case], 2, 5)
     with pytest.raises(UserError, match=r"epoch_2/batch_5\.tar"):
-        read_sheet(tmp_path, 2, 5)
+        read_label_batch(tmp_path, 2, 5)
 
 
 def label_folder(root, epochs=3, batches=(ROWS, ROWS, 2)):
@@ -163,7 +163,7 @@ def label_folder(root, epochs=3, batches=(ROWS, ROWS, 2)):
     for epoch in range(epochs):
         for index, rows in enumerate(batches):
             crops = Crops(BOXES[:rows], torch.zeros(rows, dtype=torch.bool))
-            write_sheet(root, epoch, index, Sheet(crops, Mix(torch.arange(rows), 0.5), LOGITS[:rows]))
+            write_label_batch(root, epoch, index, LabelBatch(crops, Mix(torch.arange(rows), 0.5), LOGITS[:rows]))
     return root
 
 
@@ -201,4 +201,4 @@ def test_stray_file_is_refused(tmp_path, stray):
 def test_missing_file_is_refused_with_its_name(tmp_path):
     label_folder(tmp_path)
     with pytest.raises(UserError, match=r"epoch_1/batch_7\.tar"):
-        read_sheet(tmp_path, 1, 7)
+        read_label_batch(tmp_path, 1, 7)

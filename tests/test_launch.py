@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from sre2l.interrupts import WORDS
-from sre2l.runtime import ROOT
+from sre2l.run.signals import WORDS
+from sre2l.run.paths import ROOT
 
-ENGINE = (sys.executable, "-m", "sre2l.launch")
+ENGINE = (sys.executable, "-m", "sre2l.run.launch")
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 

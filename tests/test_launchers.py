@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sre2l.datasets import DATASETS
-from sre2l.runtime import ROOT
+from sre2l.data.datasets import DATASETS
+from sre2l.run.paths import ROOT
 from tests.helpers import SMALL, launch, noise_folder, run_main
 
 LAUNCHERS = ("squeeze/squeeze.sh", "recover/recover.sh", "relabel/relabel.sh", "validate/train.sh")
@@ -87,7 +87,7 @@ def test_a_python_that_cannot_do_it_is_told_so(behaviour, tmp_path):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{behaviour}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     (tmp_path / "sre2l").mkdir()
-    for name in ("demo.sh", "requirements.txt", "sre2l/setup.sh", "sre2l/env.sh", "sre2l/preflight.py"):
+    for name in ("demo.sh", "requirements.txt", "sre2l/run/setup.sh", "sre2l/run/env.sh", "sre2l/run/preflight.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     result = subprocess.run(["sh", str(tmp_path / "demo.sh")], capture_output=True, text=True, check=False,
                             env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"})

@@ -8,9 +8,9 @@ from recover import recover
 from recover.objective import PlainEngine, Weights, statistics_layers
 from recover.views import View
 from relabel import relabel
-from sre2l.datasets import DATASETS
-from sre2l.models import build_network, hash_weights, load_teacher
-from sre2l.runtime import UserError
+from sre2l.data.datasets import DATASETS
+from sre2l.nets.models import build_network, hash_weights, load_teacher
+from sre2l.run.errors import UserError
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
 from validate import train
 from validate import evaluate as measuring

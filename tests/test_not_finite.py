@@ -10,11 +10,12 @@ from torch import nn
 from recover import health, recover
 from recover.fast import FastEngine
 from recover.objective import Terms, Weights
-from recover.step import TERMS, Stepper, adam_step
-from recover.units import Unit, draw_unit
+from recover.step import TERMS, Stepper
+from sre2l.kernels.adam import adam_step
+from recover.batches import Unit, draw_unit
 from recover.views import draw_view
-from sre2l.errors import UserError
-from sre2l.training import check_finite
+from sre2l.run.errors import UserError
+from sre2l.nets.training import check_finite
 from squeeze import squeeze
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused
 from tests.nets import SmallNet

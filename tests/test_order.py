@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
-from relabel.relabel import draw_sheet
-from sre2l.batches import Batches, BatchDataset, load_batches
-from sre2l.images import Images
+from relabel.relabel import draw_label_batch
+from sre2l.data.loader import Batches, BatchDataset, load_batches
+from sre2l.data.image_folder import Images
 
 CHECK = ("c3fbfbd4b18c", "bcb91c88f12e", "aac16293c0b8", "eb6bcdd4d784")  # sha1 of epochs 0-3, n = 50000, seed 42
 SETTINGS = {"crop": {"kind": "resized", "scale": [0.08, 1], "padding": 0, "flip": True}, "input_size": 16, "seed": 7, "mix": "cutmix",
@@ -46,7 +46,7 @@ def test_workers_change_neither_batches_nor_pixels():
     """0 and 2 threads, and no loader at all: the same batches, crops, mixes and pixels in the same order."""
     rng = np.random.default_rng(0)
     items = [rng.integers(0, 256, (20, 24, 3), dtype=np.uint8) for _ in range(11)]
-    dataset = BatchDataset(Images(items, np.arange(11), [], "noise"), 16, partial(draw_sheet, SETTINGS))
+    dataset = BatchDataset(Images(items, np.arange(11), [], "noise"), 16, partial(draw_label_batch, SETTINGS))
     batches = Batches(11, 4, 42, 3)
     wanted = [dataset[batch] for batch in batches]
     for workers in (0, 2):

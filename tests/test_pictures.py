@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from img import make_figures, plots
+from report import figures as make_figures, curves as plots
 from recover.pictures import GAP, animate, contact_sheet, save_snapshot, spread
-from results import rows
-from results.collect import collect
-from results.rows import RESULTS, Row
-from sre2l.datasets import DATASETS
-from sre2l.images import decode
-from sre2l.runtime import ROOT, run_script
+from report import rows
+from report.collect import collect
+from report.rows import RESULTS, Row
+from sre2l.data.datasets import DATASETS
+from sre2l.data.image_folder import decode
+from sre2l.run.paths import ROOT
+from sre2l.run.start import run_script
 from tests.helpers import refused, run_main, synthetic_folder
 from tests.synthetic_run import synthetic_run
 
@@ -109,7 +110,7 @@ def test_figures_need_rows(monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(make_figures, "ROWS", ())
     run_main(make_figures, "--dry-run")
-    assert "results.collect" in refused(make_figures)
+    assert "report.collect" in refused(make_figures)
 
 
 def test_the_pictures_of_the_readmes_are_there_and_small():

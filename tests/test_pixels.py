@@ -11,9 +11,9 @@ from torchvision import transforms
 from torchvision.transforms import functional as t_F
 
 from relabel import relabel
-from sre2l.augment import (Crops, Mix, apply_crops, apply_mix, draw_crops, draw_cutmix_box, draw_mix, mixed_share, normalise,
+from sre2l.data.augment import (Crops, Mix, apply_crops, apply_mix, draw_crops, draw_cutmix_box, draw_mix, mixed_share, normalise,
                            pixel_windows)
-from sre2l.datasets import DATASETS
+from sre2l.data.datasets import DATASETS
 from validate import train
 from validate.losses import hard_targets
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from sre2l import training
-from sre2l.augment import draw_crops, draw_mix
-from sre2l.batches import Batch
-from sre2l.images import Images
-from sre2l.labels import Sheet
-from sre2l.parallel import RunningStatistics
-from sre2l.runtime import unit_rng
-from sre2l.training import autocast, evaluate, keep_on_device, make_scaler, make_sgd
+from sre2l.nets import training
+from sre2l.data.augment import draw_crops, draw_mix
+from sre2l.data.loader import Batch
+from sre2l.data.image_folder import Images
+from sre2l.data.label_files import LabelBatch
+from sre2l.nets.parallel import RunningStatistics
+from sre2l.run.seeds import unit_rng
+from sre2l.nets.training import autocast, evaluate, keep_on_device, make_scaler, make_sgd
 from squeeze import squeeze
 from tests.helpers import SMALL, refused, run_main
 from tests.nets import SmallNet
@@ -80,7 +80,7 @@ def test_a_step_of_the_student_never_waits_for_the_gpu(precision, optimizer, lab
     args = train.get_args([str(flag) for flag in (*flags, optimizer)])
     spec, device, rows = train.data_spec(args), torch.device("cuda"), np.arange(12)
     network = SmallNet(head_norm=True).float().to(device, memory_format=torch.channels_last).train()
-    sheet = Sheet(draw_crops([(32, 32)] * 12, "padded", None, 4, True, unit_rng(0)), draw_mix("cutmix", 1.0, 12, 32, unit_rng(1)),
+    sheet = LabelBatch(draw_crops([(32, 32)] * 12, "padded", None, 4, True, unit_rng(0)), draw_mix("cutmix", 1.0, 12, 32, unit_rng(1)),
                   torch.randn(12, 5).half().pin_memory())
     pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8).to(device)
     step, scaler, statistics = train.make_optimizer(network, args, device), make_scaler(precision, device), RunningStatistics(network)

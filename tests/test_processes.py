@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from sre2l import distributed
-from sre2l.augment import apply_mix, draw_mix
-from sre2l.parallel import RunningStatistics
-from sre2l.runtime import ROOT, unit_rng
+from sre2l.run import processes
+from sre2l.data.augment import apply_mix, draw_mix
+from sre2l.nets.parallel import RunningStatistics
+from sre2l.run.paths import ROOT
+from sre2l.run.seeds import unit_rng
 from tests.helpers import SMALL, launch
 from tests.worlds import labelled_images
 from validate import shares
@@ -20,7 +21,7 @@ from validate import shares
 
 def run(module, *flags, processes=1):
     """python -m module in one process, or in several under our torchrun -> CompletedProcess."""
-    engine = ["-m", "sre2l.launch", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
+    engine = ["-m", "sre2l.run.launch", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
     return subprocess.run([sys.executable, *engine, "-m", module, *map(str, flags)], capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
 
@@ -98,10 +99,10 @@ def test_two_processes_train_the_student_of_one_in_fp64(steps, optimizer, labell
     root, flags = labelled
     flags = (*flags, "--model", "mobilenet_v3_small", "--gradient-accumulation-steps", steps, "-T", 1, *optimizer)
     results = []
-    for processes in (1, 2):
-        done = run("tests.fp64", "validate.train", *flags, "--output-dir", root / f"fp64_{steps}_{processes}", processes=processes)
+    for number in (1, 2):
+        done = run("tests.fp64", "validate.train", *flags, "--output-dir", root / f"fp64_{steps}_{number}", processes=number)
         assert done.returncode == 0, done.stderr
-        results.append(student(root / f"fp64_{steps}_{processes}"))
+        results.append(student(root / f"fp64_{steps}_{number}"))
     one, two = results
     assert [row["loss"] for row in two["history"]] == pytest.approx([row["loss"] for row in one["history"]], rel=1e-6)
     for key, value in one["model"].items():
@@ -157,6 +158,6 @@ def test_one_process_takes_its_gpu_as_the_current_one(monkeypatch):
     """Kernels, events and graphs go to the current GPU, whatever --device says. A plain 'cuda' is the current one; torch refuses to set it."""
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(torch.device("cuda", torch.cuda._utils._get_device_index(device))))
-    distributed.start(torch.device("cuda"))
-    distributed.start(torch.device("cuda:1"))
+    processes.start(torch.device("cuda"))
+    processes.start(torch.device("cuda:1"))
     assert chosen == [torch.device("cuda:1")]

@@ -12,20 +12,20 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, RandomSampler
 
-from recover.units import make_chunks, make_units
+from recover.batches import make_chunks, make_units
 from recover.views import apply_view, draw_view
-from sre2l import resize
-from sre2l.augment import apply_crops, apply_mix, draw_crops, draw_mix, draw_resized_windows, mixed_share, pixel_windows
-from sre2l.batches import Batches
-from sre2l.errors import UserError
-from sre2l.files import beside, hash_file, read_json, write_json
-from sre2l.images import image_path
-from sre2l.labels import Sheet, label_name, read_sheet
-from sre2l.layout import scan
-from sre2l.manifest import merge_hashes, read_hashes, write_recorded
-from sre2l.settings import keep_settings, recorded
+from sre2l.data import resize
+from sre2l.data.augment import apply_crops, apply_mix, draw_crops, draw_mix, draw_resized_windows, mixed_share, pixel_windows
+from sre2l.data.loader import Batches
+from sre2l.run.errors import UserError
+from sre2l.run.files import sidecar, hash_file, read_json, write_json
+from sre2l.data.image_folder import image_path
+from sre2l.data.label_files import LabelBatch, label_name, read_label_batch
+from sre2l.check.folders import scan
+from sre2l.check.manifest import merge_hashes, read_hashes, write_recorded
+from sre2l.run.settings import keep_settings, recorded
 from tests.crops import by_pillow
-from tests.helpers import write_sheet
+from tests.helpers import write_label_batch
 from validate.losses import hard_targets
 from validate.shares import share_of
 
@@ -93,8 +93,8 @@ def test_relabel_and_validate_see_the_same_pixels(shape, seed, size):
     images = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for _ in range(3)]
     crops = draw_crops([shape] * 3, "resized", (0.08, 1), 0, True, rng)
     with tempfile.TemporaryDirectory() as folder:
-        write_sheet(folder, 0, 0, Sheet(crops, draw_mix("cutmix", 1.0, 3, size, rng), torch.zeros(3, 2)))
-        assert torch.equal(apply_crops(images, read_sheet(folder, 0, 0).crops, size), apply_crops(images, crops, size))
+        write_label_batch(folder, 0, 0, LabelBatch(crops, draw_mix("cutmix", 1.0, 3, size, rng), torch.zeros(3, 2)))
+        assert torch.equal(apply_crops(images, read_label_batch(folder, 0, 0).crops, size), apply_crops(images, crops, size))
 
 
 @often
@@ -201,7 +201,7 @@ names = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs"
 def test_settings_are_read_back_as_they_were_written(kept, other, name):
     """Any values under any names: the same settings go on, others are refused with the key named, a changed file too."""
     with tempfile.TemporaryDirectory() as folder:
-        path = beside(Path(folder) / name, "manifest.json")
+        path = sidecar(Path(folder) / name, "manifest.json")
         keep_settings(path, kept)
         keep_settings(path, kept)
         assert recorded(path) == kept and os.listdir(folder) == [path.name]

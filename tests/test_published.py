@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from relabel import check, relabel
-from sre2l.layout import find_sets
-from sre2l.runtime import ROOT
-from tests.damage_world import RELEASED, make_released
+from sre2l.check.folders import find_sets
+from sre2l.run.paths import ROOT
+from stress.damage_world import RELEASED, make_released
 from tests.helpers import SMALL, bare_checkpoint, launch, noise_folder, refused, run_main
 from tests.test_label_files import rename_in_pickle
 from validate import train
@@ -174,7 +174,7 @@ def test_the_readmes_patterns_are_the_first_ten_and_fifty_of_each_class(tmp_path
 def roll_classes(_, labels):
     """Labels of a teacher with another class order."""
     for path in labels.glob("*/*.tar"):
-        fields = torch.load(path)  # which sre2l.labels has taught numpy's integers
+        fields = torch.load(path)  # which sre2l.data.label_files has taught numpy's integers
         torch.save([*fields[:5], fields[5].roll(1, dims=1)], path)
 
 

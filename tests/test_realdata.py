@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sre2l.datasets import DATASETS
-from sre2l.files import beside
-from sre2l.images import image_path, read_synthetic
-from sre2l.realdata import read_digits, read_real, read_val
-from sre2l.runtime import ROOT, UserError
-from sre2l.settings import keep_settings
-from sre2l.verify import read_checked, verify_images
+from sre2l.data.datasets import DATASETS
+from sre2l.run.files import sidecar
+from sre2l.data.image_folder import image_path, read_synthetic
+from sre2l.data.real_images import read_digits, read_real, read_val
+from sre2l.run.errors import UserError
+from sre2l.run.paths import ROOT
+from sre2l.run.settings import keep_settings
+from sre2l.check.verify import read_checked, verify_images
 from tests.helpers import noise_folder, synthetic_folder
 from validate.random_real import are_lossless, draw_real_images, store_images
 
@@ -29,7 +30,7 @@ def test_digits_are_the_1797_scans_split_once_and_for_all():
 
 
 def test_digits_file_names_source_and_licence():
-    with np.load(ROOT / "sre2l" / "digits.npz") as stored:
+    with np.load(ROOT / "sre2l" / "data" / "digits.npz") as stored:
         assert "Alpaydin" in str(stored["source"]) and "CC BY 4.0" in str(stored["licence"])
         assert stored["scans"].max() == 16
 
@@ -117,7 +118,7 @@ def test_random_real_images_are_written_once_and_checked_as_recovers_are(tmp_pat
     """A second start writes what is missing or damaged; a set whose hashes are gone is refused."""
     root, real = tmp_path / "images", read_digits("train", 32)
     chosen = draw_real_images(real, 2, seed=1)
-    keep_settings(beside(root, "manifest.json"), {"source": "digits", "size": 32, "classes": list(range(10))})
+    keep_settings(sidecar(root, "manifest.json"), {"source": "digits", "size": 32, "classes": list(range(10))})
 
     def store():
         store_images(root, real, chosen, 32, 10, suffix)
@@ -129,7 +130,7 @@ def test_random_real_images_are_written_once_and_checked_as_recovers_are(tmp_pat
     second = store()
     assert len(first) == 20 and damaged.read_bytes() == data and {path for path in first if first[path] != second[path]} == {damaged}
     assert len(read_checked(verify_images(root, 10))) == 20
-    beside(root, "sha256").unlink()
+    sidecar(root, "sha256").unlink()
     with pytest.raises(UserError, match="images.sha256: this file of hashes is missing"):
         read_checked(verify_images(root, 10))
 
@@ -137,7 +138,7 @@ def test_random_real_images_are_written_once_and_checked_as_recovers_are(tmp_pat
 def test_the_control_has_the_kind_of_files_that_the_images_have(tmp_path):
     """Also of a set that came without a manifest: PNG for PNG, JPEG for what is lossy or of many kinds."""
     for suffix, lossless in ((".jpg", None), (".png", True)):
-        keep_settings(beside(tmp_path / suffix, "manifest.json"), {})
+        keep_settings(sidecar(tmp_path / suffix, "manifest.json"), {})
         store_images(tmp_path / suffix, read_digits("train", 32), {(0, 0): 0, (0, 1): 1, (0, 2): 2}, 32, 10, suffix)
         found = [path for path in (tmp_path / suffix).rglob("class*")]
         assert len(found) == 3 and are_lossless(found) is lossless

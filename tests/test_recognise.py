@@ -8,11 +8,11 @@ import torch
 from tests.helpers import refused, run_main, synthetic_folder
 from tests.synthetic_run import synthetic_run
 
-from results import collect, recognise
-from results.rows import RESULTS
-from sre2l.files import hash_file, read_json, write_json
-from sre2l.images import decode
-from sre2l.runtime import UserError
+from report import collect, recognise
+from report.rows import RESULTS
+from sre2l.run.files import hash_file, read_json, write_json
+from sre2l.data.image_folder import decode
+from sre2l.run.errors import UserError
 
 
 class Colours(torch.nn.Module):
@@ -50,7 +50,7 @@ def test_a_row_keeps_what_was_recognised_and_its_commands_repeat_it(tmp_path):
     seen = {"num_images": 20, "images_sha256": hash_file(run / "images.sha256"), "networks": {"mobilenet_v2": {}, "resnet18": {}}}
     write_json(run / "recognised.json", seen)
     collect.collect(run, tmp_path / "row")
-    assert (tmp_path / "row" / "commands.sh").read_text().splitlines()[-1].endswith("python3 -m results.recognise --name try --networks mobilenet_v2,resnet18")
+    assert (tmp_path / "row" / "commands.sh").read_text().splitlines()[-1].endswith("python3 -m report.recognise --name try --networks mobilenet_v2,resnet18")
     assert read_json(tmp_path / "row" / "recognised.json")["num_images"] == 20
     before = {path: path.read_bytes() for path in (tmp_path / "row").rglob("*") if path.is_file()}
     (run / "images.sha256").write_text("of others\n")

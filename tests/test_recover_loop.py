@@ -13,12 +13,13 @@ from recover import recover
 from recover.objective import Terms
 from recover.pictures import to_pixels
 from recover.recover import cosine_rates, optimise
-from recover.step import Stepper, adam_step
-from recover.units import Unit, draw_unit, make_units
+from recover.step import Stepper
+from sre2l.kernels.adam import adam_step
+from recover.batches import Unit, draw_unit, make_units
 from recover.views import draw_view
-from sre2l.datasets import DATASETS
-from sre2l.errors import UserError
-from sre2l.images import decode, encode
+from sre2l.data.datasets import DATASETS
+from sre2l.run.errors import UserError
+from sre2l.data.image_folder import decode, encode
 
 SPEC = dataclasses.replace(DATASETS["imagenet1k"], size=8)  # three different means and stds
 

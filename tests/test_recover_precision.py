@@ -9,7 +9,7 @@ from PIL import Image
 from recover import fast, recover
 from recover.engines import choose_groups
 from recover.fast import FastEngine
-from recover.units import make_units
+from recover.batches import make_units
 from tests.helpers import SMALL, bare_checkpoint, refused, run_main
 from tests.parity import ALL, KEYS, check_parity, draw_case, network_of
 from tests.test_processes import run

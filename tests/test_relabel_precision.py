@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from relabel import half, relabel
-from sre2l.augment import Mix
-from sre2l.batches import BatchDataset, Batches
-from sre2l.datasets import DATASETS
-from sre2l.fused.convs import host_kernels
-from sre2l.images import read_synthetic
-from sre2l.labels import Sheet, read_sheet
-from sre2l.models import load_teacher
-from sre2l.precision import pick_precision
-from sre2l.files import beside
-from sre2l.runtime import ROOT, UserError
+from sre2l.data.augment import Mix
+from sre2l.data.loader import BatchDataset, Batches
+from sre2l.data.datasets import DATASETS
+from sre2l.kernels.cpu.convs import host_kernels
+from sre2l.data.image_folder import read_synthetic
+from sre2l.data.label_files import LabelBatch, read_label_batch
+from sre2l.nets.models import load_teacher
+from sre2l.nets.precision import pick_precision
+from sre2l.run.files import sidecar
+from sre2l.run.errors import UserError
+from sre2l.run.paths import ROOT
 from validate.checks import describe_labels
 from tests.helpers import SMALL, bare_checkpoint, refused, run_main, synthetic_folder
 from tests.parity import network_of
@@ -38,11 +39,11 @@ def flags(tmp_path):
 
 
 def logits_of(root):
-    return torch.cat([read_sheet(root, epoch, index).logits.float() for epoch in range(2) for index in range(3)])
+    return torch.cat([read_label_batch(root, epoch, index).logits.float() for epoch in range(2) for index in range(3)])
 
 
 def manifest(root):
-    return json.loads(beside(root, "manifest.json").read_text())["settings"]
+    return json.loads(sidecar(root, "manifest.json").read_text())["settings"]
 
 
 def nothing_compiles(*_):
@@ -60,12 +61,12 @@ def test_half_precision_is_measured_against_fp32_before_anything_is_written(flag
     run_main(*flags, *switches, "--label-precision", "fp32", "--fkd-path", rough, "--precision", precision)
     assert manifest(exact)["precision"] == "fp32" and manifest(exact)["half_against_fp32"] is None
     found = manifest(rough)
-    a, b = (read_sheet(root, 0, 0).logits.double() for root in (rough, exact))
+    a, b = (read_label_batch(root, 0, 0).logits.double() for root in (rough, exact))
     p, q = (a / 20).softmax(1), (b / 20).softmax(1)
     kl = (p * (p / q).log()).sum(1).mean().item()
     assert found["precision"] == precision and 0 < (a - b).abs().max().item() == found["half_against_fp32"]["largest_difference"]
     assert found["half_against_fp32"]["kl_t20"] == pytest.approx(kl, rel=1e-3, abs=1e-14) and kl < 1e-5
-    assert f"{precision}, as it is, against fp32 on the first batch" in beside(rough, "log.txt").read_text()
+    assert f"{precision}, as it is, against fp32 on the first batch" in sidecar(rough, "log.txt").read_text()
     assert switches or (logits_of(rough) - logits_of(exact)).abs().max() < 0.05
 
 
@@ -77,14 +78,14 @@ def test_on_a_cpu_the_teacher_computes_by_the_compiled_kernels(flags, tmp_path, 
     roots = [tmp_path / name for name in ("ours", "again", "torch", "off")]
     for root in roots[:2]:
         run_main(*flags, "--label-precision", "fp32", "--fkd-path", root, "--precision", precision)
-    assert f"{precision}, Winograd's convolutions, against fp32 on the first batch" in beside(roots[0], "log.txt").read_text()
+    assert f"{precision}, Winograd's convolutions, against fp32 on the first batch" in sidecar(roots[0], "log.txt").read_text()
     with monkeypatch.context() as patch:
         patch.setattr(half, "host_network", nothing_compiles)
         run_main(*flags, "--label-precision", "fp32", "--fkd-path", roots[2], "--precision", precision)
-    assert "not Winograd's convolutions: OSError: no C compiler" in beside(roots[2], "log.txt").read_text()
+    assert "not Winograd's convolutions: OSError: no C compiler" in sidecar(roots[2], "log.txt").read_text()
     monkeypatch.setattr(half, "host_network", lambda network, size: torch.nn.Sequential(network, torch.nn.LayerNorm(10)))
     run_main(*flags, "--label-precision", "fp32", "--fkd-path", roots[3], "--precision", precision)
-    assert f"{precision}, as it is, against fp32 on the first batch" in beside(roots[3], "log.txt").read_text()
+    assert f"{precision}, as it is, against fp32 on the first batch" in sidecar(roots[3], "log.txt").read_text()
     labels = [logits_of(root) for root in roots]
     assert torch.equal(labels[0], labels[1]) and torch.equal(labels[2], labels[3])
     assert (labels[0] - labels[2]).norm() < {"fp32": 1e-5, "bf16": 2e-2}[precision] * labels[2].norm()
@@ -96,7 +97,7 @@ def test_batch_statistics_are_those_of_train_mode(flags, tmp_path):
     run_main(*flags, "--label-precision", "fp32", "--fkd-path", root, "--batch-statistics")
     evaluated, images = load_teacher(spec, tmp_path / "teacher.pth", SMALL).network, read_synthetic(tmp_path / "run" / "images", 10)
     network = copy.deepcopy(evaluated).train()
-    replay = BatchDataset(images, 32, lambda batch, _: read_sheet(root, batch.epoch, batch.index))
+    replay = BatchDataset(images, 32, lambda batch, _: read_label_batch(root, batch.epoch, batch.index))
     for batch in Batches(20, 8, 42, 2):
         _, pixels, sheet = replay[batch]
         wanted = half.teacher_logits(network, pixels, sheet, spec, "fp32")
@@ -117,11 +118,11 @@ def test_of_several_processes_all_label_with_the_form_that_all_can_make(monkeypa
     if host_kernels(torch.float32)[0] is None:
         pytest.skip(host_kernels(torch.float32)[1])
     network, spec = network_of("small", 32).float(), replace(DATASETS["digits"], size=32)
-    item = None, torch.zeros(2, 3, 32, 32, dtype=torch.uint8), Sheet(None, Mix())
+    item = None, torch.zeros(2, 3, 32, 32, dtype=torch.uint8), LabelBatch(None, Mix())
     ours, theirs = [], []
     monkeypatch.setattr(half, "largest", lambda value: theirs.append(int(value)) or int(value))
     with monkeypatch.context() as patch:
-        patch.setattr("sre2l.fused.host.host_kernels", lambda dtype: (None, "convolutions by torch (no C compiler)"))
+        patch.setattr("sre2l.kernels.cpu.host.host_kernels", lambda dtype: (None, "convolutions by torch (no C compiler)"))
         assert half.measured_form(network, item, spec, "fp32")[1]["form"] == "as it is"
     monkeypatch.setattr(half, "largest", lambda value: ours.append(int(value)) or max(value, theirs[len(ours) - 1]))
     assert half.measured_form(network, item, spec, "fp32")[1]["form"] == "as it is"
@@ -161,12 +162,12 @@ def test_logits_that_are_not_finite_are_refused_and_not_recorded(flags, tmp_path
     monkeypatch.setattr(relabel, "teacher_logits", lambda network, pixels, *rest: torch.full((len(pixels), 10), 1e6))
     message = refused(*flags)  # beyond fp16's 65504
     assert "not finite in fp32 and --label-precision fp16" in message and "epoch 0, batch 0" in message
-    assert not list((tmp_path / "run").glob("labels/epoch_*/*")) and not beside(tmp_path / "run" / "labels", "sha256").exists()
+    assert not list((tmp_path / "run").glob("labels/epoch_*/*")) and not sidecar(tmp_path / "run" / "labels", "sha256").exists()
 
 
 def launch_two(module, *flags):
     """Run a stage in two processes, as GPUS=2 does -> CompletedProcess."""
-    command = [sys.executable, "-m", "sre2l.launch", "--standalone", "--nproc_per_node=2", "-m", module, *map(str, flags)]
+    command = [sys.executable, "-m", "sre2l.run.launch", "--standalone", "--nproc_per_node=2", "-m", module, *map(str, flags)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
 
 
@@ -179,7 +180,7 @@ def test_two_processes_write_what_one_writes(flags, tmp_path):
         assert done.returncode == 0, done.stderr
         files = {path.relative_to(one): path.read_bytes() for path in one.rglob("*.tar")}
         assert len(files) == 6 and {path.relative_to(two): path.read_bytes() for path in two.rglob("*.tar")} == files
-        assert beside(two, "sha256").read_bytes() == beside(one, "sha256").read_bytes()
+        assert sidecar(two, "sha256").read_bytes() == sidecar(one, "sha256").read_bytes()
         (two / "epoch_1" / "batch_0.tar").unlink()
         (two / "epoch_0" / "batch_2.tar").write_bytes(b"damaged")
 
@@ -193,7 +194,7 @@ def test_labels_from_the_gpu_are_those_of_the_cpu(flags, tmp_path, precision):
     run_main(*on_gpu, "-j", 2, "--label-precision", "fp32", "--fkd-path", tmp_path / "gpu", "--precision", precision)
     for epoch in range(2):
         for index in range(3):
-            mine, other = (read_sheet(tmp_path / name, epoch, index) for name in ("cpu", "gpu"))
+            mine, other = (read_label_batch(tmp_path / name, epoch, index) for name in ("cpu", "gpu"))
             assert torch.equal(mine.crops.boxes, other.crops.boxes) and torch.equal(mine.mix.partner, other.mix.partner)
     error = (logits_of(tmp_path / "cpu") - logits_of(tmp_path / "gpu")).abs().max()
     assert error < {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2}[precision]

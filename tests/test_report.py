@@ -12,17 +12,18 @@ from PIL import Image
 
 from recover.pictures import GAP, contact_sheet
 from relabel import relabel
-from sre2l.files import beside
-from sre2l.runtime import read_metrics
-from sre2l.settings import recorded
+from sre2l.run.files import sidecar
+from sre2l.run.log import read_metrics
+from sre2l.run.settings import recorded
 from tests.helpers import SMALL, refused, run_main, synthetic_folder
 from tests.pages import Reader
 from tests.test_settings import files_of
 from tests.worlds import common, make_world, recover_flags, teacher, train_flags
-from validate import random_real, report, report_plots
-from validate.report import make_report, report_in_words
-from validate.report_data import read_run
-from validate.report_plots import colour_numbers
+from validate import random_real
+from report import page as report, plots as report_plots
+from report.page import make_report, report_in_words
+from report.data import read_run
+from report.plots import colour_numbers
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_the_teachers_top1_is_the_measured_one_else_that_of_its_checkpoint(run, 
 def test_the_settings_of_every_stage_stand_on_the_page(world):
     text = Reader(make_report(world / "run")).text
     for root, keys in (("images", ("iteration", "r_bn", "lr", "batch_size")), ("labels", ("mix", "order_seed", "epochs"))):
-        settings = recorded(beside(world / "run" / root, "manifest.json"))
+        settings = recorded(sidecar(world / "run" / root, "manifest.json"))
         assert all(f"{key}{settings[key]:g}" in text if isinstance(settings[key], float) else f"{key}{settings[key]}" in text for key in keys)
     assert "optimizer.nameAdamW" in text and "classes0 to 9, 10 in all" in text
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tests.crops import by_gpu_kernel, by_pillow, check_shown, draw_case, mixed_batches, odd_cases
 
-from sre2l import compiled as compiled_kernels
-from sre2l import resize
-from sre2l.runtime import ROOT
+from sre2l.kernels import compiled as compiled_kernels
+from sre2l.data import resize
+from sre2l.run.paths import ROOT
 
 SIZES = (32, 33, 64, 100, 224, 299)
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

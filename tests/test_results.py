@@ -10,12 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from img import plots
-from results import collect, make_table, rows
-from results.rows import ABLATIONS, RESULTS, ROWS, Ablation, Row
-from sre2l.files import read_json, write_json
-from sre2l.images import decode
-from sre2l.runtime import ROOT, UserError, stage_seconds
+from report import curves as plots
+from report import collect, tables as make_table, rows
+from report.rows import ABLATIONS, RESULTS, ROWS, Ablation, Row
+from sre2l.run.files import read_json, write_json
+from sre2l.data.image_folder import decode
+from sre2l.run.errors import UserError
+from sre2l.run.log import stage_seconds
+from sre2l.run.paths import ROOT
 from tests.helpers import launch, refused, run_main
 from tests.synthetic_run import TRAIN, synthetic_run
 
@@ -35,7 +37,7 @@ def texts(folder):
 
 def test_the_readme_has_the_tables_that_results_give():
     text = make_table.README.read_text()
-    assert make_table.with_tables(text, make_table.make_tables()) == text, "run `python -m results.make_table`"
+    assert make_table.with_tables(text, make_table.make_tables()) == text, "run `python -m report.tables`"
 
 
 def test_every_folder_is_a_row_of_the_tables():

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from relabel import relabel
-from sre2l import settings
-from sre2l.errors import UserError
-from sre2l.settings import finish, keep_settings, outputs_of, planned_deletion, read_record, recorded, start_afresh
+from sre2l.run import settings
+from sre2l.run.errors import UserError
+from sre2l.run.settings import finish, keep_settings, outputs_of, planned_deletion, read_record, recorded, start_afresh
 from squeeze import squeeze
 from tests.helpers import SMALL, refused, run_main
 from tests.test_continue import files_of

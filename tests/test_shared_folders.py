@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from relabel.room import check_room
-from sre2l import claims, files, interrupts, manifest
+from sre2l.check import manifest
+from sre2l.run import claims, files, signals
 from tests.test_claims import foreign_claim
 
 HASH = "0123456789abcdef" * 4
@@ -79,7 +80,7 @@ def test_who_decodes_for_an_hour_keeps_no_claim_waiting(tmp_path):
 
 
 def test_a_lock_on_nfs_is_no_strangers_file(nfs, tmp_path):
-    from sre2l.settings import keep_settings, start_afresh
+    from sre2l.run.settings import keep_settings, start_afresh
     keep_settings(tmp_path / "teacher" / "settings.json", {})
     assert (tmp_path / "teacher" / ".folder.lock").exists()
     start_afresh(tmp_path / "teacher" / "settings.json", tmp_path / "teacher", "teacher", "")
@@ -143,7 +144,7 @@ def test_a_heartbeat_that_fails_for_a_moment_stops_nothing(tmp_path, monkeypatch
     claims.claim(tmp_path / "images")
     assert tried.wait(10)
     time.sleep(0.1)
-    assert not interrupts.stop_requested() and claims.held
+    assert not signals.stop_requested() and claims.held
 
 
 def test_a_line_that_a_full_disk_cut_is_an_error(tmp_path):

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recover import stem
+from sre2l.kernels.triton import stem
 from recover.fast import FastEngine
-from recover.step import Stepper, adam_rates, adam_step
-from recover.units import make_chunks, make_units
+from recover.step import Stepper
+from sre2l.kernels.adam import adam_rates, adam_step
+from recover.batches import make_chunks, make_units
 from tests.parity import ALL, draw_case, network_of
 
 LOW, HIGH = torch.tensor([-1.5, -2.0, -1.0]).view(3, 1, 1).double(), torch.tensor([2.0, 1.0, 1.5]).view(3, 1, 1).double()

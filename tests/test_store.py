@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from relabel.relabel import draw_sheet
-from sre2l import store
-from sre2l.batches import BatchDataset, Batches, in_order, load_batches
-from sre2l.images import hash_images, read_folder
-from sre2l.runtime import UserError
+from relabel.relabel import draw_label_batch
+from sre2l.data import pixel_store as store
+from sre2l.data.loader import BatchDataset, Batches, in_order, load_batches
+from sre2l.data.image_folder import hash_images, read_folder
+from sre2l.run.errors import UserError
 from tests.test_order import SETTINGS
 
 CPU = torch.device("cpu")
@@ -91,7 +91,7 @@ def test_a_full_disk_means_decoding_at_each_use(images, tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", (0, 3))
 def test_batches_are_the_same_decoded_once_or_at_each_use(images, workers):
     kept, _ = store.keep_decoded(images)
-    of = partial(draw_sheet, SETTINGS)
+    of = partial(draw_label_batch, SETTINGS)
     streams = [load_batches(BatchDataset(every, 16, of), Batches(9, 4, 42, 3), workers, CPU) for every in (images, kept)]
     for (batch, pixels, sheet), (batch1, pixels1, sheet1) in zip(*streams, strict=True):
         assert batch.rows.tolist() == batch1.rows.tolist() and torch.equal(pixels, pixels1)
@@ -102,7 +102,7 @@ def test_batches_are_the_same_decoded_once_or_at_each_use(images, workers):
 def test_crops_of_chosen_rows_are_those_rows_of_the_whole_batch(images, kept):
     """rows_of sees the sheet: here each process's own rows with their mix partners; None means all."""
     images = store.keep_decoded(images)[0] if kept else images
-    dataset, batches = BatchDataset(images, 16, partial(draw_sheet, SETTINGS)), Batches(9, 4, 42, 2)
+    dataset, batches = BatchDataset(images, 16, partial(draw_label_batch, SETTINGS)), Batches(9, 4, 42, 2)
 
     def rows_of(batch, sheet):
         return None if batch.index == 1 else torch.cat((torch.tensor([0]), sheet.mix.partner[:1]))
@@ -123,7 +123,7 @@ def test_parts_of_any_size_fill_the_gpus_memory_as_one_does(images, part_bytes, 
 @on_gpu
 @pytest.mark.parametrize("workers", (0, 2))
 def test_batches_on_the_gpu_equal_those_of_the_cpu(images, workers):
-    device, of = torch.device("cuda"), partial(draw_sheet, SETTINGS)
+    device, of = torch.device("cuda"), partial(draw_label_batch, SETTINGS)
     kept, line = store.keep_decoded(images, device)
     assert "GPU memory" in line and kept.store.layout is not None
     assert_same_pixels(images, kept)
@@ -136,7 +136,7 @@ def test_batches_on_the_gpu_equal_those_of_the_cpu(images, workers):
 @on_gpu
 def test_a_process_without_rows_gets_no_crops(images):
     kept, _ = store.keep_decoded(images, torch.device("cuda"))
-    dataset = BatchDataset(kept, 16, partial(draw_sheet, SETTINGS))
+    dataset = BatchDataset(kept, 16, partial(draw_label_batch, SETTINGS))
     for _, pixels, _ in load_batches(dataset, Batches(9, 4, 42, 1), 0, torch.device("cuda"), lambda *_: torch.arange(0)):
         assert pixels.shape == (0, 3, 16, 16)
 

@@ -13,15 +13,15 @@ import pytest
 from PIL import Image, ImageFile
 
 from relabel import relabel
-from sre2l.datasets import DATASETS
-from sre2l.images import decode, read_shape, read_synthetic
-from sre2l.inside import check_links
-from sre2l.labels import inspect_labels
-from sre2l.layout import scan
-from sre2l.manifest import read_hashes
-from sre2l.realdata import read_real
-from sre2l.runtime import UserError
-from sre2l.verify import read_checked, verify_images, wanted_images
+from sre2l.data.datasets import DATASETS
+from sre2l.data.image_folder import decode, read_shape, read_synthetic
+from sre2l.run.links import check_links
+from sre2l.data.label_files import inspect_labels
+from sre2l.check.folders import scan
+from sre2l.check.manifest import read_hashes
+from sre2l.data.real_images import read_real
+from sre2l.run.errors import UserError
+from sre2l.check.verify import read_checked, verify_images, wanted_images
 from tests.helpers import noise_folder, refused, synthetic_folder
 from tests.test_realdata import tiny_folder
 from tests.worlds import NAMES, common, teacher

@@ -12,12 +12,12 @@ import torch
 import torchvision
 
 from relabel import relabel
-from sre2l.datasets import DATASETS
-from sre2l.labels import read_fields, read_sheet
-from sre2l.models import load_teacher, pretrained
-from sre2l.realdata import read_real
-from sre2l.runtime import UserError
-from sre2l.safe_load import safe_load
+from sre2l.data.datasets import DATASETS
+from sre2l.data.label_files import read_fields, read_label_batch
+from sre2l.nets.models import load_teacher, pretrained
+from sre2l.data.real_images import read_real
+from sre2l.run.errors import UserError
+from sre2l.run.safe_load import safe_load
 from squeeze import squeeze
 from tests.helpers import SMALL, bare_checkpoint, refused
 from tests.test_label_files import Trap, released_fields, rename_in_pickle, write_file
@@ -179,7 +179,7 @@ def test_tensors_whose_values_are_not_in_the_file(tmp_path):
     for value in odd:
         write_file(tmp_path, released_fields(logits=value))
         with pytest.raises(UserError, match="batch_0.tar"):
-            read_sheet(tmp_path, 0, 0)
+            read_label_batch(tmp_path, 0, 0)
         torch.save({"model": {"fc.weight": value}}, tmp_path / "t.pth")
         with pytest.raises(UserError, match="no network weights|loads safely"):
             load_teacher(CIFAR10, tmp_path / "t.pth", SMALL)

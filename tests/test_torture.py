@@ -1,12 +1,12 @@
-"""Killed at random instants, each stage's command, run again, ends with what an undisturbed run writes. The long form: sh tests/torture.sh."""
+"""Killed at random instants, each stage's command, run again, ends with what an undisturbed run writes. The long form: sh stress/torture.sh."""
 import os
 import subprocess
 import sys
 
 import torch
 
-from sre2l.runtime import ROOT
-from tests.compare import differences
+from sre2l.run.paths import ROOT
+from stress.compare import differences
 
 
 def run(*words, tmp_path):
@@ -18,7 +18,7 @@ def run(*words, tmp_path):
 
 
 def test_three_kills_in_each_stage_change_nothing(tmp_path):
-    out = run("tests.torture", "--kills", 3, tmp_path=tmp_path)
+    out = run("stress.torture", "--kills", 3, tmp_path=tmp_path)
     last = out.splitlines()[-1]
     assert int(last.split()[0]) >= 12 and ", 0 wrong results" in last
     assert not list(tmp_path.glob("torture.*"))

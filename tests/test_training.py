@@ -12,10 +12,10 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torchvision import transforms
 
-from sre2l.augment import Mix
-from sre2l.images import Images
-from sre2l.realdata import show
-from sre2l.training import evaluate, lr_factor, set_lr, weight_decay_groups
+from sre2l.data.augment import Mix
+from sre2l.data.image_folder import Images
+from sre2l.data.real_images import show
+from sre2l.nets.training import evaluate, lr_factor, set_lr, weight_decay_groups
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
 from validate.shares import micro_batches, share_of
 

@@ -1,4 +1,4 @@
-"""A process of several that ends in one of many ways: python -m sre2l.launch ... -m tests.worker HOW [OUTPUT FOLDER]."""
+"""A process of several that ends in one of many ways: python -m sre2l.run.launch ... -m tests.worker HOW [OUTPUT FOLDER]."""
 import ctypes
 import os
 import signal
@@ -6,9 +6,10 @@ import sys
 
 import torch
 
-from sre2l.claims import claim
-from sre2l.distributed import barrier, check_agreement, rank, start, sum_over_processes, world_size
-from sre2l.runtime import UserError, run_script
+from sre2l.run.claims import claim
+from sre2l.run.processes import barrier, check_agreement, rank, start, sum_over_processes, world_size
+from sre2l.run.errors import UserError
+from sre2l.run.start import run_script
 
 
 def main(words):

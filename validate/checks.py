@@ -3,14 +3,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from sre2l.agreement import agreement
-from sre2l.batches import Batches
-from sre2l.distributed import world_size
-from sre2l.errors import UserError
-from sre2l.files import as_json, hash_file
-from sre2l.labels import inspect_labels, label_path
-from sre2l.manifest import check_images, describe_images, manifest_of
-from sre2l.models import build_network, check_input_size
+from sre2l.check.agreement import agreement
+from sre2l.data.loader import Batches
+from sre2l.run.processes import world_size
+from sre2l.run.errors import UserError
+from sre2l.run.files import as_json, hash_file
+from sre2l.data.label_files import inspect_labels, label_path
+from sre2l.check.manifest import check_images, describe_images, manifest_of
+from sre2l.nets.models import build_network, check_input_size
 
 
 def check_epochs(args, epochs, more=True):

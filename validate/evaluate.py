@@ -1,9 +1,10 @@
 """--evaluate: measure the network in a checkpoint, and nothing else."""
-from sre2l.flags import override, refuse_useless
-from sre2l.models import load_teacher
-from sre2l.precision import memory_format_of
-from sre2l.realdata import read_val
-from sre2l.training import evaluate, start_device
+from sre2l.data.flags import override
+from sre2l.run.flags import refuse_useless
+from sre2l.nets.models import load_teacher
+from sre2l.nets.precision import memory_format_of
+from sre2l.data.real_images import read_val
+from sre2l.nets.training import evaluate, start_device
 
 
 def evaluate_checkpoint(args, spec):

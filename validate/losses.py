@@ -4,10 +4,10 @@ import contextlib
 import torch
 import torch.nn.functional as F
 
-from sre2l.augment import mixed_share
-from sre2l.distributed import world_size
-from sre2l.parallel import average_gradients
-from sre2l.training import at_least_float32
+from sre2l.data.augment import mixed_share
+from sre2l.run.processes import world_size
+from sre2l.nets.parallel import average_gradients
+from sre2l.nets.training import at_least_float32
 
 
 def soft_targets(logits, temperature):

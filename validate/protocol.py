@@ -1,9 +1,9 @@
 """The protocol of a student: its settings, its optimiser, and how it continues."""
 import torch
 
-from sre2l.images import fingerprint
-from sre2l.models import read_own
-from sre2l.training import make_sgd, weight_decay_groups
+from sre2l.data.image_folder import fingerprint
+from sre2l.nets.models import read_own
+from sre2l.nets.training import make_sgd, weight_decay_groups
 
 
 def make_settings(args, spec, stem=None, labels=None, val=None, precision=None):

@@ -10,17 +10,23 @@ from pathlib import Path
 import numpy as np
 
 from relabel import relabel
-from sre2l.batches import in_order
-from sre2l.claims import claim
-from sre2l.distributed import barrier, rank, start
-from sre2l.files import beside, hash_json, read_json
-from sre2l.flags import Parser, add_run_flags, data_spec, number
-from sre2l.images import encode, image_path, suffix_of
-from sre2l.manifest import merge_hashes, missing_files, write_recorded
-from sre2l.realdata import read_real, show
-from sre2l.runtime import UserError, pick_device, print_plan, run_folder, run_script, unit_rng
-from sre2l.settings import finish, keep_settings, planned_deletion, refuse_unclaimed, start_afresh
-from sre2l.verify import read_checked, verify_images
+from sre2l.data.loader import in_order
+from sre2l.run.claims import claim
+from sre2l.run.processes import barrier, rank, start
+from sre2l.run.files import sidecar, hash_json, read_json
+from sre2l.data.flags import add_run_flags, data_spec
+from sre2l.run.flags import Parser, number
+from sre2l.data.image_folder import encode, image_path, suffix_of
+from sre2l.check.manifest import merge_hashes, missing_files, write_recorded
+from sre2l.data.real_images import read_real, show
+from sre2l.run.device import pick_device
+from sre2l.run.errors import UserError
+from sre2l.run.log import print_plan
+from sre2l.run.paths import run_folder
+from sre2l.run.seeds import unit_rng
+from sre2l.run.start import run_script
+from sre2l.run.settings import finish, keep_settings, planned_deletion, refuse_unclaimed, start_afresh
+from sre2l.check.verify import read_checked, verify_images
 from validate import protocol, train
 
 NUM_WRITERS = 4  # threads: each file waits for the disk
@@ -70,7 +76,7 @@ def store_images(root, real, chosen, size, num_classes, suffix):
 
 def main(args):
     run = run_folder(args)
-    relabel_flags = saved_flags(beside(run / "labels", "args.json"))
+    relabel_flags = saved_flags(sidecar(run / "labels", "args.json"))
     train_flags = saved_flags(run / f"student_{args.model}" / "args.json")
     relabelled = relabel.get_args(relabel_flags)
     spec, command = data_spec(relabelled), hash_json(vars(args) | {"dry_run": False})
@@ -79,13 +85,13 @@ def main(args):
     ipc = len(distilled) // len(classes)
     folder = run / "random_real"
     root, labels, student = folder / "images", folder / "labels", folder / f"student_{args.model}"
-    again, manifest = ["--overwrite"] * args.overwrite, beside(root, "manifest.json")
+    again, manifest = ["--overwrite"] * args.overwrite, sidecar(root, "manifest.json")
     to_relabel = relabel.get_args([*relabel_flags, *again, "--data", str(root), "--fkd-path", str(labels)])
     to_train = train.get_args([*train_flags, *again, "--train-dir", str(root), "--fkd-path", str(labels), "--output-dir", str(student)])
     size, lossless = distilled.pixels(0).shape[0], are_lossless(distilled.items)
     if args.dry_run:
         repeated = {"relabel": relabel.make_settings(to_relabel, spec), "validate": protocol.make_settings(to_train, data_spec(to_train))}
-        outputs = ((manifest, root, "images", command), (beside(labels, "manifest.json"), labels, "labels", hash_json(vars(to_relabel))),
+        outputs = ((manifest, root, "images", command), (sidecar(labels, "manifest.json"), labels, "labels", hash_json(vars(to_relabel))),
                    (student / "settings.json", student, "student", hash_json(vars(to_train))))
         deletes = [planned_deletion(*output) for output in outputs] if args.overwrite else None
         return print_plan(vars(args), images=len(distilled), ipc=ipc, repeated=repeated, output=str(folder), deletes=deletes)
@@ -98,7 +104,7 @@ def main(args):
     refuse_unclaimed(root)
     keep_settings(manifest, {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes, "lossless": lossless})
     store_images(root, real, draw_real_images(real, ipc, args.seed), size, spec.num_classes, suffix_of(lossless))
-    finish(manifest, beside(root, "sha256"))
+    finish(manifest, sidecar(root, "sha256"))
     barrier()
     print(f"{len(distilled)} real images ({ipc} per class, seed {args.seed}) from {real.root} -> {root}")
 

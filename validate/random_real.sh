@@ -3,6 +3,6 @@
 #   sh random_real.sh [dataset] --real-data DIR [--flag value ...]      (no data set: imagenet1k; after relabel.sh and train.sh)
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
-. "$root/sre2l/env.sh"
+. "$root/sre2l/run/env.sh"
 case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
 exec $run validate.random_real --dataset "$dataset" "$@"

@@ -2,10 +2,11 @@
 import statistics
 from pathlib import Path
 
-from sre2l.manifest import manifest_of
-from sre2l.files import as_json, beside, read_json, write_json
-from sre2l.runtime import run_folder, stage_seconds
-from sre2l.settings import recorded
+from sre2l.check.manifest import manifest_of
+from sre2l.run.files import as_json, sidecar, read_json, write_json
+from sre2l.run.log import stage_seconds
+from sre2l.run.paths import run_folder
+from sre2l.run.settings import recorded
 
 
 def summarise(history):
@@ -27,7 +28,7 @@ def seeds_used(args, students):
     labels = manifest_of(args.fkd_path) or {}
     images = labels.get("images_seed")
     if images is None:
-        images = recorded(beside(args.train_dir, "manifest.json"), "seed")
+        images = recorded(sidecar(args.train_dir, "manifest.json"), "seed")
     return {"squeeze": (labels.get("teacher") or {}).get("seed"), "recover": images, "relabel": labels.get("seed"),
             "order": labels.get("order_seed", args.fkd_seed), "students": list(students)}
 
@@ -40,8 +41,8 @@ def write_results(args, settings, rows, image_bytes, label_bytes, versions):
     rows = {str(seed): row for seed, row in rows.items()}
     if earlier.get("protocol") == protocol:
         rows = dict(sorted({**earlier["seeds"], **rows}.items(), key=lambda item: int(item[0])))
-    metrics = {"squeeze": run_folder(args) / "teacher" / "metrics.jsonl", "recover": beside(args.train_dir, "metrics.jsonl"),
-               "relabel": beside(args.fkd_path, "metrics.jsonl"), "validate": folder / "metrics.jsonl"}
+    metrics = {"squeeze": run_folder(args) / "teacher" / "metrics.jsonl", "recover": sidecar(args.train_dir, "metrics.jsonl"),
+               "relabel": sidecar(args.fkd_path, "metrics.jsonl"), "validate": folder / "metrics.jsonl"}
     keys = ("top1", "top5", "best_top1", "best_top5")
     results = {**{key: mean_and_spread(list(rows.values()), key) for key in keys}, "seeds": rows, "seeds_used": seeds_used(args, map(int, rows)),
                "protocol": settings, "image_bytes": image_bytes, "label_bytes": label_bytes,

@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sre2l.augment import Mix
+from sre2l.data.augment import Mix
 
 
 @dataclass(frozen=True)

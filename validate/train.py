@@ -13,40 +13,43 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from sre2l.augment import show_batch
-from sre2l.batches import BatchDataset, Batches, load_batches
-from sre2l.claims import claim
-from sre2l.datasets import STEMS
-from sre2l.distributed import check_agreement, largest, rank, sum_over_processes, world_size
-from sre2l.files import beside, clear_leftovers, hash_json, save_torch
-from sre2l.flags import (Parser, add_dead_flags, add_run_flags, add_stage_flags, add_tensorboard_flag, add_val_flag, check_folders, data_spec, number,
-                         number_list, override)
-from sre2l.interrupts import SaveTimer, finishing_steps, leave, stop_requested
-from sre2l.labels import read_sheet
-from sre2l.manifest import manifest_of, read_hashes
-from sre2l.models import TEACHER_FORMAT, build_network, num_weight_bytes
-from sre2l.parallel import RunningStatistics, replicate
-from sre2l.precision import PRECISIONS, dtype_of, memory_format_of
-from sre2l.realdata import read_val
-from sre2l.runtime import RunLog, eta, print_plan, run_folder, run_script, versions
-from sre2l.scalars import check_tensorboard
-from sre2l.settings import check_dataset, check_plan, finish, keep_settings, planned_deletion, recorded, start_afresh
-from sre2l.store import keep_decoded
-from sre2l.training import (autocast, check_finite, compile_network, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr,
+from sre2l.data.augment import show_batch
+from sre2l.data.loader import BatchDataset, Batches, load_batches
+from sre2l.run.claims import claim
+from sre2l.data.datasets import STEMS
+from sre2l.run.processes import check_agreement, largest, rank, sum_over_processes, world_size
+from sre2l.run.files import sidecar, clear_leftovers, hash_json, save_torch
+from sre2l.data.flags import add_run_flags, add_stage_flags, add_tensorboard_flag, add_val_flag, data_spec, override
+from sre2l.run.flags import Parser, add_dead_flags, check_folders, number, number_list
+from sre2l.run.signals import SaveTimer, finishing_steps, leave, stop_requested
+from sre2l.data.label_files import read_label_batch
+from sre2l.check.manifest import manifest_of, read_hashes
+from sre2l.nets.models import TEACHER_FORMAT, build_network, num_weight_bytes
+from sre2l.nets.parallel import RunningStatistics, replicate
+from sre2l.nets.precision import PRECISIONS, dtype_of, memory_format_of
+from sre2l.data.real_images import read_val
+from sre2l.run.device import versions
+from sre2l.run.log import RunLog, eta, print_plan
+from sre2l.run.paths import run_folder
+from sre2l.run.start import run_script
+from sre2l.run.tensorboard import check_tensorboard
+from sre2l.run.settings import check_dataset, check_plan, finish, keep_settings, planned_deletion, recorded, start_afresh
+from sre2l.data.pixel_store import keep_decoded
+from sre2l.nets.training import (autocast, check_finite, compile_network, evaluate, keep_on_device, lr_factor, make_scaler, seed_torch, set_lr,
                             start_device, upload)
-from sre2l.verify import read_checked, verify_images, verify_labels
+from sre2l.check.verify import read_checked, verify_images, verify_labels
 from validate.checks import check_epochs, check_labels, check_student, check_there, describe_labels
 from validate.evaluate import evaluate_checkpoint
 from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
 from validate.protocol import make_optimizer, make_settings, restore
-from validate.report import report_in_words
+from report.page import report_in_words
 from validate.results import summarise, write_results
 from validate.shares import share_of
 
 
-def stored_sheet(root, num_classes, hashes, batch, sizes):
+def stored_label_batch(root, num_classes, hashes, batch, sizes):
     """What relabel stored for a batch."""
-    return read_sheet(root, batch.epoch, batch.index, len(sizes), num_classes, hashes)
+    return read_label_batch(root, batch.epoch, batch.index, len(sizes), num_classes, hashes)
 
 
 def mixed_and_targets(args, spec, classes, pixels, sheet, share, precision):
@@ -87,9 +90,9 @@ def train_student(args, spec, settings, images, val, info, seed, log, device, pr
     rows_of = (lambda batch, sheet: share_in(len(batch.rows), sheet.mix).rows) if world_size() > 1 else None
 
     hashes = read_hashes(args.fkd_path) if manifest_of(args.fkd_path) else None
-    sheet_of = partial(stored_sheet, args.fkd_path, spec.num_classes, hashes)
+    label_batch_of = partial(stored_label_batch, args.fkd_path, spec.num_classes, hashes)
     batches = Batches(info.num_images, info.batch_size, args.fkd_seed, args.epochs, first, first_batch)
-    stream = load_batches(BatchDataset(images, spec.size, sheet_of), batches, args.workers, device, rows_of)
+    stream = load_batches(BatchDataset(images, spec.size, label_batch_of), batches, args.workers, device, rows_of)
     begin, timer = time.monotonic(), SaveTimer(args.save_every_sec)
     if first or first_batch:
         done = f"batch {first_batch} of {batches.per_epoch} of epoch {first + 1}" if first_batch else f"epoch {first}"
@@ -159,7 +162,7 @@ def main(args):
         check_dataset(root, spec.name)
     if args.dry_run:
         network, stem = build_network(args.model, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
-        check_epochs(args, recorded(beside(args.fkd_path, "manifest.json"), "epochs"))
+        check_epochs(args, recorded(sidecar(args.fkd_path, "manifest.json"), "epochs"))
         settings, record = make_settings(args, spec, stem), Path(args.output_dir) / "settings.json"
         deletes = planned_deletion(record, args.output_dir, "student", command) if args.overwrite else check_plan(record, settings)
         return print_plan(settings, epochs=args.epochs * len(args.seeds), seeds=args.seeds, output=args.output_dir, deletes=deletes,

@@ -3,7 +3,7 @@
 # GPUS=4 sh train.sh ... starts four processes, one a GPU; several machines: validate/README.md
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
-. "$root/sre2l/env.sh"
+. "$root/sre2l/run/env.sh"
 case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
 case $dataset in                          # the published protocols: edit here
     imagenet1k)                           # published top-1, ResNet-18, IPC 50: 46.8

@@ -1,0 +1,1 @@
+"""Do folders of images and labels hold what they should?"""

@@ -1,0 +1,1 @@
+"""Images and labels: data sets, real images, image folders, crops, label files, and what loads them."""

@@ -1,0 +1,75 @@
+"""C kernels for the CPU, compiled at first use and kept in the user's cache folder; and whether Triton can compile its own for a GPU."""
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+SOURCES = Path(__file__).parent / "cpu"
+FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+
+
+def cpu_name():
+    """What -march=native depends on: the CPU's model and its instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    kinds = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return "\n".join((platform.machine(), platform.processor(), *sorted(kinds)))
+
+
+def compile_kernel(source, *more_flags):
+    """-> the shared library, from the user's cache folder where it was compiled before; the name holds all that it depends on."""
+    compiler, flags = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None), (*FLAGS, *more_flags)
+    if compiler is None:
+        raise OSError("no C compiler")
+    headers = (header.read_text() for header in sorted(source.parent.glob("*.h")))
+    key = hashlib.sha256("\n".join((source.read_text(), *headers, *flags, compiler, cpu_name())).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sre2l"
+    library = folder / f"{source.stem}-{key}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / library.name
+            subprocess.run([compiler, *flags, "-o", made, source, "-lm"], check=True, capture_output=True)
+            os.replace(made, library)  # whole or not at all, whoever else compiles it
+    return library
+
+
+def load_kernel(name, *more_flags):
+    """The library of a C file of kernels/cpu, compiled if need be. Raises OSError or subprocess.CalledProcessError where that fails."""
+    return ctypes.CDLL(str(compile_kernel(SOURCES / name, *more_flags)))  # a CDLL call lets other threads run
+
+
+@functools.cache
+def why_no_triton():
+    """Why Triton's kernels cannot be had on a GPU here, or None: Triton itself looks for a C compiler in these places."""
+    if importlib.util.find_spec("triton") is None:
+        return "this torch comes without Triton"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler (gcc, clang or what $CC names)"
+    return None
+
+
+def share_threads():
+    """Make the OpenMP that torch has loaded known to C kernels, so that both have the same threads. Raises OSError where torch has none of its own."""
+    folder = Path(torch.__file__).parent
+    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+    own = [path for path in loaded if Path(path).parent in (folder / "lib", folder.with_name("torch.libs"))]
+    if not own:
+        raise OSError("torch has no OpenMP of its own")
+    ctypes.CDLL(own[0], ctypes.RTLD_GLOBAL)
+
+
+def load_threaded_kernel(name, *more_flags):
+    """The library of a C file that computes on torch's threads. Raises as load_kernel does."""
+    share_threads()
+    return load_kernel(name, "-fopenmp-simd", *more_flags)

@@ -1,0 +1,1 @@
+"""C kernels for a CPU, and the Python that calls them."""

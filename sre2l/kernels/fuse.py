@@ -1,0 +1,160 @@
+"""A frozen network rewritten: every BatchNorm, with the sum and the ReLU after it, becomes one Norm; nothing in place.
+
+What a pattern does not fit stays as it is: slower, never wrong. A network that torch.fx cannot trace is not rewritten at all.
+"""
+import copy
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from sre2l.kernels.norms import INF, Norm
+
+ADDS = (operator.add, operator.iadd, torch.add)
+RELUS = (F.relu, torch.relu, torch.relu_, F.relu_)
+
+
+def clamp_of(node, modules):
+    """(low, high) where the node is a ReLU or ReLU6, else None."""
+    module = modules.get(node.target) if node.op == "call_module" else None
+    if isinstance(module, nn.ReLU) or (node.op == "call_function" and node.target in RELUS) or (node.op == "call_method" and node.target == "relu"):
+        return 0.0, INF
+    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
+        return float(module.min_val), float(module.max_val)
+    return (0.0, 6.0) if node.op == "call_function" and node.target is F.relu6 else None
+
+
+def shape_of(node):
+    meta = node.meta.get("tensor_meta")
+    return getattr(meta, "shape", None)
+
+
+def added_to(node, add):
+    """The other term where `add` is a plain sum of this node and another tensor of its shape, else None."""
+    if add.op != "call_function" or add.target not in ADDS or add.kwargs or len(add.args) != 2:
+        return None
+    other = add.args[1] if add.args[0] is node else add.args[0]
+    fits = isinstance(other, fx.Node) and other is not node and shape_of(other) is not None and shape_of(other) == shape_of(node)
+    return other if fits else None
+
+
+def only_user(node):
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def absorb(node, norm, modules):
+    """Give the norm what follows its layer: a sum, then a clamp -> (the nodes that it replaces, the sum's other term or None)."""
+    pattern, other, user = [node], None, only_user(node)
+    if user is not None and (other := added_to(node, user)) is not None:
+        pattern.append(user)
+        user = only_user(user)
+    if user is not None and (clamp := clamp_of(user, modules)) is not None:
+        norm.low, norm.high = clamp
+        pattern.append(user)
+    return pattern, other
+
+
+def is_stem_pool(module):
+    """The max pool of torchvision's ResNets and DenseNets: 3x3, stride 2, padding 1."""
+    plain = isinstance(module, nn.MaxPool2d) and not (module.ceil_mode or module.return_indices)
+    pair = [tuple(v) if isinstance(v, tuple) else (v, v) for v in (module.kernel_size, module.stride, module.padding, module.dilation)] if plain else None
+    return pair == [(3, 3), (2, 2), (1, 1), (1, 1)]
+
+
+def absorb_pool(last, norm, modules):
+    """Where a ReLU of the norm feeds nothing but such a pool over an even size, take it in as well -> the pool's node in a list, or none."""
+    user, shape = only_user(last), shape_of(last)
+    if user is None or user.op != "call_module" or not is_stem_pool(modules.get(user.target)) or norm.low != 0:
+        return []
+    norm.pool = shape is not None and len(shape) == 4 and shape[2] % 2 == shape[3] % 2 == 0
+    return [user] if norm.pool else []
+
+
+def is_thinning(node, modules):
+    """Is it a 1x1 stride-2 convolution, as in the shortcuts of ResNets? It sees every second row and column."""
+    conv = modules.get(node.target) if node.op == "call_module" else None
+    wanted = {"kernel_size": (1, 1), "stride": (2, 2), "padding": (0, 0)}
+    return isinstance(conv, nn.Conv2d) and all(getattr(conv, key) == value for key, value in wanted.items())
+
+
+def split_copies(graph, node, norm, modules, thin):
+    """Where the result goes two ways, hand out two: their gradients meet inside the backward pass. thin: give a 1x1 stride-2 convolution
+    every second row and column alone, and take its stride away."""
+    users = sorted(node.users, key=lambda user: is_thinning(user, modules))
+    if len(users) != 2 or any(list(user.all_input_nodes).count(node) != 1 for user in users):
+        return
+    norm.copies = 2
+    runs = sum(other.target == users[1].target for other in graph.nodes)  # of a layer that runs twice the stride must stay
+    if thin and not norm.pool and runs == 1 and [is_thinning(user, modules) for user in users] == [False, True]:
+        norm.thins, modules[users[1].target].stride = True, (1, 1)
+    with graph.inserting_after(node):
+        parts = [graph.call_function(operator.getitem, (node, i)) for i in range(2)]
+    for part in parts:
+        part.meta = dict(node.meta)
+    for user, part in zip(users, parts):
+        user.replace_input_with(node, part)
+
+
+def out_of_place(node):
+    """The target that gives the same result without writing into its input, or the node's own."""
+    if node.op == "call_method" and node.target.endswith("_") and not node.target.startswith("__"):
+        return node.target.removesuffix("_")
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        if getattr(operator, name, None) is node.target and name.startswith("i"):
+            return getattr(operator, name[1:], node.target)  # iadd -> add
+        if name.endswith("_") and getattr(torch, name, None) is node.target:
+            return getattr(torch, name.removesuffix("_"))
+    return node.target
+
+
+def make_out_of_place(traced):
+    """An operation in place would write into what a Norm has saved. NOTE: where the input is read again under its old name, this changes
+    the network; recover/engines.py and relabel/half.py find that by comparing the two."""
+    for module in traced.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+    for node in traced.graph.nodes:
+        node.target = out_of_place(node)
+        if node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+
+
+def fuse(network, layers, size, on_gpu=False, forward_only=False):
+    """-> (the network rewritten, a copy; its Norms in the order in which they run). Raises anything where torch.fx cannot trace it.
+
+    layers: {BatchNorm layer: (coefficient, weight)}, as Norm has them; size: of the images, pixels; on_gpu: also what kernels.py alone can do;
+    forward_only: nothing that serves a backward pass alone, and norms that write over what they read."""
+    names = {name: layers[layer] for name, layer in network.named_modules() if layer in layers}
+    traced = fx.symbolic_trace(copy.deepcopy(network))
+    make_out_of_place(traced)
+    some = next(network.parameters())
+    with torch.no_grad():
+        ShapeProp(traced).propagate(torch.zeros(2, 3, size, size, dtype=some.dtype, device=some.device))  # not 1: broadcasting over images must show
+    modules, norms = dict(traced.named_modules()), []
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" or node.target not in names:
+            continue
+        norm, source = Norm(modules[node.target], *names[node.target]), node.args[0]
+        made_here = source.op == "call_module" and isinstance(modules[source.target], (nn.Conv2d, nn.Linear))
+        norm.in_place = forward_only and made_here and only_user(source) is not None
+        pattern, other = absorb(node, norm, modules)
+        if on_gpu and other is None:
+            pattern += absorb_pool(pattern[-1], norm, modules)
+        name = f"norm{len(norms)}"
+        traced.add_submodule(name, norm)
+        with traced.graph.inserting_after(pattern[-1]):
+            fused = traced.graph.call_module(name, (source,) if other is None else (source, other))
+        pattern[-1].replace_all_uses_with(fused)
+        fused.meta = dict(pattern[-1].meta)
+        for replaced in reversed(pattern):
+            traced.graph.erase_node(replaced)
+        if not forward_only:
+            split_copies(traced.graph, fused, norm, modules, on_gpu)
+        norms.append(norm)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    traced.delete_all_unused_submodules()
+    return traced, norms

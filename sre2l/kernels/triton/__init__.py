@@ -1,0 +1,1 @@
+"""Triton kernels for a GPU. Import these modules only where Triton is installed."""

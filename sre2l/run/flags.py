@@ -1,0 +1,99 @@
+"""Command-line flags that several stages share, checks of their ranges, and the released flags that mean nothing here."""
+import argparse
+import os
+import sys
+
+from sre2l.run.processes import fail
+from sre2l.run.errors import UserError
+
+# Flags of the released scripts that users paste and that have no effect here: (number of values, what happens instead).
+DEAD = {
+    "recover": {
+        "--store-best-images": (0, "the last iterate is always stored"),
+        "--store-last-images": (0, "the last iterate is always stored"),
+    },
+    "relabel": {
+        "--mode": (1, "relabel always saves"),
+        "--multiprocessing-distributed": (0, "GPUS=4 sh relabel.sh starts four processes"),
+        "--world-size": (1, "GPUS says how many processes, TORCHRUN how many machines"),
+        "--rank": (1, "torchrun numbers the processes"),
+        "--dist-url": (1, "TORCHRUN says where the machines meet"),
+        "--dist-backend": (1, "NCCL between GPUs, gloo between CPUs"),
+    },
+    "validate": {
+        "--start-epoch": (1, "a run continues from its own checkpoint"),
+        "--cos": (0, "the schedule is always cosine"),
+        "--keep-topk": (1, "all logits are used, as in the released code"),
+        "--wandb-project": (1, "metrics.jsonl holds the curves"),
+        "--wandb-api-key": (1, "metrics.jsonl holds the curves"),
+    },
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence. doc: the script's docstring, whose first line describes it."""
+
+    def __init__(self, doc):
+        super().__init__(description=doc.splitlines()[0], allow_abbrev=False)
+
+    def error(self, message):
+        fail(f"error: {message} (--help lists the flags)", 2)
+
+
+class Ignored(argparse.Action):
+    """Accept a flag that has no effect, with a one-line warning."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"warning: {option_string} has no effect: {self.metavar}", file=sys.stderr)
+
+
+def add_dead_flags(parser, stage):
+    for flag, (num_values, reason) in DEAD[stage].items():
+        parser.add_argument(flag, nargs=num_values, action=Ignored, metavar=reason, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def number(kind, low=None, high=None, above=None):
+    """An argparse type: an int or float in low..high, or greater than `above`; the error says the range."""
+    limits = [f"at least {low}" * (low is not None), f"at most {high}" * (high is not None), f"above {above}" * (above is not None)]
+    wanted = f"{kind.__name__} {' and '.join(filter(None, limits))}".strip()
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number ({wanted})") from None
+        inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+        if not inside or value in (float("inf"), float("-inf")):
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {wanted}")
+        return value
+    return parse
+
+
+def number_list(text):
+    """'0-9,17' -> [0, ..., 9, 17], ascending, without repeats."""
+    values = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        try:
+            values.update(range(int(first), int(last or first) + 1))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: write it like 0-9,17") from None
+    if not values:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+    return sorted(values)
+
+
+def check_folders(*paths):
+    """Raise UserError for a folder that the user typed and that is not there, before anything is loaded. None = not typed."""
+    for path in paths:
+        if path is not None and os.path.isfile(path):
+            raise UserError(f"{path}: is a file; give a folder, that of an unpacked archive for instance")
+        if path is not None and not os.path.isdir(path):
+            raise UserError(f"{path}: there is no such folder")
+
+
+def refuse_useless(args, names, instead):
+    """Raise UserError for the first of these flags that is given where it would do nothing. names: as in args; instead: what is done, a sentence's start."""
+    given = [name for name in names if getattr(args, name)]
+    if given:
+        raise UserError(f"{instead}: --{given[0].replace('_', '-')} would do nothing; leave it away")

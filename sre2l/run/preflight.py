@@ -1,0 +1,26 @@
+"""Has this Python what requirements.txt asks for? Prints the first thing that is missing and exits 1. Runs on any Python 3."""
+import os
+import re
+import sys
+
+
+def first_problem():
+    if sys.version_info < (3, 11):
+        return "Python 3.11 or newer is needed (torch 2.15 needs it), this is %d.%d" % sys.version_info[:2]
+    from importlib.metadata import PackageNotFoundError, version
+    for line in open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "requirements.txt")):
+        name, wanted = re.match(r"([\w-]+)>=([\d.]+)", line).groups()
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            return "the package %s is missing" % name
+        if [int(n) for n in re.findall(r"\d+", found)[:2]] < [int(n) for n in wanted.split(".")][:2]:
+            return "%s %s is older than %s" % (name, found, wanted)
+    return None
+
+
+if __name__ == "__main__":
+    problem = first_problem()
+    if problem:
+        print(problem)
+        sys.exit(1)

@@ -1,7 +1,0 @@
-#!/bin/sh
-# How fast every stage is beside the plain formulation; sets up what it needs.
-#   sh tests/bench.sh [recover|relabel|validate|growth ...] [--quick] [--flag value ...]      (no section: all)
-set -e
-root=$(cd "$(dirname "$0")/.." && pwd)
-. "$root/tests/setup.sh"
-exec python3 -m tests.bench "$@"

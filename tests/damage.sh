@@ -1,8 +1,0 @@
-#!/bin/sh
-# Break files of every kind in every way, and print what was caught, repaired and missed; sets up what it needs.
-#   sh tests/damage.sh [--flips 10000] [--seed 0]
-set -e
-root=$(cd "$(dirname "$0")/.." && pwd)
-. "$root/tests/setup.sh"
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec python3 -m tests.damage "$@"
