@@ -1,14 +1,14 @@
-"""How the benchmark measures: alternating pairs, peak memory in a fresh process, the device's own peak, tables."""
+"""How the benchmark measures: alternating pairs, peak memory, the device's own peak, tables."""
 import contextlib
 import gc
 import math
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,9 +21,10 @@ PRELOAD = ["bench.recover", "bench.sides"]  # modules of the builders that fresh
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two formulations. build() -> run, and each run() does the same amount of work; build travels to other processes.
+    """One of the two formulations. build() -> run; each run() does the same amount of work.
 
-    tf32: of convolutions and of matrix products; benchmark: cuDNN's search for algorithms, None = as the code itself sets it."""
+    build: is pickled. tf32: of convolutions and of matrix products. benchmark: cuDNN's search for algorithms;
+    None leaves it to the code."""
     build: Callable
     tf32: tuple = (True, False)  # torch's defaults, under which the released code runs
     benchmark: bool | None = False
@@ -31,7 +32,8 @@ class Side:
     @contextlib.contextmanager
     def backends(self):
         """torch's global switches as this side wants them, put back afterwards."""
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        cudnn = torch.backends.cudnn
+        matmul = torch.backends.cuda.matmul
         before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
         cudnn.allow_tf32, matmul.allow_tf32 = self.tf32
         if self.benchmark is not None:
@@ -57,23 +59,42 @@ def seconds_a_call(run, count, device):
     return (time.perf_counter() - start) / count
 
 
-def time_pairs(sides, device, num_pairs, least_seconds):
-    """Build and warm up all sides, then time them in turn -> a list over pairs of seconds a call, one for each side.
+def warm_up(side, device, calls=2):
+    """Build a side and run it: compilation, allocations, the choice of algorithms.
 
+    -> (run, the most GPU memory that it held by the allocator's count, bytes; None on a CPU)."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        free(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    with side.backends():
+        run = side.build()
+        seconds_a_call(run, calls, device)
+    return run, torch.cuda.max_memory_allocated(device) - before if on_gpu else None
+
+
+def time_pairs(sides, device, num_pairs, least_seconds):
+    """Build and warm up all sides, then time them in turn.
+
+    -> (a list over pairs of seconds a call, one for each side; the peak memory of each side, by warm_up).
     A timing is of as many calls as last least_seconds, at least one."""
-    runs, counts = [], []
+    timed = []
+    peaks = []
     for side in sides:
+        run, peak = warm_up(side, device)
+        peaks.append(peak)
         with side.backends():
-            runs.append(side.build())
-            seconds_a_call(runs[-1], 2, device)  # warm-up: compilation, allocations, the choice of algorithms
-            counts.append(max(1, math.ceil(least_seconds / seconds_a_call(runs[-1], 1, device))))
+            count = max(1, math.ceil(least_seconds / seconds_a_call(run, 1, device)))
+        timed.append((side, run, count))
+
     pairs = []
     for _ in range(num_pairs):
         pairs.append([])
-        for side, run, count in zip(sides, runs, counts):
+        for side, run, count in timed:
             with side.backends():
                 pairs[-1].append(seconds_a_call(run, count, device))
-    return pairs
+    return pairs, peaks
 
 
 def spread(values, digits=4):
@@ -90,7 +111,7 @@ def free(device):
 
 
 def resident(key):
-    """VmRSS (now) or VmHWM (the highest so far) of this process in bytes, None where the system does not tell."""
+    """Memory of this process, bytes or None. VmRSS: is what it has now, VmHWM: the most it has had."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -99,10 +120,11 @@ def resident(key):
 
 
 def resident_growth(build, calls, num_threads):
-    """Build and run: how far the high-water mark of the resident set rises above what there was before, bytes or None."""
+    """Build and run -> how far the resident memory's peak rises above the state before, bytes or None."""
     torch.set_num_threads(num_threads)
     keep_freed_memory()  # as every stage does
-    before, run = resident("VmRSS:"), build()
+    before = resident("VmRSS:")
+    run = build()
     for _ in range(calls):
         run()
     after = resident("VmHWM:")
@@ -110,24 +132,22 @@ def resident_growth(build, calls, num_threads):
 
 
 def peak_memory(side, device, calls=2):
-    """The most memory that a side holds at once, bytes: the allocator's count on a GPU, on a CPU the growth of a process of its own.
+    """The most memory that a side holds at once, bytes: by warm_up on a GPU, on a CPU a new process's growth.
 
     None where the system does not tell."""
-    if device.type == "cpu":
-        context = multiprocessing.get_context("forkserver")  # its processes have the modules, and none of this one's heap
-        context.set_forkserver_preload(PRELOAD)
-        with ProcessPoolExecutor(1, context) as pool:
-            return pool.submit(resident_growth, side.build, calls, torch.get_num_threads()).result()
-    free(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    with side.backends():
-        run = side.build()
-        seconds_a_call(run, calls, device)
-    peak = torch.cuda.max_memory_allocated(device) - before
-    del run
-    free(device)
-    return peak
+    if device.type == "cuda":
+        _, peak = warm_up(side, device, calls)
+        free(device)
+        return peak
+    context = multiprocessing.get_context("forkserver")  # its processes have the modules, not this heap
+    context.set_forkserver_preload(PRELOAD)
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(resident_growth, side.build, calls, torch.get_num_threads()).result()
+
+
+def megabytes(num_bytes):
+    """For a row; None stays None."""
+    return None if num_bytes is None else round(num_bytes / 1e6, 1)
 
 
 def peak_tflops(device, precision, size=8192):
@@ -148,7 +168,9 @@ def peak_tb_s(device, num_bytes=1 << 30):
 
 
 def forward_gflop(network, spec, size):
-    """GFLOP of one forward pass of one image (size pixels), convolutions and matrix products. network: torchvision name; spec: Dataset."""
+    """GFLOP of one forward pass of one image of `size` pixels: convolutions and matrix products.
+
+    network: torchvision's name; spec: sre2l.data.datasets.Dataset."""
     with torch.device("meta"):
         network, _ = build_network(network, spec.num_classes, spec.stem)
         with FlopCounterMode(display=False) as counter:
@@ -158,18 +180,19 @@ def forward_gflop(network, spec, size):
 
 def shown(value):
     """A cell of a table: '12.3 (11.9-13)' for a spread, '-' for nothing."""
-    if isinstance(value, list):
-        return " ".join(map(shown, value))
-    if isinstance(value, dict):
+    if isinstance(value, dict) and "median" in value:
         return f"{shown(value['median'])} ({shown(value['min'])}-{shown(value['max'])})"
+    if isinstance(value, dict):
+        return " ".join(f"{key} {shown(part)}" for key, part in value.items())
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return "-" if value is None else str(value)
 
 
 def table(rows, columns):
-    """Aligned lines of text. rows: dicts; columns: {key: heading}; a column without any value is left out."""
-    columns = {key: heading for key, heading in columns.items() if any(row.get(key) is not None for row in rows)}
+    """Aligned lines of text. rows: dicts; columns: {key: heading}. A column without any value is left out."""
+    columns = {key: text for key, text in columns.items() if any(row.get(key) is not None for row in rows)}
     cells = [list(columns.values())] + [[shown(row.get(key)) for key in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in cells)
+    return "\n".join(line.rstrip() for line in lines)

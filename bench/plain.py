@@ -1,7 +1,8 @@
-"""The plain formulation, as the released code computes it: what bench/bench.py compares the stages with. No stage uses it.
+"""The plain formulation, as the released code computes it: what bench/bench.py compares the stages with.
 
-Slow in the ways of the original: hooks that copy every activation, priors computed and back-propagated at coefficient 0, a host sync and
-a clone of the batch in every iteration, every JPEG decoded at each use, float images from the data workers, a host sync per micro-batch.
+No stage uses it. It is slow in the ways of the original: hooks copy every activation; priors are computed and
+back-propagated at coefficient 0; every iteration has a host sync and clones the batch; every JPEG is decoded
+at each use; data workers send float images; every micro-batch has a host sync.
 """
 import numpy as np
 import torch
@@ -19,35 +20,40 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of RandomResizedCrop
 
 
 class StatisticsHook:
-    """A forward hook: how far the last input of one BatchNorm2d layer was from its running statistics. Copies the activation."""
+    """A forward hook: how far a BatchNorm2d layer's last input was from its running statistics. Copies it."""
 
     def __init__(self, layer):
         layer.register_forward_hook(self.measure)
 
     def measure(self, layer, inputs, _):
-        features, = inputs
+        (features,) = inputs
         by_channel = features.permute(1, 0, 2, 3).contiguous().flatten(1)  # (C, N H W)
         mean, var = features.mean((0, 2, 3)), by_channel.var(1, correction=0)
         self.distance = torch.norm(layer.running_var - var) + torch.norm(layer.running_mean - mean)
 
 
 def priors(y):
-    """-> (sum of the Frobenius norms of four differences, the mean L2 norm of an image); the mean absolute differences, which the
-    released code computes too, enter no loss."""
+    """-> (sum of the Frobenius norms of four differences, the mean L2 norm of an image).
+
+    The released code computes the mean absolute differences too, which enter no loss."""
     differences = (y[..., :-1] - y[..., 1:], y[..., :-1, :] - y[..., 1:, :],
                    y[..., 1:, :-1] - y[..., :-1, 1:], y[..., :-1, :-1] - y[..., 1:, 1:])
     sum((difference.abs() / 255).mean() for difference in differences).mul(255)
-    return sum(torch.norm(difference) for difference in differences), torch.norm(y.reshape(len(y), -1), dim=1).mean()
+    l2 = torch.norm(y.reshape(len(y), -1), dim=1).mean()
+    return sum(torch.norm(difference) for difference in differences), l2
 
 
 class Look:
-    """roll(flip(crop(images))) by torchvision's modules, one draw for the whole batch, from torch's global generator.
+    """roll(flip(crop(images))) by torchvision's modules: one draw a batch, from torch's global generator.
 
-    antialias is off, as when the code was published: a crop is never larger than the image, and with it the plain side is slower."""
+    antialias is off, as when the code was published. A crop is never larger than the image, and antialias
+    would make the plain side slower."""
 
     def __init__(self, size, rolls, crop_flip):  # rolls: least and largest, pixels
-        self.crop, self.flip = RandomResizedCrop(size, SCALE, RATIO, antialias=False), RandomHorizontalFlip()
-        self.rolls, self.crop_flip = rolls, crop_flip
+        self.crop = RandomResizedCrop(size, SCALE, RATIO, antialias=False)
+        self.flip = RandomHorizontalFlip()
+        self.rolls = rolls
+        self.crop_flip = crop_flip
 
     def __call__(self, images):
         if self.crop_flip:
@@ -60,12 +66,16 @@ class PlainObjective:
     """The loss of recover. network: frozen, in eval mode; it keeps the hooks."""
 
     def __init__(self, network, weights, look):
-        self.network, self.weights, self.look = network, weights, look
-        self.hooks = [StatisticsHook(layer) for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+        self.network = network
+        self.weights = weights
+        self.look = look
+        layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+        self.hooks = [StatisticsHook(layer) for layer in layers]
 
     def loss(self, images, targets):
         """images (B, 3, S, S), targets (B,) -> the loss, with its graph."""
-        w, y = self.weights, self.look(images)
+        w = self.weights
+        y = self.look(images)
         ce = F.cross_entropy(self.network(y), targets)
         multipliers = [w.first_bn_multiplier] + [1.0] * (len(self.hooks) - 1)
         bn = sum(multiplier * hook.distance for multiplier, hook in zip(multipliers, self.hooks))
@@ -74,11 +84,14 @@ class PlainObjective:
 
 
 class PlainBatch:
-    """A batch of images (B, 3, S, S) under optimisation, in place; low, high: three floats, the bounds of each channel."""
+    """A batch of images (B, 3, S, S) under optimisation, in place. low, high: the bounds of each channel."""
 
     def __init__(self, objective, images, targets, low, high):
-        self.objective, self.targets, self.bounds = objective, targets, list(zip(low, high))
-        self.images, self.best = images.requires_grad_(), None
+        self.objective = objective
+        self.targets = targets
+        self.bounds = list(zip(low, high))
+        self.images = images.requires_grad_()
+        self.best = None
         self.optimizer = torch.optim.Adam([self.images], lr=0, betas=(0.5, 0.9), eps=1e-8)
 
     def step(self, rate):
@@ -90,12 +103,12 @@ class PlainBatch:
         self.optimizer.step()
         for channel, (low, high) in enumerate(self.bounds):
             self.images.data[:, channel] = torch.clamp(self.images.data[:, channel], low, high)
-        if loss.item() < 1e4:  # syncs the GPU; NOTE: the bound never falls, so that each iterate is the "best"
+        if loss.item() < 1e4:  # syncs the GPU. NOTE: the bound never falls, so each iterate is the "best"
             self.best = self.images.data.clone()
 
 
 def crop_and_flip(image, window, flip, size):
-    """A PIL image cropped to window (top, left, height, width) pixels, resized by Pillow's bilinear filter, flipped."""
+    """A PIL image cropped to window (top, left, height, width) pixels, resized by Pillow, flipped."""
     image = TF.resized_crop(image, *window, (size, size), InterpolationMode.BILINEAR)
     return TF.hflip(image) if flip else image
 
@@ -111,11 +124,18 @@ def open_image(path):
 
 
 class PlainBatches(Dataset):
-    """An item is one sre2l.data.label_files.Batch, prepared as the released workers do: ((images (m, 3, S, S) float32 normalised, classes, flips,
-    boxes), label file's fields or None). labels: the folder whose crops are repeated, None = draw them."""
+    """An item is one sre2l.data.loader.Batch, prepared as the released workers do.
 
-    def __init__(self, images, size, mean, std, labels=None):  # images: sre2l.data.image_folder.Images that holds paths
-        self.images, self.size, self.mean, self.std, self.labels = images, size, mean, std, labels
+    -> ((images (m, 3, S, S) float32 normalised, classes, flips, boxes), the label file's fields or None).
+    images: sre2l.data.image_folder.Images that holds paths.
+    labels: the folder whose crops are repeated; None draws them."""
+
+    def __init__(self, images, size, mean, std, labels=None):
+        self.images = images
+        self.size = size
+        self.mean = mean
+        self.std = std
+        self.labels = labels
 
     def crop(self, row, box=None, flip=None):
         """From the file to the uint8 crop: -> (PIL image, flip, box), both drawn where they are not given."""
@@ -162,23 +182,27 @@ def label_batch(network, samples, device, path, rng):
 
 
 def top_k(outputs, classes):
-    """Top-1 and top-5 in percent, which the released loop computes of the training batches; two host syncs."""
+    """Top-1 and top-5 in percent, which the released loop takes of the training batches. Two host syncs."""
     right = outputs.topk(5).indices.t() == classes
     return [right[:k].reshape(-1).float().sum().mul(100 / len(classes)).item() for k in (1, 5)]
 
 
 def train_batch(network, optimizer, samples, fields, device, micro_size, temperature):
     """One step of validate -> the sum over micro-batches of loss, top-1 and top-5."""
-    (images, classes, *_), (partner, _, box, logits) = samples, fields
-    images, classes, logits = images.to(device), classes.to(device), logits.to(device).float()
-    images = cutmix(images, partner.to(device), box)
+    images, classes, *_ = samples
+    partner, _, box, logits = fields
+    classes = classes.to(device)
+    logits = logits.to(device).float()
+    images = cutmix(images.to(device), partner.to(device), box)
     optimizer.zero_grad()
     meters = np.zeros(3)
     for start in range(0, len(images), micro_size):
         rows = slice(start, start + micro_size)
         outputs = network(images[rows])
         shares = top_k(outputs, classes[rows])
-        loss = F.kl_div(F.log_softmax(outputs / temperature, dim=1), F.softmax(logits[rows] / temperature, dim=1), reduction="batchmean")
+        predicted = F.log_softmax(outputs / temperature, dim=1)
+        wanted = F.softmax(logits[rows] / temperature, dim=1)
+        loss = F.kl_div(predicted, wanted, reduction="batchmean")
         loss = loss * (len(outputs) / len(images))
         loss.backward()
         meters += loss.item(), *shares  # syncs the GPU

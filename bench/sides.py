@@ -1,4 +1,4 @@
-"""What the benchmark runs of relabel and validate: our loops without their logs, and the plain formulation's."""
+"""What the benchmark runs of relabel and validate: our loops without logs, and the plain formulation's."""
 import os
 from functools import partial
 from itertools import count
@@ -7,22 +7,27 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from relabel.half import forms_of
-from relabel.relabel import NUM_WRITERS, draw_label_batch, label_batches, store_labels
-from sre2l.data.augment import Mix, pixel_windows, show_batch
-from sre2l.data.loader import BatchDataset, in_order, load_batches
-from sre2l.nets.models import build_network
-from sre2l.nets.precision import memory_format_of
-from sre2l.run.seeds import unit_rng
-from sre2l.data.pixel_store import keep_decoded
-from sre2l.nets.training import autocast, compile_network, make_scaler, weight_decay_groups
-from bench.world import SPEC
 from bench.plain import PlainBatches, crop_and_flip, label_batch, open_image, train_batch
+from bench.world import SPEC
+from relabel.relabel import NUM_WRITERS, draw_label_batch, label_batches, store_labels
+from relabel.teacher_form import forms_of
+from sre2l.data.augment import Mix, show_batch
+from sre2l.data.loader import BatchDataset, load_batches
+from sre2l.data.pixel_store import keep_decoded
+from sre2l.data.resize import pixel_windows
+from sre2l.nets.models import build_network
+from sre2l.nets.precision import autocast, memory_format_of
+from sre2l.nets.training import at_least_float32, compile_network, make_scaler, weight_decay_groups
+from sre2l.run.ahead import in_order
+from sre2l.run.output import OutputFolder
+from sre2l.run.seeds import unit_rng
 from validate import train
-from validate.losses import backward_in_micro_batches, distillation_loss
-from validate.shares import share_of
+from validate.data import stored_label_batch
+from validate.losses import distillation_loss, micro_batches
+from validate.protocol import make_optimizer
 
-TEMPERATURE, STEPS = 20.0, 2  # of the published protocol; STEPS: micro-batches of a batch
+TEMPERATURE = 20.0  # of the published protocol
+STEPS = 2           # micro-batches of a batch
 
 
 def make_network(device, training):
@@ -44,19 +49,24 @@ def decoded(world):
 
 def our_label_batches(section, world):
     """What a batch's LabelBatch comes from: relabel draws it, validate reads it."""
-    return partial(draw_label_batch, world.settings) if section == "relabel" else partial(train.stored_label_batch, world.labels, SPEC.num_classes, None)
+    if section == "relabel":
+        return partial(draw_label_batch, world.settings)
+    return partial(stored_label_batch, world.labels, SPEC.num_classes, None)
 
 
-def our_stream(world, images, number, label_batch_of):
-    return load_batches(BatchDataset(images, world.size, label_batch_of), world.epoch(number), world.workers, world.device)
+def our_stream(section, world, images, number):
+    """-> the batches of one epoch, as our loader yields them."""
+    dataset = BatchDataset(images, world.size, our_label_batches(section, world))
+    return load_batches(dataset, world.epoch(number), world.workers, world.device)
 
 
 def our_crops(section, world, floats=False):
-    """-> run() that crops one epoch of images decoded before, and normalises the crops on request."""
-    images, numbers, label_batch_of = decoded(world), epochs_of(world), our_label_batches(section, world)
+    """-> run() that crops one epoch of images decoded before. floats: and normalises the crops."""
+    images = decoded(world)
+    numbers = epochs_of(world)
 
     def run():
-        for _, pixels, _ in our_stream(world, images, next(numbers), label_batch_of):
+        for _, pixels, _ in our_stream(section, world, images, next(numbers)):
             pixels = pixels.to(world.device, non_blocking=True)
             if floats:
                 show_batch(pixels, Mix(), SPEC.mean, SPEC.std)
@@ -65,32 +75,43 @@ def our_crops(section, world, floats=False):
 
 def our_relabel(world, precision):
     """-> run() that labels one epoch and writes its files."""
-    images, numbers, label_batch_of = decoded(world), epochs_of(world), our_label_batches("relabel", world)
+    images = decoded(world)
+    numbers = epochs_of(world)
     network = make_network(world.device, False).to(memory_format=memory_format_of(world.device))
     if precision in ("fp16", "bf16") or world.device.type == "cpu":
         network = next(iter(forms_of(network, world.size, precision).values()))()
 
+    folder = OutputFolder(world.root / f"ours.{os.getpid()}", "labels")  # one process writes to a folder
+    folder.begin({})
+
     def run():
-        labelled = label_batches(network, our_stream(world, images, next(numbers), label_batch_of), SPEC, precision, torch.float16)
-        for _ in in_order(partial(store_labels, world.root / "ours", precision), labelled, NUM_WRITERS):
+        stream = our_stream("relabel", world, images, next(numbers))
+        labelled = label_batches(network, stream, SPEC, precision, torch.float16)
+        for _ in in_order(partial(store_labels, folder, precision), labelled, NUM_WRITERS):
             pass
     return run
 
 
 def our_validate(world, precision, compiled=False):
-    """-> run() that trains one epoch from the label files, on request with --compile."""
-    images, numbers, label_batch_of, args = decoded(world), epochs_of(world), our_label_batches("validate", world), train.get_args([])
+    """-> run() that trains one epoch from the label files. compiled: with --compile."""
+    args = train.get_args([])
+    images = decoded(world)
+    numbers = epochs_of(world)
     network = make_network(world.device, True).to(memory_format=memory_format_of(world.device))
-    optimizer, scaler = train.make_optimizer(network, args, world.device), make_scaler(precision, world.device)
-    replica = compile_network(network, one_pass=STEPS == 1) if compiled else network
-    loss_of, context = partial(distillation_loss, temperature=TEMPERATURE), partial(autocast, precision, world.device)
+    optimizer = make_optimizer(network, args, world.device)
+    scaler = make_scaler(precision, world.device)
+    forward = compile_network(network, one_pass=STEPS == 1) if compiled else network
 
     def run():
-        for batch, pixels, sheet in our_stream(world, images, next(numbers), label_batch_of):
-            share = share_of(len(batch.rows), sheet.mix, world.batch // STEPS, 0, 1)
-            mixed, targets = train.mixed_and_targets(args, SPEC, images.labels[batch.rows], pixels, sheet, share, precision)
+        for batch, pixels, labels in our_stream("validate", world, images, next(numbers)):
+            classes = images.labels[batch.rows]
+            mixed, targets = train.mix_and_targets(args, SPEC, classes, pixels, labels, precision)
             optimizer.zero_grad()
-            backward_in_micro_batches(replica, loss_of, mixed, targets, share, scaler.scale, context=context)
+            for rows in micro_batches(len(batch.rows), world.batch // STEPS):
+                with autocast(precision, world.device):
+                    outputs = forward(mixed[rows])
+                loss = distillation_loss(at_least_float32(outputs), targets[rows], TEMPERATURE)
+                scaler.scale(loss * ((rows.stop - rows.start) / len(batch.rows))).backward()
             scaler.step(optimizer)
             scaler.update()
     return run
@@ -99,9 +120,9 @@ def our_validate(world, precision, compiled=False):
 def crops_equal_pillow(world):
     """Is every pixel of the first epoch's crops the one that Pillow computes from the file?"""
     images = world.images
-    for batch, pixels, sheet in our_stream(world, decoded(world), 0, our_label_batches("relabel", world)):
-        windows = pixel_windows(sheet.crops.boxes, images.shapes(batch.rows)).tolist()
-        for row, window, flip, ours in zip(batch.rows, windows, sheet.crops.flips.tolist(), pixels.cpu()):
+    for batch, pixels, labels in our_stream("relabel", world, decoded(world), 0):
+        windows = pixel_windows(labels.crops.boxes, images.shapes(batch.rows)).tolist()
+        for row, window, flip, ours in zip(batch.rows, windows, labels.crops.flips.tolist(), pixels.cpu()):
             wanted = np.array(crop_and_flip(open_image(images.items[row]), window, flip, world.size))
             if not torch.equal(ours, torch.from_numpy(wanted).permute(2, 0, 1)):
                 return False
@@ -111,12 +132,14 @@ def crops_equal_pillow(world):
 # The plain formulation.
 
 def plain_dataset(section, world):
-    return PlainBatches(world.images, world.size, SPEC.mean, SPEC.std, world.labels if section == "validate" else None)
+    labels = world.labels if section == "validate" else None
+    return PlainBatches(world.images, world.size, SPEC.mean, SPEC.std, labels)
 
 
 def plain_crops(section, world):
     """-> run() that opens, decodes, crops and flips each image once, and nothing more."""
-    dataset, numbers = plain_dataset(section, world), epochs_of(world)
+    dataset = plain_dataset(section, world)
+    numbers = epochs_of(world)
 
     def run():
         for batch in world.epoch(next(numbers)):
@@ -130,30 +153,32 @@ def as_it_is(item):
 
 
 class NextEpoch:
-    """A sampler that yields the next epoch's batches each time: the workers of a loader stay alive between the epochs."""
+    """A sampler that yields the next epoch's batches each time, so that a loader's workers stay alive."""
 
     def __init__(self, world):
-        self.world, self.numbers = world, epochs_of(world)
+        self.world = world
+        self.numbers = epochs_of(world)
 
     def __iter__(self):
         yield from self.world.epoch(next(self.numbers))
 
 
 def plain_workers(world):
-    """As many as asked for, but no more than whose batches fit into the shared memory through which they come."""
+    """As many as asked for, but no more than whose batches fit into the shared memory they pass through."""
     try:
         free = os.statvfs("/dev/shm")
     except OSError:
         return world.workers
-    num_bytes = 3 * 12 * world.size ** 2 * world.batch  # of a worker: two float batches that wait and one under way
+    num_bytes = 3 * 12 * world.size ** 2 * world.batch  # two float batches of a worker wait, one is under way
     return min(world.workers, free.f_bavail * free.f_frsize // num_bytes)
 
 
 def plain_loader(section, world):
     """An epoch of prepared batches at each iteration, by worker processes where there are any."""
     workers = plain_workers(world)
-    return DataLoader(plain_dataset(section, world), batch_size=None, sampler=NextEpoch(world), num_workers=workers, collate_fn=as_it_is,
-                      pin_memory=world.device.type == "cuda", persistent_workers=workers > 0)
+    return DataLoader(
+        plain_dataset(section, world), batch_size=None, sampler=NextEpoch(world), num_workers=workers,
+        collate_fn=as_it_is, pin_memory=world.device.type == "cuda", persistent_workers=workers > 0)
 
 
 def plain_batches(section, world):
@@ -168,10 +193,13 @@ def plain_batches(section, world):
 
 def plain_relabel(world):
     """-> run() that labels one epoch and writes its files."""
-    network, loader, root, rng, done = make_network(world.device, False), plain_loader("relabel", world), world.root / "plain", unit_rng(0), count()
+    network = make_network(world.device, False)
+    loader = plain_loader("relabel", world)
+    rng = unit_rng(0)
+    done = count()
 
     def run():
-        folder = root / f"epoch_{next(done)}"
+        folder = world.root / "plain" / f"epoch_{next(done)}"
         folder.mkdir(parents=True, exist_ok=True)
         for index, (samples, _) in enumerate(loader):
             label_batch(network, samples, world.device, folder / f"batch_{index}.tar", rng)
@@ -180,7 +208,8 @@ def plain_relabel(world):
 
 def plain_validate(world):
     """-> run() that trains one epoch from the label files."""
-    network, loader = make_network(world.device, True), plain_loader("validate", world)
+    network = make_network(world.device, True)
+    loader = plain_loader("validate", world)
     optimizer = torch.optim.AdamW(weight_decay_groups(network, 0.01), 1e-3)
 
     def run():

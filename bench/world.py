@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from relabel.relabel import draw_label_batch
-from sre2l.data.loader import Batches
 from sre2l.data.datasets import DATASETS
-from sre2l.data.image_folder import encode, image_path, read_synthetic
+from sre2l.data.image_folder import encode, image_path
+from sre2l.data.loader import Batches
+from sre2l.data.synthetic import read_synthetic
 from tests.helpers import write_label_batch
 
 SPEC = DATASETS["imagenet1k"]
@@ -19,7 +20,9 @@ NUM_FOLDERS, NUM_DISTINCT, SEED = 10, 200, 42  # classes and different images on
 
 @dataclass(frozen=True)
 class World:
-    """Images under root, and labels for them. size: of images and crops, pixels; epochs: that have labels; workers: processes or threads."""
+    """Images under root, and labels for them.
+
+    size: of images and crops, pixels; epochs: how many have labels; workers: processes or threads."""
     root: Path
     num_images: int
     size: int
@@ -50,18 +53,20 @@ class World:
 
 
 def smooth_noise(size, rng):
-    """Noise of all scales (S, S, 3) uint8, as compressible as recovered images are: a JPEG of about 15 kB at 224."""
+    """Noise of all scales (S, S, 3) uint8 that compresses as recovered images do: about 15 kB at 224."""
     total = np.zeros((size, size, 3), np.float32)
     for scale in (4, 8, 16, 32, 64, 128):
         coarse = torch.from_numpy(rng.standard_normal((1, 3, scale, scale), dtype=np.float32))
-        total += F.interpolate(coarse, (size, size), mode="bilinear")[0].permute(1, 2, 0).numpy() * 50 / scale ** 0.1
+        layer = F.interpolate(coarse, (size, size), mode="bilinear")[0].permute(1, 2, 0).numpy()
+        total += layer * 50 / scale ** 0.1
     return np.clip(total + 128, 0, 255).astype(np.uint8)
 
 
 def write_images(world):
-    """The images of a world, in recover's layout: the same number in each folder. Beyond NUM_DISTINCT they are copies."""
+    """A world's images in recover's layout, the same number in each folder; copies beyond NUM_DISTINCT."""
     rng = np.random.default_rng(0)
-    paths = [image_path(world.root / "images", index % NUM_FOLDERS, index // NUM_FOLDERS, SPEC.num_classes) for index in range(world.num_images)]
+    paths = [image_path(world.root / "images", index % NUM_FOLDERS, index // NUM_FOLDERS, SPEC.num_classes)
+             for index in range(world.num_images)]
     for index, path in enumerate(paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         if index < NUM_DISTINCT:
@@ -74,6 +79,6 @@ def write_labels(world):
     """Label files of random logits for every epoch: what they say costs validate nothing."""
     for number in range(world.epochs):
         for batch in world.epoch(number):
-            sheet = draw_label_batch(world.settings, batch, [(world.size, world.size)] * len(batch.rows))
+            drawn = draw_label_batch(world.settings, batch, [(world.size, world.size)] * len(batch.rows))
             logits = torch.randn(len(batch.rows), SPEC.num_classes).half()
-            write_label_batch(world.labels, batch.epoch, batch.index, sheet._replace(logits=logits))
+            write_label_batch(world.labels, batch.epoch, batch.index, drawn._replace(logits=logits))

@@ -1,92 +1,112 @@
-"""The units of work of recover: which (ipc, class) pairs share a batch. An image depends on its unit, never on what else runs."""
+"""Which images share a batch, and what is drawn for it.
+
+The first is part of the method: the BatchNorm statistics of a batch are matched as a whole. An image depends
+on its batch, and never on what else runs: ranges, processes and groups change nothing.
+"""
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from sre2l.run.errors import UserError
-from sre2l.run.files import sidecar
-from sre2l.data.image_folder import encode, image_path
-from sre2l.check.manifest import missing_files, read_hashes, write_recorded
+from sre2l.data.image_folder import image_path
 from sre2l.run.seeds import unit_rng
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One batch. index: its place in the list that starts at ipc 0; pairs: (ipc, class) of its images, in batch order."""
+class ImageBatch:
+    """Images that are optimised together. pairs: (ipc, class) of each, in batch order.
+
+    index: the place of the batch in the endless list that starts at ipc 0."""
     index: int
     pairs: tuple
 
 
-def make_unit(index, classes, batch_size):
-    """Unit `index` of an endless set. With batch_size classes or more: one image of each of the next batch_size classes, one ipc
-    index. With fewer: the next batch_size pairs of the flat list, ipc by ipc."""
+@dataclass(frozen=True)
+class BatchGroup:
+    """ImageBatches of one size that are computed at the same time, each as if alone."""
+    batches: tuple
+
+    @property
+    def name(self):
+        """'unit 3' or 'unit 3-6', for logs."""
+        first = self.batches[0].index
+        last = self.batches[-1].index
+        return f"unit {first}" if first == last else f"unit {first}-{last}"
+
+    @property
+    def pairs(self):
+        """(ipc, class) of all its images."""
+        return [pair for batch in self.batches for pair in batch.pairs]
+
+    def targets(self, device):
+        """The class of each image, (G, B) int64."""
+        return torch.tensor([[label for _, label in batch.pairs] for batch in self.batches], device=device)
+
+
+def make_batch(index, classes, batch_size):
+    """ImageBatch `index` of the endless list.
+
+    With batch_size classes or more: one image of each of the next batch_size classes, all of one ipc index.
+    With fewer classes: the next batch_size pairs of the flat list, which takes the classes ipc by ipc."""
     if len(classes) < batch_size:
         flat = range(index * batch_size, (index + 1) * batch_size)
-        return Unit(index, tuple((k // len(classes), classes[k % len(classes)]) for k in flat))
+        return ImageBatch(index, tuple((k // len(classes), classes[k % len(classes)]) for k in flat))
     blocks = -(-len(classes) // batch_size)
     ipc, block = divmod(index, blocks)
-    return Unit(index, tuple((ipc, label) for label in classes[block * batch_size:(block + 1) * batch_size]))
+    chosen = classes[block * batch_size:(block + 1) * batch_size]
+    return ImageBatch(index, tuple((ipc, label) for label in chosen))
 
 
-def make_units(classes, batch_size, ipc_start, ipc_end):
-    """All units that hold an image with ipc_start <= ipc < ipc_end, in order."""
+def plan_batches(classes, batch_size, ipc_start, ipc_end):
+    """All ImageBatches that hold an image with ipc_start <= ipc < ipc_end, in order."""
     if len(classes) < batch_size:
-        first, last = ipc_start * len(classes) // batch_size, -(-ipc_end * len(classes) // batch_size)
+        first = ipc_start * len(classes) // batch_size
+        stop = -(-ipc_end * len(classes) // batch_size)
     else:
         blocks = -(-len(classes) // batch_size)
-        first, last = ipc_start * blocks, ipc_end * blocks
-    return [make_unit(index, classes, batch_size) for index in range(first, last)]
+        first = ipc_start * blocks
+        stop = ipc_end * blocks
+    return [make_batch(index, classes, batch_size) for index in range(first, stop)]
 
 
-def make_chunks(units, groups):
-    """The units that are computed at the same time: `groups` after another, as long as their batches are of one size."""
-    chunks = []
-    for unit in units:
-        fits = chunks and len(chunks[-1]) < groups and len(chunks[-1][0].pairs) == len(unit.pairs)
-        if fits:
-            chunks[-1].append(unit)
+def group_batches(batches, size):
+    """ImageBatches in order -> BatchGroups of at most `size`. One of another length begins a new group."""
+    groups = []
+    for batch in batches:
+        if groups and len(groups[-1]) < size and len(groups[-1][0].pairs) == len(batch.pairs):
+            groups[-1].append(batch)
         else:
-            chunks.append([unit])
-    return chunks
+            groups.append([batch])
+    return [BatchGroup(tuple(group)) for group in groups]
 
 
-def chunk_name(units):
-    """'unit 3' or 'unit 3-6', for logs."""
-    return f"unit {units[0].index}" + (f"-{units[-1].index}" if len(units) > 1 else "")
+def draw_batch(batch, seed, size, iterations, draw_one_view):
+    """Everything random about one batch -> (noise (B, 3, S, S) float32, one View for each iteration)."""
+    rng = unit_rng(seed, batch.index)
+    noise = rng.standard_normal((len(batch.pairs), 3, size, size), dtype="float32")
+    return torch.from_numpy(noise), [draw_one_view(rng) for _ in range(iterations)]
 
 
-def draw_unit(unit, seed, size, iterations, draw):
-    """Everything random about a unit: -> (noise (B, 3, size, size) float32, its views). draw: generator -> View."""
-    rng = unit_rng(seed, unit.index)
-    noise = rng.standard_normal((len(unit.pairs), 3, size, size), dtype="float32")
-    return torch.from_numpy(noise), [draw(rng) for _ in range(iterations)]
+def draw(group, seed, size, iterations, draw_one_view):
+    """Everything random about a group; each batch depends on (seed, its index) alone.
 
-
-def draw_chunk(units, **settings):
-    """draw_unit of each."""
-    return [draw_unit(unit, **settings) for unit in units]
+    size: S, pixels; iterations: T; draw_one_view: generator -> View.
+    -> (noise (G, B, 3, S, S) float32 on the CPU, views: T lists of G View)"""
+    drawn = [draw_batch(batch, seed, size, iterations, draw_one_view) for batch in group.batches]
+    noise, views = zip(*drawn)
+    return torch.stack(noise), [list(views_of_iteration) for views_of_iteration in zip(*views)]
 
 
 def image_names(pairs, num_classes, suffix):
-    """The path of the image of each (ipc, class) pair in its folder, as the hash file has it -> {pair: name}."""
+    """The path of each image within its folder -> {(ipc, class): 'new000/class000_id000.jpg'}."""
     return {(ipc, label): image_path("", label, ipc, num_classes, suffix).as_posix() for ipc, label in pairs}
 
 
-def missing_pairs(root, names):
-    """Which (ipc, class) pairs do not have the image that was recorded, in a file of its own -> a set. names: of image_names.
-
-    Raises UserError where there are images and no hashes at all: to compute them anew is not what anybody wants."""
-    names = {name: pair for pair, name in names.items()}
-    if Path(root).is_dir() and not read_hashes(root) and any((Path(root) / name).exists() for name in names):
-        raise UserError(f"{sidecar(root, 'sha256')}: the hashes of the images in {root} are gone; bring the file back, or start afresh with --overwrite")
-    return {names[name] for name in missing_files(root, list(names), 4, "images", lambda path: path.exists() and not path.is_symlink())}
-
-
-def write_units(root, units, pixels, names, then):
-    """Write the images of some units that have a name, each file whole or not at all. pixels: (B, H, W, 3) uint8 of each unit; names:
-    {(ipc, class): path in the folder, its suffix telling the format}; then(units) is called once all is on the disk."""
-    for unit, batch in zip(units, pixels):
-        chosen = [(names[pair], image) for pair, image in zip(unit.pairs, batch) if pair in names]
-        write_recorded(root, {name: encode(image, Path(name).suffix) for name, image in chosen})
-    then(units)
+def index_ranges(pairs, num_classes):
+    """The flat indices ipc * num_classes + class of these images -> ascending ranges [(first, stop), ...]."""
+    ranges = []
+    for index in sorted(ipc * num_classes + label for ipc, label in pairs):
+        if ranges and ranges[-1][1] == index:
+            ranges[-1] = ranges[-1][0], index + 1
+        else:
+            ranges.append((index, index + 1))
+    return ranges

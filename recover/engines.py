@@ -1,23 +1,60 @@
-"""Which engine a run has, and how many batches it computes at a time."""
+"""The one door to the engines: what an engine is, which one
+a run has, and how many batches it computes at a time."""
 import copy
+import os
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from recover.fast import FastEngine
+from recover.fast import CpuEngine
 from recover.objective import PlainEngine
 from recover.views import View
 from sre2l.kernels.compiled import why_no_triton
-from sre2l.run.processes import world_size
-from sre2l.run.errors import first_line
 from sre2l.kernels.cpu.convs import describe_convolutions
 from sre2l.kernels.cpu.host import host_passes
 from sre2l.nets.precision import dtype_of, pick_precision, set_tf32
 from sre2l.run.device import give_back_memory
-from sre2l.run.errors import UserError
+from sre2l.run.errors import UserError, first_line
+from sre2l.run.processes import world_size
 
 ENGINES = ("fast", "plain")
-ENOUGH_PIXELS, MOST_GROUPS = 20e6, 16  # of all batches together: measured on an H200, more gains less than 3 %
+ENOUGH_PIXELS = 20e6  # of all batches together: measured on an H200, more gains less than 3 %
+MOST_GROUPS = 16
+WHOLE_IMAGE = View(None, False, (0, 0))
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """All that step.py and recover.py use of an engine. It computes G independent batches at a time."""
+
+    name: str       # one of ENGINES
+    precision: str  # of the network, one of PRECISIONS
+    captures: bool  # whether a CUDA graph can replay an iteration
+
+    def tabulate(self, views):
+        """views: T lists of G View -> what loss_and_gradient takes as the view of iteration t, at [t]."""
+
+    def loss_and_gradient(self, images, targets, view):
+        """images (G, B, 3, S, S), targets (G, B), view: an
+        entry of tabulate's -> (Terms, gradient like images).
+
+        Neither writes into the images nor waits for the GPU."""
+
+    def adam_step(self, images, first, second, gradient, rate, low, high):
+        """Adam's step and the clamp to valid pixels, in place, as sre2l.kernels.adam.adam_step."""
+
+
+def make_fast_engine(network, weights, size, precision="fp32", own_convolutions=True):
+    """The fast engine for the network's device: Triton's kernels on a GPU, C functions on a CPU.
+
+    own_convolutions: on a CPU, else torch's. Raises what
+    torch.fx raises for a network that it cannot trace."""
+    on_gpu = next(network.parameters()).is_cuda
+    if on_gpu or os.environ.get("TRITON_INTERPRET") == "1":  # the tests run Triton's kernels without a GPU
+        from recover.triton_engine import TritonEngine  # here: Triton comes with torch's CUDA builds alone
+        return TritonEngine(network, weights, size, precision)
+    return CpuEngine(network, weights, size, precision, own_convolutions)
 
 
 def relative(a, b):
@@ -25,32 +62,50 @@ def relative(a, b):
     return ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
 
 
+def noise_batches(size):
+    """Two batches of two images of noise in float64 -> images, targets, views."""
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 2, 3, size, size)))
+    return images, torch.zeros(2, 2, dtype=torch.int64), [WHOLE_IMAGE] * 2
+
+
 def why_not_fast(network, weights, size):
-    """Compare the network as fuse.py rewrites it with the network itself, in float64 on a CPU, on two batches of two images of noise -> None,
-    or why the rewritten one cannot be used. An operation in place that torch.fx does not understand shows here, and nowhere else."""
+    """Compare the network as fuse.py rewrites it with the network
+    itself -> None, or why the rewritten one cannot be used.
+
+    Both compute in float64 on a CPU. An operation in place that
+    torch.fx does not understand shows here, and nowhere else."""
     network = copy.deepcopy(network).cpu().double()
-    targets, view = torch.zeros(2, 2, dtype=torch.int64), [View(None, False, (0, 0))] * 2
-    for trial in (min(size, 64), size):  # small images are enough and quick; few networks do not take them
-        images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 2, 3, trial, trial)))
+
+    # Small images are enough and quick. Few networks do not take them.
+    for trial in (min(size, 64), size):
+        images, targets, views = noise_batches(trial)
+        plain = PlainEngine(copy.deepcopy(network), weights)
         try:
-            wanted, wanted_gradient = PlainEngine(copy.deepcopy(network), weights).loss_and_gradient(images, targets, view)
+            wanted, wanted_gradient = plain.loss_and_gradient(images, targets, views)
             break
         except RuntimeError:
             if trial == size:
                 raise
+
+    # Our own convolutions have a check of their own, and in float64 they would take a gigabyte for weights.
     try:
-        engine = FastEngine(network, weights, trial, own_convolutions=False)  # they have a check of their own, and in float64 a gigabyte of weights
-        terms, gradient = engine.loss_and_gradient(images, targets, engine.tabulate([view])[0])
+        engine = make_fast_engine(network, weights, trial, own_convolutions=False)
+        terms, gradient = engine.loss_and_gradient(images, targets, engine.tabulate([views])[0])
     except Exception as error:  # torch.fx, a shape, an operation that this graph does not have: anything
         return f"torch.fx cannot trace this network ({first_line(error)})"
     pairs = (terms.ce, wanted.ce), (terms.bn, wanted.bn), (gradient, wanted_gradient)
-    return None if all(relative(*pair) < 1e-6 for pair in pairs) else "traced by torch.fx, this network computes something else"
+    if all(relative(*pair) < 1e-6 for pair in pairs):
+        return None
+    return "traced by torch.fx, this network computes something else"
 
 
 def make_engine(name, network, weights, size, precision):
-    """-> (engine, a line that says which and why). A network that cannot be rewritten gets the plain one, which is slower, and so does a GPU
-    whose torch has no Triton. precision: None for the engine's default. The engine carries its `name` and `precision`."""
-    device, why = next(network.parameters()).device, None
+    """-> (an Engine, a line that says which one and why). precision: None for the engine's default.
+
+    A network that cannot be rewritten gets the plain engine, which
+    is slower, and so does a GPU whose torch has no Triton."""
+    device = next(network.parameters()).device
+    why = None
     if name == "fast":
         why = why_not_fast(network, weights, size)
         give_back_memory()  # of the two networks in float64
@@ -58,41 +113,49 @@ def make_engine(name, network, weights, size, precision):
             why = why_no_triton()
     fast = name == "fast" and why is None
     precision = precision or default_precision(fast, device)
-    if fast:
-        engine = FastEngine(network, weights, size, precision)
-        note = "fast engine" if engine.on_gpu else f"fast engine, {host_passes()[1]}, {describe_convolutions(engine.network, engine.exact)}"
-    else:
-        if dtype_of(precision) != torch.float32:
-            raise UserError(f"--precision {precision} needs the fast engine{f'; {why}' if why else ''}; use fp32 or tf32")
-        engine, note = PlainEngine(copy.deepcopy(network), weights), "plain engine" + (f": {why}" if why else "")
-    engine.precision = precision
     set_tf32(precision)
-    return engine, note
+
+    if not fast:
+        if dtype_of(precision) != torch.float32:
+            reason = f"; {why}" if why else ""
+            raise UserError(f"--precision {precision} needs the fast engine{reason}; use fp32 or tf32")
+        engine = PlainEngine(copy.deepcopy(network), weights, precision)
+        return engine, f"plain engine: {why}" if why else "plain engine"
+
+    engine = make_fast_engine(network, weights, size, precision)
+    if not isinstance(engine, CpuEngine):
+        return engine, "fast engine"
+    return engine, f"fast engine, {host_passes()[1]}, {describe_convolutions(engine.network, engine.exact)}"
 
 
 def default_precision(fast, device):
-    """fp16 for the fast engine on a GPU: its students were as good as fp32's (README.md); else as in other stages."""
+    """fp16 for the fast engine on a GPU: its students were as
+    good as fp32's (docs/speed.md); else as in other stages."""
     return "fp16" if fast and device.type == "cuda" else pick_precision(None, device)
 
 
-def enough_groups(num_units, batch_size, size):
+def enough_groups(num_batches, batch_size, size):
     """How many batches at a time keep a GPU busy."""
-    return min(num_units, MOST_GROUPS, max(1, round(ENOUGH_PIXELS / (batch_size * size ** 2))))
+    return min(num_batches, MOST_GROUPS, max(1, round(ENOUGH_PIXELS / (batch_size * size ** 2))))
 
 
-def choose_groups(engine, units, size, device):
-    """How many batches at a time keep the GPU busy and fit into four fifths of its free memory; 1 on a CPU. Runs one batch of zeros."""
+def choose_groups(engine, batches, size, device):
+    """How many batches at a time keep the GPU busy and fit
+    into four fifths of its free memory; 1 on a CPU."""
     if not engine.captures:
         return 1
-    batch = len(units[0].pairs)
-    wanted = enough_groups(-(-len(units) // world_size()), batch, size)  # so that every process has some
+    batch = len(batches[0].pairs)
+    wanted = enough_groups(-(-len(batches) // world_size()), batch, size)  # so that every process has some
     if wanted == 1:
         return 1
+
+    # Run one batch of zeros and see what memory it takes, and add Adam's moments and one copy of the images.
     free = torch.cuda.mem_get_info(device)[0]
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    images, targets = torch.zeros(1, batch, 3, size, size, device=device), torch.zeros(1, batch, dtype=torch.int64, device=device)
-    engine.loss_and_gradient(images, targets, engine.tabulate([[View(None, False, (0, 0))]])[0])
+    images = torch.zeros(1, batch, 3, size, size, device=device)
+    targets = torch.zeros(1, batch, dtype=torch.int64, device=device)
+    engine.loss_and_gradient(images, targets, engine.tabulate([[WHOLE_IMAGE]])[0])
     one = torch.cuda.max_memory_allocated(device) - before + 3 * images.nbytes
     torch.cuda.empty_cache()
     return max(1, min(wanted, int(0.8 * free / one)))

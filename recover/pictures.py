@@ -1,4 +1,4 @@
-"""Pictures of a run: a contact sheet of a folder of images, an animation of images emerging from noise."""
+"""Pictures of a run: a contact sheet of its images, and an animation of how they emerge from noise."""
 import re
 from pathlib import Path
 
@@ -9,29 +9,46 @@ from PIL import Image
 from sre2l.data.image_folder import decode
 from sre2l.run.files import atomic
 
-GAP = 2        # pixels of white between images
-MAX_ROWS, MAX_COLUMNS, MIN_TILE, MAX_TILE = 20, 20, 64, 112  # tiles in pixels
-FEW, MANY = 4, 100  # images of a class that leave room for others in its row; tiles then
-SHEET = (f"a row for each class ({MAX_ROWS} at most, evenly spread) with its first images ({MAX_COLUMNS} at most); where a class has {FEW} or fewer, "
-         f"several share a row ({MANY} images at most)")
+GAP = 2               # pixels of white between tiles
+MIN_TILE = 64         # pixels: smaller images are enlarged
+MAX_TILE = 112        # pixels: larger ones are shrunk
+MAX_ROWS = 20
+MAX_COLUMNS = 20
+FEW = 4               # images of a class at most, where several classes share a row
+MANY = 100            # tiles at most, there
+NUM_SNAPSHOT_TILES = 25
+SHEET = (f"a row for each class ({MAX_ROWS} at most, evenly spread) with its first images ({MAX_COLUMNS} at "
+         f"most); where a class has {FEW} or fewer, several share a row ({MANY} images at most)")
 
 
 def to_pixels(images, mean, std):
-    """Normalised (B, 3, S, S) -> (B, S, S, 3) uint8: de-normalise, clamp to [0, 1], times 255, truncate (not round), as published."""
+    """Normalised images (B, 3, S, S) -> pixels (B, S, S, 3) uint8. Truncated, not rounded, as published."""
     mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (mean, std))
-    return (images * std + mean).clamp(0, 1).mul(255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    levels = (images * std + mean).clamp(0, 1).mul(255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def grid(rows):
-    """Lists of (H, W, 3) uint8 images, equal sizes, row by row -> one white-spaced picture (H', W', 3) uint8."""
+    """Rows of (H, W, 3) uint8 images of equal size -> one picture (H', W', 3) uint8, spaced in white."""
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
-    sheet = np.full((len(rows) * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, np.uint8)
+    shape = (len(rows) * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3)
+    picture = np.full(shape, 255, np.uint8)
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
-            top, left = GAP + r * (height + GAP), GAP + c * (width + GAP)
-            sheet[top:top + height, left:left + width] = image
-    return sheet
+            top = GAP + r * (height + GAP)
+            left = GAP + c * (width + GAP)
+            picture[top:top + height, left:left + width] = image
+    return picture
+
+
+def in_rows(tiles, columns):
+    return [tiles[i:i + columns] for i in range(0, len(tiles), columns)]
+
+
+def save_grid(rows, path, root=None):
+    with atomic(path, root) as tmp:
+        Image.fromarray(grid(rows)).save(tmp, "PNG")
 
 
 def enlargement(size):
@@ -40,19 +57,20 @@ def enlargement(size):
 
 
 def tile(pixels):
-    """An image shrunk to at most MAX_TILE pixels, or enlarged by a whole factor where it is tiny."""
+    """An image (H, W, 3) uint8, shrunk to MAX_TILE pixels, or enlarged by a whole factor where it is tiny."""
     image = Image.fromarray(pixels)
+    factor = enlargement(max(image.size))
     if max(image.size) > MAX_TILE:
         image.thumbnail((MAX_TILE, MAX_TILE), Image.Resampling.LANCZOS)
-    elif enlargement(max(image.size)) > 1:
-        factor = enlargement(max(image.size))
+    elif factor > 1:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     return np.asarray(image)
 
 
 def spread(items, most):
     """At most `most` of the items, evenly spread."""
-    return [items[i] for i in sorted({round(i) for i in np.linspace(0, len(items) - 1, min(most, len(items)))})]
+    places = np.linspace(0, len(items) - 1, min(most, len(items)))
+    return [items[i] for i in sorted({round(place) for place in places})]
 
 
 def contact_sheet(root, path):
@@ -60,27 +78,57 @@ def contact_sheet(root, path):
     folders = sorted(folder for folder in Path(root).iterdir() if folder.is_dir())
     files = [sorted(folder.glob("class*"))[:MAX_COLUMNS] for folder in folders]
     longest = max(map(len, files))
-    few = longest <= FEW
-    rows = [[tile(decode(file)) for file in row] for row in spread(files, MANY // longest if few else MAX_ROWS)]
-    if few:
-        tiles, columns = sum(rows, []), longest * max(1, round(len(rows) ** 0.5 / longest ** 0.5))
-        rows = [tiles[i:i + columns] for i in range(0, len(tiles), columns)]
-    with atomic(path) as tmp:
-        Image.fromarray(grid([row for row in rows if row])).save(tmp, "PNG")
+    if longest > FEW:
+        chosen = spread(files, MAX_ROWS)
+        return save_grid([[tile(decode(file)) for file in row] for row in chosen if row], path)
+
+    # Few images of a class: whole classes one after the other, in rows that make the sheet about square.
+    chosen = spread(files, MANY // longest)
+    tiles = [tile(decode(file)) for row in chosen for file in row]
+    classes_a_row = max(1, round(len(chosen) ** 0.5 / longest ** 0.5))
+    save_grid(in_rows(tiles, longest * classes_a_row), path)
 
 
 def save_snapshot(images, folder, iteration):
-    """Write the images of a batch (B, H, W, 3) uint8 at one iteration: 25 of them, evenly spread, as one PNG."""
-    tiles = [tile(image) for image in spread(list(images), 25)]
+    """Write some images of a batch (B, H, W, 3) uint8 at one iteration, evenly spread, as one PNG."""
+    tiles = [tile(image) for image in spread(list(images), NUM_SNAPSHOT_TILES)]
     columns = -(-len(tiles) // max(1, round(len(tiles) ** 0.5)))
-    with atomic(folder / f"iteration_{iteration:06d}.png", folder) as tmp:
-        Image.fromarray(grid([tiles[i:i + columns] for i in range(0, len(tiles), columns)])).save(tmp, "PNG")
+    save_grid(in_rows(tiles, columns), folder / f"iteration_{iteration:06d}.png", folder)
 
 
 def animate(folder, path, seconds=5):
-    """Make an animated GIF of about `seconds` from the snapshots in a folder, the last one held for two seconds."""
-    files = sorted(file for file in folder.glob("iteration_*.png") if re.fullmatch(r"iteration_\d+\.png", file.name))
+    """Make an animated GIF of about `seconds` from a folder's snapshots. The last stays for two seconds."""
+    files = sorted(file for file in folder.iterdir() if re.fullmatch(r"iteration_\d+\.png", file.name))
     frames = [Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE, colors=128) for file in files]
     durations = [max(40, 1000 * seconds // len(frames))] * (len(frames) - 1) + [2000]
     with atomic(path) as tmp:
         frames[0].save(tmp, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+class Snapshots:
+    """Pictures of one batch while it is computed: every so many iterations, from the noise to the end.
+
+    folder: of the pictures; animation: the GIF made of them; every: iterations between two; last: the number
+    of iterations; mean, std: of the images' normalisation."""
+
+    def __init__(self, folder, animation, every, last, mean, std):
+        self.folder = folder
+        self.animation = animation
+        self.every = every
+        self.last = last
+        self.mean = mean
+        self.std = std
+
+    def clear(self):
+        """Delete what an earlier run has left, where the batch begins anew."""
+        for path in self.folder.glob("iteration_*.png"):
+            path.unlink()
+
+    def take(self, iteration, images):
+        """Picture the images (B, 3, S, S), normalised, after so many iterations, where it is time to."""
+        if iteration % self.every == 0 or iteration == self.last:
+            save_snapshot(to_pixels(images, self.mean, self.std), self.folder, iteration)
+
+    def animate(self):
+        """Make the animation of all pictures."""
+        animate(self.folder, self.animation)

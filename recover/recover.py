@@ -1,49 +1,43 @@
-"""Recover: optimise noise until the teacher's BatchNorm statistics and class predictions match, and write the images.
+"""Recover: optimise noise until a teacher's BatchNorm statistics and class predictions match; write images.
 
 Run: python -m recover.recover --dataset digits      (or sh recover.sh digits)
-Time: digits, 100 images, about 60 s on two CPU cores; ResNet-18 at 224 takes 30 us per image-iteration on one H200.
-Result: runs/<name>/images/new000/class000_id000.jpg ..., and beside the folder its manifest, log, metrics and contact sheet.
+Time: digits, 100 images: a minute on two CPU cores. ResNet-18 at 224, one H200: 30 us per image-iteration.
+Result: runs/<name>/images/new000/class000_id000.jpg ... and, beside the folder, manifest, log and metrics.
 """
 import math
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from recover.batches import draw, group_batches, image_names, index_ranges, plan_batches
 from recover.engines import ENGINES, choose_groups, make_engine
-from recover.objective import Weights, check_statistics
-from recover.pictures import animate, contact_sheet, save_snapshot, to_pixels
+from recover.objective import WEIGHTS, Weights, check_statistics
+from recover.pictures import Snapshots, contact_sheet, to_pixels
+from recover.state import StateKeeper
 from recover.step import Stepper
-from recover.state import Keeper
-from recover.batches import chunk_name, draw_chunk, image_names, make_chunks, make_units, missing_pairs, write_units
 from recover.views import draw_view
-from recover.watch import check_finite, make_watch
-from sre2l.run.claims import claim
-from sre2l.run.processes import rank, world_size
-from sre2l.run.files import sidecar, hash_json
-from sre2l.data.flags import add_run_flags, add_stage_flags, add_teacher_flags, add_tensorboard_flag, data_spec
-from sre2l.run.flags import Parser, add_dead_flags, check_folders, number
-from sre2l.data.image_folder import suffix_of
-from sre2l.run.signals import finishing_steps, leave, stop_requested
-from sre2l.check.manifest import complete
-from sre2l.nets.models import load_teacher
-from sre2l.nets.precision import PRECISIONS
+from recover.watch import Watch
+from sre2l.data.flags import add_stage_flags, data_spec
+from sre2l.data.image_folder import encode, suffix_of
+from sre2l.nets.precision import PRECISIONS, start_device
+from sre2l.nets.teacher import check_top1, find_teacher, load_teacher, teacher_at_hand
+from sre2l.run import processes, signals
+from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
-from sre2l.run.log import RunLog, print_plan
+from sre2l.run.flags import Parser, check_folders, number
+from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
 from sre2l.run.tensorboard import check_tensorboard
-from sre2l.run.settings import check_plan, keep_settings, planned_deletion, recorded, refuse_unclaimed, start_afresh
-from sre2l.nets.teacher import check_top1, find_teacher, teacher_at_hand
-from sre2l.nets.training import start_device
-from sre2l.check.verify import refuse_strays
 
-FREE = ("precision",)     # settings that may differ between the runs that fill one folder
-SWITCHES = ("lossless",)  # settings that are True or not there
+# What an image depends on, besides the data set's facts and the teacher.
+SETTINGS = ("dataset", "batch_size", "iteration", "lr", "jitter", "signed_jitter", "no_crop_flip",
+            *WEIGHTS, "seed", "precision", "engine", "groups", "lossless")
+FREE = ("precision",)  # may differ between the runs that fill one folder
 
 
 def cosine_rates(lr, iterations):
@@ -51,49 +45,27 @@ def cosine_rates(lr, iterations):
     return [lr * (1 + math.cos(math.pi * t / iterations)) / 2 for t in range(iterations)]
 
 
-def optimise(stepper, drawn, targets, rates, watch, kept=(0, None), before=lambda iteration: None):
-    """G units at once: noise -> T steps of Adam -> the last iterate. drawn: draw_unit's of each, targets (G, B) -> (G, B, 3, S, S), normalised.
-
-    watch(iteration, images, terms) is called after each step, with the terms before it; before(iteration) ahead of each. kept: (iterations
-    done, the stepper's tensors after them), where a run that was stopped left them."""
-    noise, views = zip(*drawn)
-    stepper.start(torch.stack(noise).to(targets.device), targets, list(zip(*views)), rates)
-    first, tensors = kept
-    for tensor, value in zip(stepper.tensors, tensors or ()):
-        tensor.copy_(value)
-    for iteration in range(first, len(rates)):
-        before(iteration)
-        watch(iteration, stepper.images, stepper.step(iteration))
-    return stepper.images
+def pixel_bounds(mean, std, device):
+    """Black and white of each channel in normalised space -> two tensors (3, 1, 1)."""
+    black = torch.tensor([(0 - m) / s for m, s in zip(mean, std)], device=device)
+    white = torch.tensor([(1 - m) / s for m, s in zip(mean, std)], device=device)
+    return black.view(3, 1, 1), white.view(3, 1, 1)
 
 
-def make_settings(args, spec, classes, teacher):
+def settings_of(args, spec, classes, teacher):
     """What an image depends on. The IPC range, device, logging and verifier are not among it."""
-    keys = ("dataset", "batch_size", "iteration", "lr", "jitter", "signed_jitter", "no_crop_flip", "r_bn", "first_bn_multiplier",
-            "tv_l2", "l2_scale", "seed", "precision", "engine", "groups")
-    settings = {key: getattr(args, key) for key in keys} | {"lossless": args.lossless or None}
+    settings = {key: getattr(args, key) for key in SETTINGS}
     described = teacher.describe() if teacher else {"arch": args.arch or "resnet18", "file": args.teacher}
     return {**settings, "size": spec.size, "classes": classes, "teacher": described}
-
-
-def load_verifier(args, spec, device):
-    """The second network, only where one is asked for: --verifier [ARCH], weights from --verifier-arch-path or torchvision."""
-    if args.verifier is None and args.verifier_arch is None and args.verifier_arch_path is None:
-        return None
-    if args.verifier_arch_path is None and args.dataset != "imagenet1k":
-        raise UserError(f"--verifier: torchvision has no weights for {args.dataset}; give --verifier-arch-path FILE")
-    verifier = load_teacher(spec, args.verifier_arch_path, args.verifier or args.verifier_arch, default_arch="mobilenet_v2")
-    if (verifier.mean, verifier.std) != (spec.mean, spec.std):
-        raise UserError(f"--verifier {verifier.arch}: its normalisation {verifier.mean}, {verifier.std} is not the teacher's {spec.mean}, {spec.std}")
-    verifier.network.to(device)
-    return verifier
 
 
 def check_args(args, spec):
     """Ranges that one flag alone does not tell -> the list of classes."""
     classes = args.classes or list(range(spec.num_classes))
     if classes[-1] >= spec.num_classes:
-        raise UserError(f"--classes: class {classes[-1]} is out of range, {args.dataset} has {spec.num_classes} (0-{spec.num_classes - 1})")
+        last = spec.num_classes - 1
+        raise UserError(f"--classes: class {classes[-1]} is out of range, {args.dataset} has "
+                        f"{spec.num_classes} (0-{last})")
     if args.ipc_start >= args.ipc_end:
         raise UserError(f"--ipc-start {args.ipc_start} is not below --ipc-end {args.ipc_end}")
     if args.jitter > spec.size:
@@ -101,152 +73,239 @@ def check_args(args, spec):
     return classes
 
 
+def load_verifier(args, spec, device):
+    """The second network, where one is asked for: weights from --verifier-arch-path or torchvision."""
+    if args.verifier is None and args.verifier_arch is None and args.verifier_arch_path is None:
+        return None
+    if args.verifier_arch_path is None and args.dataset != "imagenet1k":
+        raise UserError(f"--verifier: torchvision has no weights for {args.dataset}; "
+                        f"give --verifier-arch-path FILE")
+    arch = args.verifier or args.verifier_arch
+    verifier = load_teacher(spec, args.verifier_arch_path, arch, default_arch="mobilenet_v2")
+    if (verifier.mean, verifier.std) != (spec.mean, spec.std):
+        raise UserError(f"--verifier {verifier.arch}: its normalisation {verifier.mean}, {verifier.std} "
+                        f"is not the teacher's {spec.mean}, {spec.std}")
+    verifier.network.to(device)
+    return verifier
+
+
+def print_plan(args, spec, classes, batches, folder):
+    """--dry-run: the settings, how many images and how many bytes."""
+    teacher, spec = teacher_at_hand(args, spec)
+    if teacher:
+        check_statistics(teacher)
+    num_images = (args.ipc_end - args.ipc_start) * len(classes)
+    # Noise-like pixels: PNG stores them as they are, JPEG takes about a third of a byte for each.
+    image_bytes = 100 + (3 * spec.size + 2) * spec.size if args.lossless else 620 + spec.size ** 2 // 3
+    num_computed = sum(len(batch.pairs) for batch in batches)
+    folder.print_plan(settings_of(args, spec, classes, teacher), images=num_images, units=len(batches),
+                      images_computed=num_computed, bytes=num_images * image_bytes)
+
+
+def missing_images(folder, names):
+    """Those of `names`, {(ipc, class): path in the folder}, whose file is not there as it was recorded."""
+    missing = set(folder.missing(list(names.values())))
+    return {pair: name for pair, name in names.items() if name in missing}
+
+
+def write_images(folder, group, pixels, names, keeper):
+    """Write the images of a group, on a thread beside the computation, then forget its state.
+
+    pixels: (B, H, W, 3) uint8 of each batch; names: {(ipc, class): path in the folder} of the wanted ones."""
+    for batch, images in zip(group.batches, pixels):
+        wanted = [(names[pair], image) for pair, image in zip(batch.pairs, images) if pair in names]
+        folder.write({name: encode(image, Path(name).suffix) for name, image in wanted})
+    keeper.forget(group.batches)
+
+
 def main(args):
-    spec, command = data_spec(args), hash_json(vars(args) | {"dry_run": False})
+    # Plan: which images, which of them share a batch (a part of the method), and where they go.
     check_folders(args.val_dir)
     check_tensorboard(args.tensorboard)
+    spec = data_spec(args)
     classes = check_args(args, spec)
+    batches = plan_batches(classes, args.batch_size, args.ipc_start, args.ipc_end)
     root = Path(args.syn_data_path or run_folder(args)) / args.exp_name
-    units = make_units(classes, args.batch_size, args.ipc_start, args.ipc_end)
+    defaults = {key: value for key, value in vars(get_args([])).items() if key in SETTINGS}
+    folder = OutputFolder(root, "images", args.overwrite, defaults, free=FREE)
     if args.dry_run:
-        teacher, spec = teacher_at_hand(args, spec)
-        if teacher:
-            check_statistics(teacher)
-        num_images = (args.ipc_end - args.ipc_start) * len(classes)
-        # noise-like pixels: PNG stores them as they are, JPEG takes about a third of a byte for each
-        size = num_images * (100 + (3 * spec.size + 2) * spec.size if args.lossless else 620 + spec.size ** 2 // 3)
-        settings, record = make_settings(args, spec, classes, teacher), sidecar(root, "manifest.json")
-        deletes = planned_deletion(record, root, "images", command) if args.overwrite else check_plan(record, settings, FREE, SWITCHES)
-        return print_plan(settings, images=num_images, units=len(units),
-                          images_computed=sum(len(unit.pairs) for unit in units), bytes=size, output=str(root), deletes=deletes)
+        return print_plan(args, spec, classes, batches, folder)
 
+    # Prepare: what a flag can get wrong is refused here, before anything is written or deleted.
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)
     check_statistics(teacher)
     teacher.network.to(device)
     verifier = load_verifier(args, spec, device)
-    manifest = sidecar(root, "manifest.json")
-    claim(root, None if args.overwrite else (args.ipc_start, args.ipc_end))
-    check_top1(teacher, spec, args, device)
-    if args.overwrite:
-        start_afresh(manifest, root, "images", command)
-    refuse_unclaimed(root)
+    if processes.rank() == 0:
+        check_top1(teacher, spec, args, device)
+
+    # This process's part, and what is missing of it.
     pairs = [(ipc, label) for ipc in range(args.ipc_start, args.ipc_end) for label in classes]
     names = image_names(pairs, spec.num_classes, suffix_of(args.lossless))
-    missing = missing_pairs(root, names)
-    to_write = {pair: names[pair] for pair in missing}
+    own_batches = batches[processes.rank()::processes.world_size()]
+    own = {pair: names[pair] for batch in own_batches for pair in batch.pairs if pair in names}
+    missing = own if args.overwrite else missing_images(folder, own)
+
+    # The engine computes loss and gradient; several batches at a time keep a GPU busy.
+    # A run with nothing left to do asks for no precision: the record keeps that of the images.
     weights = Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale)
-    num_left = sum(not missing.isdisjoint(unit.pairs) for unit in units)
-    engine, note = make_engine(args.engine, teacher.network, weights, spec.size,
-                               args.precision if num_left and args.precision else recorded(manifest, "precision"))
-    args.engine, args.precision = engine.name, engine.precision
-    args.groups = args.groups or recorded(manifest, "groups") or choose_groups(engine, units, spec.size, device)
-    settings = make_settings(args, spec, classes, teacher)
-    keep_settings(manifest, settings, free=FREE, command=command if args.overwrite else None)
-    args.groups = settings["groups"] = recorded(manifest, "groups")  # where several processes chose, the first's choice
-    log = RunLog(partial(sidecar, root), vars(args), device, sliced=True)
+    precision = args.precision if missing else None
+    precision = precision or folder.recorded("precision")
+    engine, note = make_engine(args.engine, teacher.network, weights, spec.size, precision)
+
+    # What was chosen is recorded in place of what was asked for: it is what an image depends on.
+    args.engine = engine.name
+    args.precision = engine.precision
+    chosen = {} if args.groups else {"groups": choose_groups(engine, batches, spec.size, device)}
+    part = index_ranges(own, spec.num_classes)
+    settings = folder.begin(settings_of(args, spec, classes, teacher), part, chosen)
+    args.groups = settings["groups"]
+
+    # Another run may have ended since: what it has written is kept.
+    # A batch is computed as a whole, even where a single image of it is missing.
+    missing = missing_images(folder, missing)
+    unfinished = [batch for batch in own_batches if not missing.keys().isdisjoint(batch.pairs)]
+    groups = group_batches(own_batches, args.groups)
+    groups = [group for group in groups if not missing.keys().isdisjoint(group.pairs)]
+
+    log = folder.open_log(args, device, sliced=True)
     log.line(f"{note}, {args.precision}, {args.groups} batch{'es' * (args.groups > 1)} at a time")
-    log.line(f"{len(pairs)} images in batches of {args.batch_size}: {len(units)} in all, {num_left} left to do -> {root}")
-    draw = partial(draw_view, spec.size, args.jitter, args.signed_jitter, not args.no_crop_flip)
-    draw_units = partial(draw_chunk, seed=args.seed, size=spec.size, iterations=args.iteration, draw=draw)
+    log.line(f"{len(pairs)} images in batches of {args.batch_size}: {len(batches)} in all, "
+             f"{len(unfinished)} left to do -> {root}")
+
+    # Everything random about a batch depends on the seed and the batch's index alone.
+    draw_one_view = partial(draw_view, spec.size, args.jitter, args.signed_jitter, not args.no_crop_flip)
+    draw_group = partial(draw, seed=args.seed, size=spec.size, iterations=args.iteration,
+                         draw_one_view=draw_one_view)
     rates = cosine_rates(args.lr, args.iteration)
-    low, high = (torch.tensor([(edge - m) / s for m, s in zip(spec.mean, spec.std)], device=device).view(3, 1, 1) for edge in (0, 1))
-    stepper = Stepper(engine, low, high)
-    first = f"unit{units[0].index}." if units[0].index else ""  # another range beside this one has a first batch of its own
-    snapshots = sidecar(root, f"{first}snapshots")
-    chunks = [chunk for chunk in make_chunks(units, args.groups) if any(not missing.isdisjoint(unit.pairs) for unit in chunk)]
-    chunks = chunks[rank()::world_size()]
+    stepper = Stepper(engine, *pixel_bounds(spec.mean, spec.std, device))
+    watch = Watch(log, stepper, weights, args.precision, args.iteration, args.print_period, spec.num_classes,
+                  verifier)
+    first = f"unit{batches[0].index}." if batches[0].index else ""  # of a range that begins later
+    snapshots = Snapshots(folder.path(f"{first}snapshots"), folder.path(f"{first}gif"), args.snapshot_every,
+                          args.iteration, spec.mean, spec.std)
 
-    def snapshot(iteration):
-        if iteration % args.snapshot_every == 0 or iteration == args.iteration:
-            save_snapshot(to_pixels(stepper.images[0], spec.mean, spec.std), snapshots, iteration)
+    # Loop: on threads beside the computation, the next noise is drawn and the last images are written.
+    drawn = in_order(draw_group, groups, threads=1)
+    with closing(drawn), ThreadPoolExecutor(1) as writer, signals.finishing_steps():
+        keeper = StateKeeper(root, settings, args.ipc_start, args.save_every_sec, writer, log)
+        keeper.forget([batch for batch in own_batches if batch not in unfinished])  # a late kill leaves some
+        writing = None
+        for done, (group, (noise, views)) in enumerate(zip(groups, drawn), 1):
+            stepper.start(noise.to(device), group.targets(device), views, rates)
+            first_iteration, tensors = keeper.load(group, device)
+            if tensors:
+                log.line(f"{group.name}: continues after iteration {first_iteration}")
+                for tensor, value in zip(stepper.tensors, tensors):
+                    tensor.copy_(value)
+            is_pictured = args.snapshot_every and group.batches[0] is batches[0]
+            if is_pictured and not tensors:
+                snapshots.clear()
 
-    with ThreadPoolExecutor(1) as drawer, ThreadPoolExecutor(1) as writer, finishing_steps():  # beside the computation: the next noise, the last files
-        keeper = Keeper(root, settings, args.ipc_start, args.save_every_sec, writer, log)
-        if rank() == 0:  # a kill may have come between a unit's last file and this
-            keeper.forget([unit for unit in units if missing.isdisjoint(unit.pairs)])
-        drawn, written = [drawer.submit(draw_units, chunk) for chunk in chunks[:1]], []
-        for number_done, chunk in enumerate(chunks, 1):
-            noise_and_views = drawn.pop().result()
-            drawn = [drawer.submit(draw_units, later) for later in chunks[number_done:number_done + 1]]
-            targets = torch.tensor([[label for _, label in unit.pairs] for unit in chunk], device=device)
-            kept = keeper.load(chunk, device)
-            if kept[0]:
-                log.line(f"{chunk_name(chunk)}: continues after iteration {kept[0]}")
-            pictured = args.snapshot_every and chunk[0] is units[0]
-            if pictured and not kept[0]:
-                shutil.rmtree(snapshots, ignore_errors=True)
+            with watch.following(group, first_iteration):
+                for iteration in range(first_iteration, args.iteration):
+                    if is_pictured:
+                        snapshots.take(iteration, stepper.images[0])
+                    should_stop = signals.stop_requested() or has_failed(writing)
+                    # Only finite images are saved, or the next run would go on from broken ones.
+                    if iteration and (should_stop or keeper.is_due()):
+                        watch.check_finite(iteration - 1)
+                        keeper.save(group, iteration, stepper.tensors)
+                    if should_stop:
+                        log.line(f"{group.name}: stopped after iteration {iteration}")
+                        wait_for(writing)
+                        signals.leave()
+                    terms = stepper.step(iteration)
+                    watch.after(iteration, terms)
 
-            def before(iteration):
-                if pictured:
-                    snapshot(iteration)
-                stop = stop_requested() or any(future.done() and future.exception() for future in written)
-                if iteration and (stop or keeper.is_due()):
-                    check_finite(stepper, chunk, iteration - 1, weights, args.precision)
-                    keeper.save(chunk, iteration, stepper.tensors)
-                if stop:
-                    log.line(f"{chunk_name(chunk)}: stopped after iteration {iteration}")
-                    for future in written:
-                        future.result()
-                    leave()
+            if is_pictured:
+                snapshots.take(args.iteration, stepper.images[0])
+                snapshots.animate()
+            # One group is written while the next is computed, never two: its images wait in memory.
+            wait_for(writing)
+            pixels = [to_pixels(images, spec.mean, spec.std) for images in stepper.images]
+            writing = writer.submit(write_images, folder, group, pixels, missing, keeper)
+            for batch in group.batches:
+                num_new = len(missing.keys() & set(batch.pairs))
+                log.metrics(unit=batch.index, images=num_new, precision=args.precision)
+            log.line(f"{group.name}: computed, {len(groups) - done} more of this process to do")
+        wait_for(writing)
 
-            with tqdm(total=args.iteration, initial=kept[0], desc=chunk_name(chunk), disable=None if rank() == 0 else True, leave=False) as bar:
-                watch = make_watch(log, bar, chunk, args, weights, targets, verifier, stepper, spec.num_classes)
-                images = optimise(stepper, noise_and_views, targets, rates, watch, kept, before)
-            if pictured:
-                snapshot(args.iteration)
-                animate(snapshots, sidecar(root, f"{first}gif"))
-            for future in written:  # a full disk shows here
-                future.result()
-            pixels = [to_pixels(batch, spec.mean, spec.std) for batch in images]
-            written = [writer.submit(write_units, root, chunk, pixels, to_write, keeper.forget)]
-            for unit in chunk:
-                log.metrics(unit=unit.index, images=len(missing.intersection(unit.pairs)), precision=args.precision)
-            log.line(f"{chunk_name(chunk)}: computed, {len(chunks) - number_done} more of this process to do")
-        for future in written:
-            future.result()
+    # Finish: of several processes the last one finds the set complete.
+    if folder.finish(list(names.values())):
+        contact_sheet(root, folder.path("png"))
+        log.line(f"done: {len(pairs)} images in {root}, contact sheet {folder.path('png')}", from_any=True)
 
-    if not complete(root, list(names.values()), log, "images"):
-        return
-    refuse_strays(root, "images")
-    contact_sheet(root, sidecar(root, "png"))
-    log.line(f"done: {len(pairs)} images in {root}, contact sheet {sidecar(root, 'png')}")
+
+def has_failed(writing):
+    """Has the thread that writes images met an error, such as a full disk?"""
+    return writing is not None and writing.done() and writing.exception() is not None
+
+
+def wait_for(writing):
+    """Wait until the images before are on the disk; raises what went wrong there."""
+    if writing is not None:
+        writing.result()
 
 
 def get_args(argv=None):
     parser = Parser(__doc__)
-    add_run_flags(parser)
-    add_stage_flags(parser)
-    add_teacher_flags(parser)
-    add_tensorboard_flag(parser)
+    add_stage_flags(parser, "recover", teacher=True, tensorboard=True)
     add = parser.add_argument
+    # The optimisation. Defaults are the published settings of ImageNet.
     add("--seed", type=number(int, 0), default=0, help="of noise, crops and rolls")
     add("--iteration", type=number(int, 1), default=4000, help="steps of Adam")
-    add("--batch-size", type=number(int, 1), default=100, help="images optimised together; part of the method")
+    add("--batch-size", type=number(int, 1), default=100,
+        help="images optimised together; part of the method")
     add("--lr", type=number(float, above=0), default=0.25, help="learning rate at step 0, cosine to 0")
-    add("--r-bn", type=number(float, 0), default=0.01, help="weight of the BatchNorm term; depends on the architecture")
-    add("--first-bn-multiplier", type=number(float, 0), default=10.0, help="weight of the first BatchNorm layer within that term")
+
+    # The terms of the loss.
+    add("--r-bn", type=number(float, 0), default=0.01,
+        help="weight of the BatchNorm term; depends on the architecture")
+    add("--first-bn-multiplier", type=number(float, 0), default=10.0,
+        help="weight of the first BatchNorm layer within that term")
+
+    # The view of an iteration. recover.sh leaves crop and flip out for CIFAR and digits.
     add("--jitter", "--image_shifting", type=number(int, 0), default=32, help="largest random roll, pixels")
     add("--signed-jitter", action="store_true", help="roll by -jitter..jitter instead of 0..jitter")
     add("--no-crop-flip", action="store_true", help="neither crop nor flip, only roll")
-    add("--crop-flip", action="store_false", dest="no_crop_flip", default=False, help="crop and flip, where a launcher's table says not to")
+    add("--crop-flip", action="store_false", dest="no_crop_flip", default=False,
+        help="crop and flip, where a launcher's table says not to")
+
+    # Priors, which the published settings do without.
     add("--tv-l2", type=number(float, 0), default=0.0, help="weight of the total variation")
     add("--l2-scale", type=number(float, 0), default=0.0, help="weight of the images' L2 norm")
+
+    # Which images, and where they go.
     add("--ipc-start", type=number(int, 0, 999), default=0, help="first image index per class")
-    add("--ipc-end", "--ipc", type=number(int, 1, 1000), default=50, help="images per class (end of the range)")
-    add("--syn-data-path", type=os.path.abspath, metavar="DIR", help="where image folders go (default: runs/<name>)")
+    add("--ipc-end", "--ipc", type=number(int, 1, 1000), default=50,
+        help="images per class (end of the range)")
+    add("--syn-data-path", type=os.path.abspath, metavar="DIR",
+        help="where image folders go (default: runs/<name>)")
     add("--exp-name", default="images", help="name of the image folder in it")
     add("--lossless", action="store_true", help="write PNG files instead of JPEG at quality 75")
-    add("--precision", choices=PRECISIONS, help="of the teacher (default: fp16 on a GPU, fp32 on a CPU); may change when a run continues")
-    add("--groups", type=number(int, 1), help="batches computed at a time, each as if alone (default: what fits and helps)")
+
+    # How they are computed, which changes speed and rounding but not the method.
+    add("--precision", choices=PRECISIONS,
+        help="of the teacher (default: fp16 on a GPU, fp32 on a CPU); may change when a run continues")
+    add("--groups", type=number(int, 1),
+        help="batches computed at a time, each as if alone (default: what fits and helps)")
     add("--engine", choices=ENGINES, default="fast", help="plain: the readable reference, for comparison")
-    add("--verifier", nargs="?", const="", metavar="ARCH", help="a second network whose top-1 on the images is logged")
+
+    # A second opinion on the images while they form.
+    add("--verifier", nargs="?", const="", metavar="ARCH",
+        help="a second network whose top-1 on the images is logged")
     add("--verifier-arch", metavar="ARCH", help="the same, in the released spelling (default: mobilenet_v2)")
     add("--verifier-arch-path", type=os.path.abspath, metavar="FILE", help="checkpoint of the verifier")
-    add("--print-period", "--print_period", type=number(int, 1), help="iterations between log lines (default: a fortieth of all)")
-    add("--save-every-sec", type=number(float, 0), default=120.0, help="seconds between saves of the batches under way")
-    add("--snapshot-every", type=number(int, 0), default=0, help="iterations between pictures of the first batch, 0 = none")
-    add_dead_flags(parser, "recover")
+
+    # What the run tells and keeps meanwhile.
+    add("--print-period", "--print_period", type=number(int, 1),
+        help="iterations between log lines (default: a fortieth of all)")
+    add("--save-every-sec", type=number(float, 0), default=120.0,
+        help="seconds between saves of the batches under way")
+    add("--snapshot-every", type=number(int, 0), default=0,
+        help="iterations between pictures of the first batch, 0 = none")
     return parser.parse_args(argv)
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Recover images from the teacher.   sh recover.sh [dataset] [--flag value ...]      (no data set: imagenet1k)
-# GPUS=4 sh recover.sh ... starts four processes, one a GPU; several machines: validate/README.md
+# GPUS=4 sh recover.sh ... starts four processes, one a GPU; several machines: docs/faq.md
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/sre2l/run/env.sh"

@@ -1,68 +1,81 @@
-"""What a unit has come to, kept in a file while it is computed, so that a kill costs minutes and not the unit."""
-from concurrent.futures import Future
-
+"""The state of the batches under way, in a file beside the images: a kill costs minutes, not the batch."""
 import torch
 
 from sre2l.run.errors import UserError
-from sre2l.run.files import atomic, sidecar, hash_json
+from sre2l.run.files import atomic, hash_json, sidecar
+from sre2l.run.safe_load import safe_load
 from sre2l.run.signals import SaveTimer
-from sre2l.nets.models import read_checkpoint
 
 FORMAT = "sre2l-recover-state-1"
+UNRECORDED = {"lossless": False}  # what older runs did not record where it was off
 
 
-def state_path(root, units, ipc_start):
-    """Of the units that are computed together: beside the images, named after the first; a range that begins within that unit has its own."""
-    cut = f".ipc{ipc_start}" if units[0].pairs[0][0] < ipc_start else ""
-    return sidecar(root, f"unit{units[0].index}{cut}.state")
+def state_path(root, batch, ipc_start):
+    """The file of the group that begins with this batch. Of two ranges that share a batch, each has a file.
+
+    ipc_start: the first ipc index of this run's range."""
+    is_cut = batch.pairs[0][0] < ipc_start
+    return sidecar(root, f"unit{batch.index}.ipc{ipc_start}.state" if is_cut else f"unit{batch.index}.state")
 
 
-class Keeper:
-    """Keeps the state of the units under way. settings: what images depend on; writer: an executor of one thread, on which files are written."""
+class StateKeeper:
+    """Keeps what an iteration changes, for the group of batches under way.
+
+    root: the image folder; settings: what an image depends on; ipc_start: of this run's range; every_sec:
+    seconds between saves; writer: an executor of one thread, which writes the files; log: a RunLog."""
 
     def __init__(self, root, settings, ipc_start, every_sec, writer, log):
-        self.root, self.settings, self.ipc_start, self.writer, self.log = root, settings, ipc_start, writer, log
-        self.timer, self.under_way = SaveTimer(every_sec), Future()
-        self.under_way.set_result(None)
+        self.root = root
+        self.settings = {k: v for k, v in settings.items() if v not in (None, UNRECORDED.get(k))}
+        self.ipc_start = ipc_start
+        self.writer = writer
+        self.log = log
+        self.timer = SaveTimer(every_sec)
+        self.writing = None  # the latest write, a Future
 
-    def identity(self, units):
-        settings = {key: value for key, value in self.settings.items() if value is not None}  # as a manifest's comparison has it: off is not there
-        return hash_json([FORMAT, settings, [unit.index for unit in units]])
+    def path(self, group):
+        return state_path(self.root, group.batches[0], self.ipc_start)
 
-    def load(self, units, device):
-        """-> (the iterations done, [images, first moment, second moment] of these units), or (0, None) where nothing whole of them is there."""
-        path = state_path(self.root, units, self.ipc_start)
+    def identity(self, group):
+        """A hash of all that a state depends on, the same as in older runs."""
+        return hash_json([FORMAT, self.settings, [batch.index for batch in group.batches]])
+
+    def load(self, group, device):
+        """-> (iterations done, [images, first moment, second moment]), without a state (0, None)."""
+        path = self.path(group)
         if not path.exists():
             return 0, None
         try:
-            state = read_checkpoint(path)
+            state = safe_load(path, "checkpoint")
         except UserError as error:
             self.log.line(f"{error}; these units begin anew")
             return 0, None
-        if state.get("identity") != self.identity(units):
+        if not isinstance(state, dict) or state.get("identity") != self.identity(group):
             return 0, None
         return state["iteration"], [tensor.to(device) for tensor in state["tensors"]]
 
     def is_due(self):
-        return self.timer.is_due() and self.under_way.done()
+        """Is it time to save, and is the state before written?"""
+        return self.timer.is_due() and (self.writing is None or self.writing.done())
 
-    def save(self, units, iteration, tensors):
-        """Begin to write the state after `iteration` iterations. tensors: images and moments, copied here (syncs the GPU). A full disk is
-        no reason to stop: the images are still to come."""
-        state = {"identity": self.identity(units), "iteration": iteration, "tensors": [tensor.to("cpu", copy=True) for tensor in tensors]}
-        self.under_way = self.writer.submit(self.write, state_path(self.root, units, self.ipc_start), state)
+    def save(self, group, iteration, tensors):
+        """Begin to write the state after `iteration` iterations. Copies the tensors first (syncs the GPU)."""
+        copies = [tensor.to("cpu", copy=True) for tensor in tensors]
+        state = {"identity": self.identity(group), "iteration": iteration, "tensors": copies}
+        self.writing = self.writer.submit(self.write, self.path(group), state)
         self.timer.saved()
 
     def write(self, path, state):
+        """Write one state. A full disk does not stop the run: its images may still find room."""
         try:
             with atomic(path) as tmp:
                 torch.save(state, tmp)
         except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
-            self.log.line(f"warning: {path} could not be written ({error}); until it can, a kill costs the whole unit")
+            self.log.line(f"warning: {path} could not be written ({error}); "
+                          "until it can, a kill costs the whole unit")
 
-    def forget(self, units):
-        """These units are written: their states are of no use any more, also where another stack of units began with them. A range beside
-        this one that shares a unit has a state of its own, which stays."""
-        for unit in units:
-            state_path(self.root, [unit], self.ipc_start).unlink(missing_ok=True)
+    def forget(self, batches):
+        """Delete the states of batches whose images are written, but not those of another range."""
+        for batch in batches:
+            state_path(self.root, batch, self.ipc_start).unlink(missing_ok=True)
         self.timer.restart()

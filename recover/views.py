@@ -1,4 +1,6 @@
-"""How one iteration looks at a batch: one crop window, one flip and one roll; as a record, as an operation, and as a table for the GPU."""
+"""The view of one iteration: one crop window, one flip and one roll for the whole batch.
+
+It exists as a record, as an operation on images, and as a table for the GPU."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,23 +14,28 @@ SCALE = (0.08, 1.0)  # of the crop's area, as RandomResizedCrop's default
 
 @dataclass(frozen=True)
 class View:
-    """How one iteration looks at the whole batch. window (top, left, height, width) pixels or None; roll (rows, columns) pixels."""
+    """What one iteration sees of the whole batch. window (top, left,
+    height, width) pixels or None; roll (rows, columns) pixels."""
     window: tuple | None
     flip: bool
     roll: tuple
 
 
 def draw_view(size, jitter, signed, crop_flip, rng):
-    """One crop window, one flip and one roll. jitter: largest roll, pixels; signed: -jitter..jitter instead of 0..jitter."""
-    window, flip = None, False
+    """One crop window, one flip and one roll. jitter: largest
+    roll, pixels; signed: -jitter..jitter instead of 0..jitter."""
+    window = None
+    flip = False
     if crop_flip:
-        window, flip = draw_resized_window(size, size, SCALE, rng), bool(rng.random() < 0.5)
+        window = draw_resized_window(size, size, SCALE, rng)
+        flip = bool(rng.random() < 0.5)
     roll = tuple(rng.integers(-jitter if signed else 0, jitter + 1, size=2).tolist())
     return View(window, flip, roll)
 
 
 def apply_view(images, view):
-    """roll(flip(crop(x))). NOTE: one window, flip and roll for the whole batch, as in the paper's code. (B, 3, S, S) -> the same."""
+    """roll(flip(crop(x))). NOTE: one window, flip and roll for the
+    whole batch, as in the paper's code. (B, 3, S, S) -> the same."""
     if view.window is not None:
         top, left, height, width = view.window
         cropped = images[:, :, top:top + height, left:left + width]
@@ -38,36 +45,49 @@ def apply_view(images, view):
     return images.roll(view.roll, (2, 3))
 
 
-# A view as a table with 5 lines for the rows and 5 for the columns, S numbers each: what a kernel of fixed shape needs.
+# A view as a table, for kernels of fixed shape: 5 lines for the rows and 5 for the columns, S numbers each.
 LOWER, WEIGHT, FIRST, STOP, SHIFT = range(5)
 
 
 def tabulate_axis(first, length, size, roll, flip):
-    """One axis of many views -> (V, 5, S). first, length: the window's, pixels; roll, pixels; flip; all (V,) arrays.
+    """One axis of many views -> (V, 5, S). first, length: the
+    window's, pixels; roll, pixels; flip; all (V,) arrays.
 
-    For output pixel i: LOWER, the stored pixel l, and WEIGHT w, so that out[i] = (1 - w) x[l] + w x[l + 1]. For stored pixel r: FIRST and
-    STOP, the range of places p before flip and roll whose l is r - 1 or r. SHIFT holds, in its first two numbers, roll and flip."""
+    For output pixel i: LOWER, the stored pixel l, and WEIGHT w, so that out[i] = (1 - w) x[l] + w x[l + 1].
+    For stored pixel r: FIRST and STOP, the range of places p before flip and roll whose l is r - 1 or r.
+    SHIFT holds, in its first two numbers, roll and flip."""
+    table = np.zeros((len(first), 5, size))
     places = np.arange(size)
-    at = (places + 0.5) * (length[:, None] / size) - 0.5  # as F.interpolate without aligned corners
+    number = np.arange(len(first))[:, None]
+
+    # The crop, for each place of the output before flip and roll: as F.interpolate without aligned corners.
+    at = (places + 0.5) * (length[:, None] / size) - 0.5
     at = np.clip(at, 0, length[:, None] - 1.0)
     low = np.floor(at)
-    lower, weight = low + first[:, None], at - low
-    number = np.arange(len(first))[:, None]
-    table = np.zeros((len(first), 5, size))
+    lower = low + first[:, None]
+    weight = at - low
+
+    # Flip and roll say which place an output pixel shows.
     source = (places - roll[:, None]) % size
     source = np.where(flip[:, None], size - 1 - source, source)
-    table[:, LOWER], table[:, WEIGHT] = lower[number, source], weight[number, source]
-    counts = np.zeros((len(first), size + 2), np.int64)  # how many places have each l, then how many have a smaller one
+    table[:, LOWER] = lower[number, source]
+    table[:, WEIGHT] = weight[number, source]
+    table[:, SHIFT, 0] = roll % size
+    table[:, SHIFT, 1] = flip
+
+    # Backwards: l grows with the place, so the places that read a stored pixel are a range.
+    # counts: how many places have each l; smaller: how many have a smaller one.
+    counts = np.zeros((len(first), size + 2), np.int64)
     np.add.at(counts, (number, lower.astype(np.int64) + 1), 1)
     smaller = counts.cumsum(1)
     table[:, FIRST] = np.concatenate((np.zeros_like(smaller[:, :1]), smaller[:, :size - 1]), 1)
     table[:, STOP] = smaller[:, 1:size + 1]
-    table[:, SHIFT, 0], table[:, SHIFT, 1] = roll % size, flip
     return table
 
 
 def tabulate(views, size):
-    """V views -> (V, 10, S) float64: five lines for the rows, five for the columns, as in tabulate_axis. Whole numbers are exact."""
+    """V views -> (V, 10, S) float64: five lines for the rows, five
+    for the columns, as in tabulate_axis. Whole numbers are exact."""
     windows = np.array([view.window or (0, 0, size, size) for view in views], np.float64)
     rolls = np.array([view.roll for view in views])
     flips = np.array([view.flip for view in views])

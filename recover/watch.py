@@ -1,57 +1,112 @@
-"""What is seen of units under way: the progress bar, log lines and metrics, and the looks for numbers that go wrong."""
+"""What is seen of the batches under way: progress bar, log, metrics, warnings."""
+import contextlib
 import time
 
 import torch
+from tqdm import tqdm
 
-from recover.health import advice, describe_fault, find_all_warnings
-from recover.batches import chunk_name
+from recover.health import LogLine, advice, describe_fault, find_all_warnings
+from recover.objective import PRIORS, TERMS, weighted_sum
 from sre2l.run.errors import UserError
 from sre2l.run.log import eta
+from sre2l.run.processes import rank
 
 
 @torch.inference_mode()
 def verifier_top1(verifier, images, targets):
-    """The share in percent of images that a second network puts into their class. images (G, B, ...) -> G numbers."""
+    """The percentage of images that a second network puts into their class.
+
+    images (G, B, 3, S, S), targets (G, B) -> G numbers."""
     right = [verifier.network(batch).argmax(1) == labels for batch, labels in zip(images, targets)]
     return [round(100 * hits.float().mean().item(), 2) for hits in right]
 
 
-def check_finite(stepper, units, iteration, weights, precision):
-    """Raise UserError where a term of a unit or its images have not been finite, before anything is written; what is not stays so in Adam's
-    moments, so that a look now and then finds it. Syncs the GPU."""
-    names, others = [f"unit {unit.index}" for unit in units], (("bn", weights.r_bn), ("tv", weights.tv_l2), ("l2", weights.l2_scale))
-    fault = describe_fault(stepper.faults(), names, ["ce", *(term for term, weight in others if weight)], precision)
-    if fault:
-        raise UserError(fault)
-    if not torch.isfinite(stepper.images.sum()):  # clamped: only a NaN does that. At 224 on a CPU 3 ms; isfinite(images).all() takes 277
-        raise UserError(f"{chunk_name(units)}: the images are not finite after iteration {iteration}; nothing of it is written: "
-                        f"{advice(precision, iteration + 1)}")
+class Watch:
+    """Follows one group of batches after another:
 
+        with watch.following(group, done):
+            ...
+            watch.after(iteration, terms)
 
-def make_watch(log, bar, units, args, weights, targets, verifier, stepper, num_classes):
-    """The observer of G units: progress bar, and every --print-period iterations a log line and each unit's metrics line."""
-    start, first, period, lines = time.monotonic(), bar.n, args.print_period or max(1, args.iteration // 40), []
+    stepper: what optimises them; weights: of the objective; iterations: of each group; period: iterations
+    between log lines, None = a fortieth of all; verifier: a second network whose top-1 is logged, or None."""
 
-    def watch(iteration, images, terms):
-        bar.update(iteration + 1 - bar.n)
-        quiet = iteration % period and iteration != args.iteration - 1
-        if not quiet or images.device.type == "cpu":  # where nothing waits for it
-            check_finite(stepper, units, iteration, weights, args.precision)
-        if quiet:
+    def __init__(self, log, stepper, weights, precision, iterations, period, num_classes, verifier=None):
+        self.log = log
+        self.stepper = stepper
+        self.weights = weights
+        self.precision = precision
+        self.iterations = iterations
+        self.period = period or max(1, iterations // 40)
+        self.num_classes = num_classes
+        self.verifier = verifier
+
+    @contextlib.contextmanager
+    def following(self, group, done=0):
+        """Take up a group. done: how many of its iterations an earlier run has done."""
+        self.group = group
+        self.names = [f"unit {batch.index}" for batch in group.batches]
+        self.done = done
+        self.since = time.monotonic()
+        self.lines = []  # a LogLine for each line of the log, with the values of each batch
+        hidden = True if rank() > 0 else None  # None: shown on a terminal alone
+        self.bar = tqdm(total=self.iterations, initial=done, desc=group.name, disable=hidden, leave=False)
+        with self.bar:
+            yield
+
+    def after(self, iteration, terms):
+        """Look at an iteration that was just done. terms: those before its step, (G,) each."""
+        self.bar.update(iteration + 1 - self.bar.n)
+        is_logged = iteration % self.period == 0 or iteration == self.iterations - 1
+        if is_logged or self.stepper.images.device.type == "cpu":  # a GPU would have the host wait for it
+            self.check_finite(iteration)
+        if not is_logged:
             return
-        found = {key: getattr(terms, key).tolist() for key in ("ce", "bn", "tv", "l2")}
-        if verifier:
-            found["verifier_top1"] = verifier_top1(verifier, images, targets)
-        for i, unit in enumerate(units):
+
+        found = {key: getattr(terms, key).tolist() for key in TERMS}  # syncs the GPU
+        if self.verifier:
+            images = self.stepper.images
+            found["verifier_top1"] = verifier_top1(self.verifier, images, self.group.targets(images.device))
+        self.write_metrics(iteration, found)
+        self.write_line(iteration, {key: sum(numbers) / len(numbers) for key, numbers in found.items()})
+
+        self.lines.append(LogLine(iteration, found["ce"], found["bn"]))
+        r_bn = self.weights.r_bn
+        for warning in find_all_warnings(self.lines, self.names, self.iterations, r_bn, self.num_classes):
+            self.log.line(warning)
+
+    def check_finite(self, iteration):
+        """Raise UserError where a term or an image has not been finite. Syncs the GPU.
+
+        A look now and then finds it, since Adam's moments keep what is not finite."""
+        computed = [term for term, coefficient in self.weights.by_term().items() if coefficient]
+        fault = describe_fault(self.stepper.nonfinite_terms(), self.names, computed, self.precision)
+        if fault:
+            raise UserError(fault)
+        # Images are clamped, so only a NaN spoils their sum: 3 ms at 224 on a CPU; isfinite().all(): 277.
+        if not torch.isfinite(self.stepper.images.sum()):
+            raise UserError(f"{self.group.name}: the images are not finite after iteration {iteration}; "
+                            f"nothing of it is written: {advice(self.precision, iteration + 1)}")
+
+    def priors(self, values):
+        """The part of the loss that needs no teacher."""
+        return weighted_sum({name: values[name] for name in PRIORS}, self.weights)
+
+    def write_metrics(self, iteration, found):
+        """A line of metrics for each batch. found: {term: G numbers}."""
+        for i, batch in enumerate(self.group.batches):
             values = {key: round(numbers[i], 6) for key, numbers in found.items()}
-            priors = weights.tv_l2 * values["tv"] + weights.l2_scale * values["l2"]
-            log.metrics(unit=unit.index, iteration=iteration, **values, r_bn_bn=round(weights.r_bn * values["bn"], 6), priors=round(priors, 6))
-        mean = {key: sum(numbers) / len(numbers) for key, numbers in found.items()}
-        priors = weights.tv_l2 * mean["tv"] + weights.l2_scale * mean["l2"]
-        log.line(f"{chunk_name(units)}  iteration {iteration:5d}/{args.iteration}  ce {mean['ce']:8.4f}  r_bn*bn {weights.r_bn * mean['bn']:9.4f}"
-                 f"  priors {priors:8.4f}" + (f"  verifier {mean['verifier_top1']:6.2f}%" if verifier else "")
-                 + f"  {eta(iteration - first, args.iteration - 1 - first, start)}")
-        lines.append((iteration, found["ce"], found["bn"]))
-        for warning in find_all_warnings(lines, [f"unit {unit.index}" for unit in units], args.iteration, weights.r_bn, num_classes):
-            log.line(warning)
-    return watch
+            weighted = {"r_bn_bn": self.weights.r_bn * values["bn"], "priors": self.priors(values)}
+            weighted = {key: round(value, 6) for key, value in weighted.items()}
+            self.log.metrics(unit=batch.index, iteration=iteration, **values, **weighted)
+
+    def write_line(self, iteration, means):
+        """A line of the log. means: {term: its mean over the batches}."""
+        parts = [f"{self.group.name}  iteration {iteration:5d}/{self.iterations}",
+                 f"ce {means['ce']:8.4f}",
+                 f"r_bn*bn {self.weights.r_bn * means['bn']:9.4f}",
+                 f"priors {self.priors(means):8.4f}"]
+        if self.verifier:
+            parts.append(f"verifier {means['verifier_top1']:6.2f}%")
+        parts.append(eta(iteration - self.done, self.iterations - 1 - self.done, self.since))
+        self.log.line("  ".join(parts))

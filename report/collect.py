@@ -1,190 +1,245 @@
-"""Collect: what is small of a finished run, and a script that repeats it, as a row of results/.
+"""Collect: make a row of results/ of a finished run, from its small files and the commands that repeat it.
 
-Run: python -m report.collect --dataset digits --name digits_ipc10 --row digits_ipc10      (--name may be an absolute path)
-Result: results/<row>/ laid out like the run: args, manifests, settings, logs, metrics, results.json, images (all, or some of ten classes),
-pictures of the recovery, and commands.sh. Paths of this machine are made relative.
+Run: python3 -m report.collect --dataset digits --name digits_ipc10 --row digits_ipc10
+Result: the files of results/<row>/, as results/README.md says. Paths in the run or in this project are made
+relative; others stay as they were typed, so read a row before you publish it.
 """
+import hashlib
+import io
 import json
-import re
-import shlex
 import shutil
+import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from recover.pictures import GAP, spread
-from recover.batches import make_unit
-from report.rows import ABLATIONS, RESULTS, ROWS
-from sre2l.run.files import sidecar, hash_file, read_json, write_bytes
+from recover.pictures import GAP, contact_sheet, spread
+from report.rows import RESULTS
 from sre2l.data.flags import add_run_flags
-from sre2l.run.flags import Parser
 from sre2l.data.image_folder import decode, encode
 from sre2l.run.errors import UserError
-from sre2l.run.log import print_plan, read_metrics
+from sre2l.run.files import hash_file, read_json, sidecar, write_bytes, write_json
+from sre2l.run.flags import Parser
+from sre2l.run.log import read_metrics
+from sre2l.run.output import print_plan
 from sre2l.run.paths import ROOT, run_folder
 from sre2l.run.start import run_script
 
-TEXTS = ("args.json", "manifest.json", "settings.json", "results.json", "recognised.json", "log.txt", "metrics.jsonl")
-MAX_LINES, IMAGE_BYTES, CLASSES, FRAMES = 150, 120_000, 10, 24  # of a metrics file; of a row's images; shown; pictures of the recovery
-ABSOLUTE = re.compile(r"(?<![\w/.<)*\]-])/[\w.@%+-]+(?:/[\w.@%+-]+)*")
-HEAD = ("#!/bin/sh", "# The commands of this row, in order; real images, where the data set is not built in, under data/.", "set -e",
-        'cd "$(dirname "$0")/../.."')
-STAGES = r"(squeeze/squeeze|recover/recover|relabel/relabel|validate/train|validate/random_real)"
+STAGES = ("squeeze/squeeze", "recover/recover", "relabel/relabel", "validate/train", "validate/random_real")
+HEAD = """#!/bin/sh
+# The commands of this row, in order; real images, where the data set is not built in, under data/.
+set -e
+cd "$(dirname "$0")/../.."
+"""
+MAX_LINES = 150        # about so many lines of an output's metrics are kept
+IMAGE_BYTES = 120_000  # images up to this size together are all kept,
+CLASSES = 10           # else those of ten classes,
+FEW = 5                # as many of each as the pictures of docs/ show
+FRAMES = 24            # pictures of the recovery
 
 
-def shorten(path):
-    """An absolute path without what is this machine's: from runs/ or data/ on, a stage's script by its name, else the last part."""
-    for folder in ("runs", "data"):
-        if (found := path.rfind(f"/{folder}/")) >= 0:
-            return path[found + 1:]
-    stage = re.search(rf"{STAGES}\.py$", path)
-    return stage[0] if stage else Path(path).name
+def find_records(run, record):
+    """Find the files of one kind in a run: 'args.json' -> {'images': .../images.args.json, ...}."""
+    paths = sorted(path for path in run.rglob(f"*{record}") if path.is_file())
+    return {path.relative_to(run).as_posix().removesuffix(record).rstrip("./"): path for path in paths}
 
 
-def scrub(text, run):
-    """A text of the run folder `run` without absolute paths; those of the run become runs/<name>."""
-    return ABSOLUTE.sub(lambda found: shorten(found[0]), text.replace(str(run), f"runs/{run.name}"))
+def read_text(path, run):
+    """Read a text of a run, and make paths in the run or in this project relative."""
+    text = path.read_text(errors="replace")
+    return text.replace(str(run), f"runs/{run.name}").replace(f"{ROOT}/", "")
 
 
-def kept_places(lines):
-    """Which lines of a run's metrics a row keeps: about MAX_LINES, evenly spread, with every accuracy and the last terms of recover. Of recover's
-    batches some, each at the same iterations, so that means over them are of the same batches."""
-    groups = {}
-    for place, values in enumerate(lines):
-        groups.setdefault(values.get("unit"), []).append(place)
-    chosen = spread(list(groups.values()), max(1, len(groups) * MAX_LINES // max(1, len(lines))))
-    step = -(-sum(map(len, chosen)) // MAX_LINES)
-    return {place for group in chosen for number, place in enumerate(group, 1)
-            if number % step == 0 or number > len(group) - 2 or "top1" in lines[place]}
+def collect_json(run):
+    """-> {student: results.json}, {output: {'args': args.json, 'manifest' or 'settings': that record}}."""
+    found = find_records(run, "results.json")
+    results = {output: json.loads(read_text(path, run)) for output, path in found.items()}
+    settings = {}
+    for record in ("args", "manifest", "settings"):
+        for output, path in find_records(run, f"{record}.json").items():
+            settings.setdefault(output, {})[record] = json.loads(read_text(path, run))
+    return results, settings
+
+
+def recognised(run):
+    """recognised.json, None where there is none. Raises UserError where it is of other images."""
+    path = run / "recognised.json"
+    if not path.exists():
+        return None
+    seen = read_json(path)
+    listing = sidecar(run / "images", "sha256")
+    if not listing.exists() or seen.get("images_sha256") != hash_file(listing):
+        raise UserError(f"{path}: is of other images than {run / 'images'}; run report.recognise again")
+    return seen
 
 
 def thin(lines):
-    """The lines of kept_places; the seconds of those left out are added to the next kept, or to the last."""
-    places, kept, waiting = kept_places(lines), [], 0.0
-    for place, values in enumerate(lines):
-        waiting += values.get("seconds", 0)
-        if place in places:
-            kept.append({**values, "seconds": round(waiting, 3)})
-            waiting = 0.0
-    if waiting:
-        kept[-1]["seconds"] = round(kept[-1]["seconds"] + waiting, 3)
+    """Which lines of an output's metrics a row keeps: about MAX_LINES, evenly spread, and every accuracy.
+
+    Of recover's batches some are kept, each at the same iterations, so that means are over the same ones."""
+    batches = {}
+    for values in lines:
+        batches.setdefault(values.get("unit"), []).append(values)
+    chosen = spread(list(batches.values()), max(1, len(batches) * MAX_LINES // max(1, len(lines))))
+    step = -(-sum(map(len, chosen)) // MAX_LINES)
+
+    kept = []
+    for batch in chosen:
+        for number, values in enumerate(batch, 1):
+            is_last = number > len(batch) - 2  # recover's last terms, and its line about the images
+            if number % step == 0 or is_last or "top1" in values:
+                kept.append(values)
     return kept
 
 
-def flat_lists(text):
-    """JSON with each list of numbers or names on one line."""
-    return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text)
+def collect_metrics(run):
+    """The thinned metrics of every output, each line with the output that it is of: JSON lines."""
+    lines = ""
+    for output, path in find_records(run, "metrics.jsonl").items():
+        for values in thin(read_metrics(path)):
+            lines += json.dumps({"output": output, **values}) + "\n"
+    return lines
 
 
-def small_text(path, run):
-    """One of TEXTS as it is stored."""
-    if path.suffix == ".jsonl":
-        text = "".join(json.dumps(values) + "\n" for values in thin(read_metrics(path)))
-    else:
-        text = path.read_text(errors="replace")
-        text = flat_lists(text) if path.suffix == ".json" else text
-    return scrub(text, run)
+def commands_in(log):
+    """Find the commands in a log, which has one at each start -> [(time, launcher's command)]."""
+    found = []
+    for line in log.splitlines():
+        time, _, command = line.partition("  ")
+        script, _, flags = command.partition(" --dataset ")
+        stage = "/".join(script.removesuffix(".py").split("/")[-2:])
+        if stage in STAGES:
+            found.append((time, f"sh {stage}.sh {flags.replace('--name runs/', '--name ')}"))
+    return found
 
 
-def table_of(launcher, dataset):
-    """The flags that a launcher's table gives for a data set."""
-    block = re.search(rf"^    (?:[\w-]+ \| )*{dataset}(?: \| [\w-]+)*\)(.*?);;", (ROOT / launcher).read_text(), re.M | re.S)
-    found = block and re.search(r"set -- (.*)\"\$@\"", block[1], re.S)
-    return shlex.split(found[1].replace("\\\n", " ")) if found else []
+def commands(run, networks=()):
+    """The script that repeats a run: its distinct commands in the order of time, and those of its teacher.
 
+    networks: those that report.recognise measured."""
+    # A teacher may be of another run: its log is then in that run's folder.
+    logs = {path: run for path in find_records(run, "log.txt").values()}
+    for path in find_records(run, "args.json").values():
+        teacher = ROOT / (read_json(path).get("teacher") or "none")
+        if teacher.with_name("log.txt").exists():
+            logs.setdefault(teacher.with_name("log.txt"), teacher.parent.parent)
 
-def launcher_line(script, flags):
-    """The launcher's command for a stage's flags: 'recover/recover', ['--dataset', 'digits', ...] -> 'sh recover/recover.sh digits ...'."""
-    dataset, flags = flags[1], flags[2:]
-    table = table_of(f"{script}.sh", dataset)
-    if flags[:len(table)] == table:
-        flags = flags[len(table):]
-    flags = [Path(flag).name if before == "--name" else f"data/{flag}" if before in ("--real-data", "--val-dir") and "/" not in flag else flag
-             for before, flag in zip([None, *flags], flags)]
-    return f"sh {script}.sh {dataset} {shlex.join(flags)}".rstrip()
-
-
-def commands(logs):
-    """The distinct launcher lines of a run, in the order of time; logs: their texts, scrubbed."""
-    start = re.compile(rf"^([\d-]+ [\d:]+)  {STAGES}\.py (--dataset .*)\n(?:.*\"processes\": (\d+))?", re.M)
-    found = sorted(match.groups(default="1") for text in logs for match in start.finditer(text))
-    return list(dict.fromkeys(f"GPUS={num} " * (num != "1") + launcher_line(script, flags.split()) for _, script, flags, num in found))
-
-
-def teacher_logs(run):
-    """What squeeze logged of the teachers that this run took from other run folders, as far as they are there."""
-    named = {read_json(path).get("teacher") for path in run.glob("*.args.json")} - {None}
-    logs = {(ROOT / teacher).parent / "log.txt" for teacher in named}
-    return [path.read_text(errors="replace") for path in sorted(logs) if run not in path.parents and path.exists()]
+    found = []
+    for path, folder in logs.items():
+        found += commands_in(read_text(path, folder))
+    lines = list(dict.fromkeys(command for _, command in sorted(found)))
+    if networks:
+        lines += ["root=$PWD; . sre2l/run/env.sh",
+                  f"python3 -m report.recognise --name {run.name} --networks {','.join(networks)}"]
+    return HEAD + "\n".join(lines) + "\n"
 
 
 def choose_images(root):
-    """Which images of a folder a row keeps: all where they are small, else as many of ten evenly spread classes as fit, one at least."""
-    folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
-    every = [sorted(folder.glob("class*")) for folder in folders]
-    if sum(path.stat().st_size for files in every for path in files) <= IMAGE_BYTES:
-        return [path for files in every for path in files]
-    chosen = spread(every, CLASSES)
-    size = sum(path.stat().st_size for files in chosen for path in files) / min(map(len, chosen))
-    return [path for files in chosen for path in files[:max(1, int(IMAGE_BYTES / size))]]
+    """Which images a row keeps: all where they are small together, else FEW of each of ten classes."""
+    classes = [sorted(folder.glob("class*")) for folder in sorted(root.iterdir()) if folder.is_dir()]
+    every = [path for files in classes for path in files]
+    if sum(path.stat().st_size for path in every) <= IMAGE_BYTES:
+        return every
+    return [path for files in spread(classes, CLASSES) for path in files[:FEW]]
 
 
 def read_snapshot(path, settings):
-    """A picture of the first batch -> ten of its images side by side, of the classes in order, at their own size."""
-    pairs = spread(list(make_unit(0, settings["classes"], settings["batch_size"]).pairs), 25)
-    first = {label: i for i, (_, label) in reversed(list(enumerate(pairs)))}
-    sheet, columns = decode(path), -(-len(pairs) // max(1, round(len(pairs) ** 0.5)))
+    """Cut ten images of ten classes out of recover's picture of its first batch -> (S, 10 * S, 3) uint8."""
+    # The 25 images of the picture are spread over the batch, which runs through the classes again and again.
+    classes = settings["classes"]
+    labels = spread([classes[i % len(classes)] for i in range(settings["batch_size"])], 25)
+    places = [labels.index(label) for label in spread(sorted(set(labels)), CLASSES)]
+
+    # The picture shows them enlarged by a whole factor.
+    sheet = decode(path)
+    columns = -(-len(labels) // max(1, round(len(labels) ** 0.5)))
     tile = (sheet.shape[1] - GAP) // columns - GAP
     step = max(1, tile // settings["size"])
-    corners = [(GAP + first[label] // columns * (tile + GAP), GAP + first[label] % columns * (tile + GAP)) for label in spread(sorted(first), CLASSES)]
-    return np.concatenate([sheet[top:top + tile:step, left:left + tile:step] for top, left in corners], 1)
+    images = []
+    for place in places:
+        row, column = divmod(place, columns)
+        top = GAP + row * (tile + GAP)
+        left = GAP + column * (tile + GAP)
+        images.append(sheet[top:top + tile:step, left:left + tile:step])
+    return np.concatenate(images, 1)
 
 
-def choose_snapshots(files):
-    """FRAMES of the pictures, close together at the start, where most changes, with the first and the last."""
-    places = (len(files) - 1) * np.linspace(0, 1, min(FRAMES, len(files))) ** 1.5
-    return [files[i] for i in sorted({round(place) for place in places} | {*range(min(6, len(files)))})]
+def collect_images(run, settings):
+    """The run's images and pictures of the recovery -> {path in the run: bytes}."""
+    if not (run / "images").is_dir():
+        return {}
+    files = {path.relative_to(run).as_posix(): path.read_bytes() for path in choose_images(run / "images")}
+    for path in spread(sorted((run / "images.snapshots").glob("iteration_*.png")), FRAMES):
+        strip = read_snapshot(path, settings["images"]["manifest"]["settings"])
+        files[f"images.snapshots/{path.stem}.jpg"] = encode(strip)
+    return files
+
+
+def pack(files):
+    """{name: bytes} -> an archive; equal files give equal bytes, since it records no times and no owners."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in sorted(files):
+            member = tarfile.TarInfo(name)
+            member.size = len(files[name])
+            archive.addfile(member, io.BytesIO(files[name]))
+    return data.getvalue()
+
+
+def write_images(files, row):
+    """Write images.tar, images.sha256 with the hash of each file in it, and images.png, a contact sheet."""
+    write_bytes(row / "images.tar", pack(files))
+    hashes = [f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)]
+    write_bytes(row / "images.sha256", "".join(hashes).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        for name in files:
+            write_bytes(Path(folder) / name, files[name])
+        contact_sheet(Path(folder) / "images", row / "images.png")
+    with Image.open(row / "images.png") as sheet:  # a palette takes a third of the bytes
+        sheet.quantize(256, dither=Image.Dither.NONE).save(row / "images.png", optimize=True)
 
 
 def collect(run, row):
-    """Write the row -> its size in bytes. Files of an earlier one that are not written anew are removed."""
-    found = sorted(path for path in run.rglob("*") if path.name.endswith(TEXTS) and path.is_file())
-    if not found:
-        raise UserError(f"{run}: no run, or nothing in it yet; give --name the run folder's name or its absolute path")
+    """Write the row -> its size in bytes. An earlier one is replaced."""
+    results, settings = collect_json(run)
+    if not settings and not results:
+        raise UserError(f"{run}: no run, or nothing in it yet; "
+                        f"give --name the run folder's name or its absolute path")
     if row.exists() and not (row / "commands.sh").exists():
         raise UserError(f"{row}: is no row, so nothing in it is replaced; choose another --row")
-    texts = {path.relative_to(run): small_text(path, run) for path in found}
-    lines = commands([scrub(text, run) for text in teacher_logs(run)] + [text for name, text in texts.items() if name.name.endswith("log.txt")])
-    if (path := run / "recognised.json").exists():
-        seen, listing = read_json(path), sidecar(run / "images", "sha256")
-        if seen.get("images_sha256", "of an earlier version") != (hash_file(listing) if listing.exists() else None):
-            raise UserError(f"{path}: is of other images than {run / 'images'}; run report.recognise again")
-        lines.append(f"root=$PWD; . sre2l/run/env.sh; python3 -m report.recognise --name {run.name} --networks {','.join(seen['networks'])}")
+
+    # Read all that the row will hold.
+    seen = recognised(run)
+    if seen:
+        results["recognised"] = seen
+    script = commands(run, seen and seen["networks"])
+    metrics = collect_metrics(run)
+    found = find_records(run, "log.txt")
+    logs = [f"==> {output} <==\n{read_text(path, run)}" for output, path in found.items()]
+    images = collect_images(run, settings)
+
+    # All is read, and nothing was refused: now an earlier row may go.
     shutil.rmtree(row, ignore_errors=True)
-    for name, text in texts.items():
-        write_bytes(row / name, text.encode())
-    write_bytes(row / "commands.sh", "\n".join([*HEAD, *lines, ""]).encode())
-    if (images := run / "images").is_dir():
-        for path in choose_images(images):
-            write_bytes(row / path.relative_to(run), path.read_bytes())
-    if (sheet := run / "labels" / "epoch_0" / "batch_0.tar").exists() and sheet.stat().st_size < 20_000:
-        write_bytes(row / sheet.relative_to(run), sheet.read_bytes())
-    if files := sorted(sidecar(images, "snapshots").glob("iteration_*.png")):
-        settings = read_json(sidecar(images, "manifest.json"))["settings"]
-        for path in choose_snapshots(files):
-            write_bytes(sidecar(row / "images", "snapshots") / f"{path.stem}.jpg", encode(read_snapshot(path, settings)))
-    return sum(path.stat().st_size for path in row.rglob("*") if path.is_file())
+    write_bytes(row / "commands.sh", script.encode())
+    write_json(row / "settings.json", settings)
+    write_json(row / "results.json", results)
+    write_bytes(row / "metrics.jsonl", metrics.encode())
+    write_bytes(row / "log.txt", "\n".join(logs).encode())
+    if images:
+        write_images(images, row)
+    return sum(path.stat().st_size for path in row.iterdir())
 
 
 def main(args):
     row = RESULTS / args.row
-    if not re.fullmatch(r"[a-z0-9][\w.-]*", args.row):
+    if row.parent != RESULTS or args.row.startswith("."):
         raise UserError(f"--row {args.row}: give the name of a folder of results/, such as cifar10_ipc10")
     if args.dry_run:
         return print_plan(vars(args), run=str(run_folder(args)), output=str(row))
-    print(f"{row}: {collect(run_folder(args), row):,} bytes")
-    if args.row not in {each.folder for each in ROWS} | {folder for each in ABLATIONS for _, folder in each.values}:
-        print(f"{args.row} stands in no line of report/rows.py: add one, or the tables will not show it")
+    num_bytes = collect(run_folder(args), row)
+    print(f"{row}: {num_bytes:,} bytes; a line in results/rows.json shows it in the tables")
 
 
 def get_args(argv=None):

@@ -1,112 +1,101 @@
-"""What a run folder holds for its report: read as the stages wrote it, nothing recomputed. What cannot be read is named and passed over."""
-from dataclasses import dataclass, field
+"""What a run folder holds for its report, read as the stages wrote it; nothing is computed again."""
+from dataclasses import dataclass
 from pathlib import Path
 
-from sre2l.run.errors import UserError
-from sre2l.run.files import sidecar, read_json
+from sre2l.run.files import read_json, sidecar
 from sre2l.run.log import keyed, stage_seconds
-from sre2l.run.settings import recorded
-from report.html import in_words
+from sre2l.run.output import recorded
 
 
 @dataclass
 class Student:
-    """A student's folder, by its name from the run folder; what it was trained on, in words; results.json; {(seed, epoch): metrics}."""
+    """A student's folder.
+
+    name: its path from the run folder; label: network, images and labels in words; results: results.json;
+    metrics: {(seed, epoch): line of metrics.jsonl}."""
     name: str
     images: Path
     labels: Path
-    what: str
+    label: str
     results: dict
     metrics: dict
-
-    @property
-    def is_real(self):
-        return self.what.startswith("random real")
-
-    @property
-    def is_hard(self):
-        return self.results["protocol"]["hard_labels"]
-
-    @property
-    def label(self):
-        return f"{self.results['protocol']['model']}, {self.what}"
 
 
 @dataclass
 class Run:
-    """faults: a sentence for each piece that could not be read."""
+    """A run folder. teacher, recover, relabel: recorded settings, None where there are none."""
     folder: Path
     students: list
     images: Path
     labels: Path
-    teacher: dict | None = None     # the settings of its training
-    recover: dict | None = None     # the manifest of the images
-    relabel: dict | None = None     # the manifest of the labels
-    faults: list = field(default_factory=list)
-
-
-def attempt(run, path, read, *args):
-    """read(path, ...), None where the file is not there. What goes wrong is told on the page: a report must not fail a finished run."""
-    try:
-        return read(path, *args) if path.exists() else None
-    except Exception as error:  # whatever stands in the file
-        words = in_words(error, run.folder)
-        name = str(path).removeprefix(f"{run.folder}/")
-        run.faults.append(words if name in words else f"{name}: {words}")
-        return None
+    teacher: dict | None
+    recover: dict | None
+    relabel: dict | None
 
 
 def folder_used(args, key, default):
-    """The folder that a student was given; where it is not there, as in a run that was moved, the one beside the student."""
+    """The folder that a student was given. Where it is gone, as in a moved run: the one beside it."""
     return Path(args[key]) if args.get(key) and Path(args[key]).is_dir() else default
 
 
 def kind_of(images):
     """What a folder of images holds, by its manifest."""
-    try:
-        made = recorded(sidecar(images, "manifest.json")) or {}
-    except UserError:
-        return "images"
-    return "random real images" if "source" in made else "distilled images" if "r_bn" in made else "images of other origin"
+    made = recorded(sidecar(images, "manifest.json")) or {}
+    if "source" in made:
+        return "random real images"
+    return "distilled images" if "r_bn" in made else "images of other origin"
 
 
-def read_student(path, run_folder, args):
-    """results.json, with the args of the run that wrote it -> Student; raises for what is no student's."""
-    folder, results = path.parent, read_json(path)
-    images, labels = (folder_used(args, key, folder.parent / name) for key, name in (("train_dir", "images"), ("fkd_path", "labels")))
-    what = f"{kind_of(images)}, {'hard' if results['protocol']['hard_labels'] else 'soft'} labels"
-    metrics = keyed([folder / "metrics.jsonl"], "seed", "epoch")
-    float(results["top1"]["mean"])  # what every student has
+def read_student(folder, run_folder):
+    """The student in a folder of the run."""
+    results = read_json(folder / "results.json")
+    args = read_json(folder / "args.json") if (folder / "args.json").exists() else {}
+    images = folder_used(args, "train_dir", folder.parent / "images")
+    labels = folder_used(args, "fkd_path", folder.parent / "labels")
+    protocol = results["protocol"]
+    label = f"{protocol['model']}, {kind_of(images)}, {'hard' if protocol['hard_labels'] else 'soft'} labels"
     name = folder.name if folder == run_folder else folder.relative_to(run_folder).as_posix()
-    return Student(name, images, labels, what, results, metrics)
+    return Student(name, images, labels, label, results, keyed([folder / "metrics.jsonl"], "seed", "epoch"))
 
 
 def read_run(folder):
-    """-> Run, its students in the order of a table: distilled images first, then random real ones, then hard labels."""
-    run = Run(folder, [], folder / "images", folder / "labels")
-    paths = sorted({path for pattern in ("results.json", "*/results.json", "random_real/*/results.json") for path in folder.glob(pattern)})
-    students = [attempt(run, path, read_student, folder, attempt(run, path.parent / "args.json", read_json) or {}) for path in paths]
-    run.students = sorted((s for s in students if s), key=lambda student: (student.is_hard, student.is_real, student.name))
-    if run.students:
-        run.images, run.labels = run.students[0].images, run.students[0].labels
-    run.teacher = attempt(run, folder / "teacher" / "settings.json", recorded)
-    run.recover, run.relabel = (attempt(run, sidecar(root, "manifest.json"), recorded) for root in (run.images, run.labels))
-    return run
+    """-> Run, its students in the order: distilled images, random real ones, hard labels."""
+    patterns = ("results.json", "*/results.json", "random_real/*/results.json")
+    found = sorted(path.parent for pattern in patterns for path in folder.glob(pattern))
+    students = [read_student(path, folder) for path in found]
+    students.sort(key=lambda student: ("hard labels" in student.label, "random real" in student.label))
+
+    # The first student says which images and labels the page is about.
+    images = students[0].images if students else folder / "images"
+    labels = students[0].labels if students else folder / "labels"
+    return Run(folder, students, images, labels,
+               teacher=recorded(folder / "teacher" / "settings.json"),
+               recover=recorded(sidecar(images, "manifest.json")),
+               relabel=recorded(sidecar(labels, "manifest.json")))
+
+
+def teacher_top1(labels):
+    """The settings of labels -> top-1 of their teacher in percent, None if unknown; where that is from."""
+    measured = labels.get("measured_top1")
+    if measured is not None:
+        return measured, "as relabel measured it"
+    return (labels.get("teacher") or {}).get("top1"), "as its checkpoint says"
 
 
 def teacher_facts(run):
-    """-> (arch, stem, ..., of the teacher of the labels or, before there are any, of the images; its top-1 in percent, where that is from)."""
+    """-> {'arch': ..., 'stem': ...} of the teacher, its top-1 in percent, where that is from.
+
+    It is the teacher of the labels or, before there are any, of the images."""
     labels = run.students[0].results["protocol"]["labels"] if run.students else run.relabel or {}
-    facts = labels.get("teacher") or (run.recover or {}).get("teacher") or {}
-    if (measured := labels.get("measured_top1")) is not None:
-        return facts, measured, "as relabel measured it"
-    return facts, facts.get("top1"), "as its checkpoint says"
+    teacher = labels.get("teacher") or (run.recover or {}).get("teacher") or {}
+    return teacher, *teacher_top1({**labels, "teacher": teacher})
 
 
 def seconds_of(run):
     """{stage: wall time in seconds, or None} up to the first student."""
     if run.students:
         return run.students[0].results["seconds"]
-    metrics = (("squeeze", run.folder / "teacher" / "metrics.jsonl"), ("recover", sidecar(run.images, "metrics.jsonl")),
-               ("relabel", sidecar(run.labels, "metrics.jsonl")))
-    return {stage: stage_seconds(path) for stage, path in metrics}
+    metrics = {"squeeze": run.folder / "teacher" / "metrics.jsonl",
+               "recover": sidecar(run.images, "metrics.jsonl"),
+               "relabel": sidecar(run.labels, "metrics.jsonl")}
+    return {stage: stage_seconds(path) for stage, path in metrics.items()}

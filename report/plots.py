@@ -1,136 +1,235 @@
-"""The curves of a report, drawn by matplotlib as SVG that stands in the page and takes its colours of text from there."""
+"""Plots by matplotlib, in one style: the curves on the page about a run, and those of docs/pictures.md."""
 import io
-import logging
-import math
 import re
-from html import escape
-from typing import NamedTuple
+import statistics
+from itertools import cycle
 
-from recover.pictures import spread
-from sre2l.run.files import sidecar
-from sre2l.run.log import keyed
+from PIL import Image
+
 from report.data import teacher_facts
-from report.html import Html, element, guarded, legend, note
+from report.html import Html, element, note
+from report.rows import NAMES, published
+from sre2l.run.errors import UserError
+from sre2l.run.log import read_metrics
 
-COLOURS = ("#3987e5", "#d9732b", "#2a9d6f", "#9068d6", "#d6517d", "#a8861c")  # on white and on black; the next six are dashed
-TERMS = ("ce", "r_bn_bn")
-MOST_UNITS = 12  # whose curves are drawn, evenly spread
-INK = "#010203"  # of axes and text, until the page's own takes its place
+INK = "#1f2733"
+GREY = "#5b6675"
+LINE = "#e6e9ee"
+BLUE = "#2868c7"
+ORANGE = "#d9660a"
+GREEN = "#14895f"
+COLOURS = (BLUE, GREEN, ORANGE, "#9068d6", "#d6517d", "#a8861c")  # of a run's students, in their order
+PAGE_COLOURS = {INK: "currentColor", GREY: "var(--soft)", LINE: "var(--line)"}  # what the page has for them
+STYLE = {"font.size": 13, "axes.edgecolor": GREY, "axes.labelcolor": INK, "text.color": INK,
+         "xtick.color": GREY, "ytick.color": GREY, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.grid": True, "grid.color": LINE, "axes.axisbelow": True,
+         "axes.titlesize": 14, "axes.titleweight": "bold",
+         "legend.frameon": False, "legend.fontsize": 12, "savefig.dpi": 200,
+         "svg.fonttype": "none", "svg.hashsalt": "the same SVG every time"}
 
-
-class Curve(NamedTuple):
-    colour: str
-    points: dict  # {x: y}
-    dashed: bool = False
-
-
-def colour(number):
-    return COLOURS[number % len(COLOURS)]
-
-
-def colour_numbers(students):
-    """A number for each student: 0, 1, 2 for the first on distilled images with soft labels, with hard labels, on random real images, as in the README's
-    plot, then 3, 4, ..."""
-    found = []
-    for student in students:
-        kind = 2 if student.is_real else int(student.is_hard)
-        found.append(max([2, *found]) + 1 if kind in found else kind)
-    return found
-
-
-def is_dashed(number):
-    return bool(number // len(COLOURS) % 2)
+# Text, colour, marker, shift to the right in points.
+KINDS = {"soft": ("distilled images, soft labels (ours)", BLUE, "o", 0),
+         "real": ("random real images, soft labels", GREEN, "s", 7),
+         "hard": ("distilled images, hard labels", ORANGE, "^", -7)}
+PUBLISHED_TEXT = "published, ResNet-18"
+TEACHER_TEXT = "teacher, all real images"
+TERMS = {"ce": ("cross entropy, nats", BLUE), "r_bn_bn": ("r_bn x BatchNorm distance", ORANGE)}
 
 
-def numbers(points, positive=False):
-    """The points that can be drawn: finite, above 0 where the axis is a logarithm."""
-    return {x: y for x, y in sorted(points.items()) if isinstance(y, (int, float)) and math.isfinite(y) and (y > 0 or not positive)}
+def set_style():
+    """Give matplotlib our style in place of the user's. Raises UserError where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("matplotlib is not installed and draws the plots: "
+                        "python3 -m pip install matplotlib") from None
+    matplotlib.rcdefaults()
+    matplotlib.rcParams.update(STYLE)
 
 
-def draw(name, curves, level, x_label, y_label, log):
-    """-> SVG of lines over one pair of axes. level: a dashed horizontal line, or None. Raises ImportError without matplotlib."""
-    import matplotlib
+def make_panels(count):
+    """-> a figure with `count` axes, two beside each other at most, as wide as a README."""
     from matplotlib.figure import Figure
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells that it looks for fonts
+    rows = -(-count // 2)
+    panels = Figure(figsize=(8.3, 3.7 * rows + 0.5), layout="constrained")  # inches, of 200 dots
+    axes = panels.subplots(rows, min(count, 2), squeeze=False)
+    for empty in axes.flat[count:]:
+        empty.remove()
+    return panels, axes.flat[:count]
+
+
+def legend_above(panels, axes, order):
+    """One legend for all panels: what they show, in this order of texts."""
+    found = {text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels())}
+    entries = {text: found[text] for text in order if text in found}
+    panels.legend(entries.values(), entries, loc="outside upper center", ncols=2, columnspacing=1.6,
+                  handletextpad=0.6)
+
+
+def to_picture(figure):
+    """What matplotlib has drawn, as a Pillow image."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return Image.open(data).convert("RGB")
+
+
+def measured(rows, kind):
+    """-> sorted [(IPC, mean, spread)] of the ResNet-18 students of one kind."""
+    found = []
+    for row in rows:
+        if row.ipc and row.model == "resnet18" and row.results(kind):
+            top1 = row.results(kind)["top1"]
+            found.append((row.ipc, top1["mean"], top1["std"] or 0))
+    return sorted(found)
+
+
+def plot_accuracies(panels, axis, rows, theirs):
+    """Draw our students of one data set with their spreads, the published students and the teacher.
+
+    theirs: {images per class: published top-1 as text}."""
+    from matplotlib.transforms import offset_copy
+    ticks = set(theirs)
+
+    # The kinds of students stand a little aside of each other, so that their spreads do not overlap.
+    for kind, (text, colour, marker, aside) in KINDS.items():
+        points = measured(rows, kind)
+        if points:
+            ipc, mean, spread = zip(*points)
+            place = offset_copy(axis.transData, panels, aside, units="points")
+            axis.errorbar(ipc, mean, spread, transform=place, color=colour, marker=marker, markersize=7,
+                          linewidth=2, capsize=5, capthick=2, label=text)
+            ticks |= set(ipc)
+
+    # What our students are compared with: published students, and the teacher, who saw all real images.
+    if theirs:
+        heights = [float(text.split()[0]) for text in theirs.values()]
+        axis.plot(list(theirs), heights, "D", color=INK, markerfacecolor="none", markersize=9,
+                  markeredgewidth=2, label=PUBLISHED_TEXT)
+    teachers = [row.teacher_top1() for row in rows if row.teacher_top1() is not None]
+    if teachers:
+        axis.axhline(teachers[0], color=GREY, linestyle=(0, (4, 3)), linewidth=1.6, label=TEACHER_TEXT)
+
+    axis.set_xticks(sorted(ticks), map(str, sorted(ticks)))
+    axis.set_xlim(min(ticks) / 1.5, max(ticks) * 1.5)
+
+
+def plot_results(rows):
+    """Top-1 against IPC, a panel for each data set that has a student."""
+    by_dataset = {}
+    for row in rows:
+        by_dataset.setdefault(row.dataset, []).append(row)
+    shown = {dataset: own for dataset, own in by_dataset.items() if measured(own, "soft")}
+    panels, axes = make_panels(len(shown))
+    for axis, (dataset, own) in zip(axes, shown.items()):
+        axis.set(title=NAMES[dataset], xlabel="images per class", xscale="log", ylabel="top-1, percent",
+                 ylim=(0, 105))
+        plot_accuracies(panels, axis, own, published(dataset, "resnet18"))
+        axis.minorticks_off()
+    legend_above(panels, axes, [text for text, *_ in KINDS.values()] + [PUBLISHED_TEXT, TEACHER_TEXT])
+    return panels
+
+
+def mean_terms(lines):
+    """Lines of recover's metrics -> {iteration: {'ce': mean over the batches, 'r_bn_bn': ...}}."""
+    # After a kill an iteration of a batch may stand there twice: the last line counts.
+    terms = [values for values in lines if "iteration" in values]
+    last = {(values["iteration"], values["unit"]): values for values in terms}
+
+    found = {}
+    for (iteration, _), values in sorted(last.items()):
+        found.setdefault(iteration, []).append(values)
+    return {iteration: {term: statistics.mean(values[term] for values in batches) for term in TERMS}
+            for iteration, batches in found.items()}
+
+
+def plot_terms_of(axis, terms):
+    """Draw CE and r_bn * BN over the iterations. terms: as mean_terms gives them."""
+    for term, (text, colour) in TERMS.items():
+        heights = [values[term] for values in terms.values()]
+        axis.plot(list(terms), heights, color=colour, linewidth=2.2, label=text)
+    axis.set(xlabel="iteration", ylabel="part of the loss", yscale="log")
+    axis.margins(x=0.02)
+
+
+def plot_terms(rows):
+    """CE and r_bn * BN over the iterations, a panel for each data set's largest row."""
+    largest = {row.dataset: row for row in rows if row.ipc and row.metrics("images")}
+    panels, axes = make_panels(len(largest))
+    for axis, row in zip(axes, largest.values()):
+        plot_terms_of(axis, mean_terms(row.metrics("images")))
+        axis.set_title(f"{NAMES[row.dataset]}, IPC {row.ipc}")
+    legend_above(panels, axes, [text for text, _ in TERMS.values()])
+    return panels
+
+
+def inline(figure, name, alt):
+    """A figure -> SVG as an element of a page, in the page's colours. name: unique on the page."""
     data = io.StringIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # not the user's style
-        matplotlib.rcParams.update({key: INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")})
-        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": name, "axes.spines.top": False, "axes.spines.right": False})
-        canvas = Figure(figsize=(4.6, 3.1), layout="constrained")
-        axes = canvas.subplots()
-        for curve in curves:
-            style = {"color": curve.colour, "linestyle": "--" if curve.dashed else "-", "marker": "o" if len(curve.points) < 15 else None}
-            axes.plot(curve.points.keys(), curve.points.values(), linewidth=1.5, markersize=3.5, **style)
-        if level is not None:
-            axes.axhline(level, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6)
-        if log:
-            axes.set_yscale("log")
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        axes.grid(alpha=0.15)
-        canvas.savefig(data, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return data.getvalue()
+    figure.savefig(data, format="svg", transparent=True,
+                   metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = data.getvalue()
+    size = re.search(r'viewBox="([^"]+)"', svg)[1]
+    svg = svg[svg.index(">", svg.index("<svg")) + 1:].replace("</svg>", "")
 
-
-def inline(svg, name, alt):
-    """A file of SVG -> an element for a page: no rules for the whole page, no ids that another figure has, the page's ink."""
-    svg = svg[svg.index("<svg"):].replace(INK, "currentColor")
+    # No rules for the whole page, no id that another figure has, and ink that is light on a dark page.
     svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    size = re.search(r'viewBox="[^"]+"', svg)[0]
-    return Html(f'<svg {size} role="img" aria-label="{escape(alt)}">{svg[svg.index(">") + 1:]}')
+    for ours, of_page in PAGE_COLOURS.items():
+        svg = svg.replace(ours, of_page)
+    return element("svg", Html(svg), viewBox=size, role="img", aria_label=alt)
 
 
-def figure(name, title, curves, keys, alt, level=None, x_label="epoch", y_label="", log=False):
-    """-> a figure with its legend; a sentence where there is nothing to draw. name: of its own on the page."""
-    drawn = [curve._replace(points=numbers(curve.points, log)) for curve in curves]
-    drawn = [curve for curve in drawn if curve.points]
-    if not drawn:
-        return element("figure", element("h3", title), element("figcaption", "There is nothing to draw yet."))
-    svg = inline(draw(name, drawn, level, x_label, y_label, log), name, alt)
-    return element("figure", element("h3", title), svg, element("figcaption", legend(keys)))
+def page_figure(name, title, alt, plot, *args):
+    """A figure of the page, or a sentence where there is nothing to draw. plot(axis, *args) draws it."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(6.6, 4.6), layout="constrained")
+    axis = figure.subplots()
+    plot(axis, *args)
+    if not axis.lines:
+        return element("figure", element("h3", title), note("There is nothing to draw yet."))
+    for words in axis.legend().get_texts():
+        words.set_parse_math(False)  # a student's folder may be called $x$
+    return element("figure", element("h3", title), inline(figure, name, alt))
 
 
-def recover_curves(run):
-    """CE and r_bn * BN of recover's batches over the iterations."""
-    paths = [sidecar(run.images, "metrics.jsonl"), *sorted(run.images.parent.glob(f"{run.images.name}.metrics.rank*.jsonl"))]
-    lines = {key: values for key, values in keyed(paths, "unit", "iteration").items() if all(isinstance(values.get(term), float) for term in TERMS)}
-    units = sorted({key[0] for key in lines})
-    batches = [{key[1]: values for key, values in lines.items() if key[0] == unit} for unit in spread(units, MOST_UNITS)]
-    curves = [Curve(colour(i), {at: values[term] for at, values in batch.items()}) for batch in batches for i, term in enumerate(TERMS)]
-    alt = ""
-    if batches:
-        first, last = (batches[0][end(batches[0])] for end in (min, max))
-        alt = (f"Terms of recover's loss from iteration {first['iteration']} to {last['iteration']}: CE from {first['ce']:.4g} to {last['ce']:.4g}, "
-               f"r_bn * BN from {first['r_bn_bn']:.4g} to {last['r_bn_bn']:.4g}")
-    which = f", {len(batches)} of {len(units)} batches" if len(units) > 1 else ""
-    return figure("recover", f"Recover: terms of the loss{which}", curves, ((colour(0), "CE"), (colour(1), "r_bn · BN")), alt, x_label="iteration", log=True)
+def plot_run_terms(axis, run):
+    """Draw the terms of recover's loss, from the metrics of every process that computed images."""
+    paths = run.images.parent.glob(f"{run.images.name}.metrics*.jsonl")
+    terms = mean_terms([values for path in sorted(paths) for values in read_metrics(path)])
+    if terms:
+        plot_terms_of(axis, terms)
 
 
-def student_curves(run, key, title, y_label, describe, level=None, log=False):
-    """One of the metrics of every student over the epochs, a line for each seed. describe: a student -> its words in the legend; level: the
-    teacher's, or None."""
-    curves, keys, ends = [], [], []
-    for i, student in zip(colour_numbers(run.students), run.students):
-        seeds = sorted({seed for seed, _ in student.metrics})
-        found = [{epoch: values[key] for (number, epoch), values in student.metrics.items() if number == seed and key in values} for seed in seeds]
-        curves += [Curve(colour(i), points, is_dashed(i)) for points in found]
-        keys.append((colour(i), f"{describe(student)}{' (dashed)' if is_dashed(i) else ''}"))
-        ends += [f"{student.name} ends at {points[max(points)]:.4g}" for points in found[:1] if points]
-    keys += [("currentColor", "teacher (dashed)")] if level is not None else []
-    return figure(key, title, curves, keys, f"{title} over the epochs; {', '.join(ends)}", level, y_label=y_label, log=log)
+def plot_students(axis, run, key, level=None):
+    """Draw a metric of every student over the epochs, a line for each seed. level: the teacher's, or None."""
+    for student, colour in zip(run.students, cycle(COLOURS)):
+        by_seed = {}
+        for (seed, epoch), values in sorted(student.metrics.items()):
+            if key in values:
+                by_seed.setdefault(seed, {})[epoch] = values[key]
+        for number, points in enumerate(by_seed.values()):
+            name = f"{student.name}: {student.results['protocol']['loss']}" if key == "loss" else student.name
+            axis.plot(points.keys(), points.values(), color=colour, linewidth=2,
+                      marker="o" if len(points) < 15 else None, label=name if number == 0 else None)
+    if level is not None and axis.lines:
+        axis.axhline(level, color=GREY, linestyle=(0, (4, 3)), linewidth=1.6, label="teacher")
+    axis.set_xlabel("epoch")
 
 
-def curves(run):
-    """All figures of a run; without matplotlib one sentence."""
+def page_curves(run):
+    """All figures of a run's page; without matplotlib one sentence."""
     try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return note("pip install matplotlib adds the curves: the terms of recover's loss, the students' loss and top-1. "
-                    "Their numbers stand in the files metrics.jsonl.")
+        set_style()
+    except UserError:
+        return note("pip install matplotlib adds the curves: the terms of recover's loss, the students' loss "
+                    "and top-1. Their numbers stand in the files metrics.jsonl.")
     _, teacher_top1, _ = teacher_facts(run)
-    made = ((recover_curves, run),
-            (student_curves, run, "loss", "Students: loss", "", lambda student: f"{student.name}: {student.results['protocol']['loss']}", None, True),
-            (student_curves, run, "top1", "Students: top-1", "percent", lambda student: student.name, teacher_top1))
-    return element("div", *(guarded(run.folder, *piece) for piece in made), class_="figures")
+    names = ", ".join(student.name for student in run.students)
+    figures = (
+        page_figure("terms", "Recover: terms of the loss, mean over the batches",
+                    "Cross entropy and BatchNorm term of recover's loss over the iterations",
+                    plot_run_terms, run),
+        page_figure("loss", "Students: loss", f"Loss over the epochs: {names}", plot_students, run, "loss"),
+        page_figure("top1", "Students: top-1, percent", f"Top-1 over the epochs: {names}",
+                    plot_students, run, "top1", teacher_top1))
+    return element("div", *figures, class_="figures")

@@ -1,152 +1,193 @@
-"""The README's result tables, rebuilt from results/.
+"""The result tables, rebuilt from results/.
 
-Run: python3 -m report.tables      (a second) -> README.md, between its two marker comments
+Run: python3 -m report.tables      (a second)
+Result: between its marker comments README.md has accuracies and controls, results/README.md the rest.
 """
 import re
 import statistics
 
-from report.rows import ABLATIONS, ROWS, Row, read_results, read_teacher
-from sre2l.run.files import read_json, write_bytes
-from sre2l.run.flags import Parser
+from report.rows import ABLATIONS, NAMES, ROWS, Row
 from sre2l.run.errors import UserError
-from sre2l.run.log import print_plan, read_metrics
+from sre2l.run.files import write_bytes
+from sre2l.run.flags import Parser
 from sre2l.run.paths import ROOT
 from sre2l.run.start import run_script
 
-README = ROOT / "README.md"
-START, END = "<!-- from results/, by python3 -m report.tables -->", "<!-- end of the tables -->"
-NAMES = {"digits": "digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet", "imagenet1k": "ImageNet-1K",
-         "resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet101": "ResNet-101", "mobilenet_v2": "MobileNetV2", "efficientnet_lite0": "EfficientNet-Lite0"}
+START = "<!-- from results/, by python3 -m report.tables -->"
+END = "<!-- end of the tables -->"
 
 
 def accuracy(results):
     """'96.32 +- 0.19' of the last epoch, the spread only over several seeds; a dash without results."""
     if results is None:
         return "-"
-    top1 = results["top1"]
-    return f"{top1['mean']:.2f}" + (f" +- {top1['std']:.2f}" if top1["std"] is not None else "")
-
-
-def num_seeds(results):
-    count = len(results["seeds"])
-    return f"{count} seed{'s' * (count > 1)}"
+    mean = results["top1"]["mean"]
+    std = results["top1"]["std"]
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} +- {std:.2f}"
 
 
 def protocol(results):
-    """What the student was trained by, in a table's words."""
+    """How the student was trained, in a table's words."""
     found = results["protocol"]
-    labels, optimizer = found["labels"], found["optimizer"]
-    loss = {"KL times T^2": ", loss x T^2"}.get(found["loss"], "")
+    labels = found["labels"]
+    optimizer = found["optimizer"]
+    batch = min(labels["batch_size"], labels["num_images"])
     mix = labels["mix"] if labels["mix"] not in (None, "none") else "no mix"
-    return (f"{found['epochs']} epochs, batch {min(labels['batch_size'], labels['num_images'])}, {mix}, "
-            f"{optimizer['name']} {optimizer['lr']:g}, T {found['temperature']:g}{loss}, {found['precision']}")
+    loss = ", loss x T^2" if found["loss"] == "KL times T^2" else ""
+    return (f"{found['epochs']} epochs, batch {batch}, {mix}, {optimizer['name']} {optimizer['lr']:g}, "
+            f"T {found['temperature']:g}{loss}, {found['precision']}")
 
 
 def devices_of(log):
-    """Where the runs that wrote this log ran, as a table says it, '' without a log."""
-    found = re.findall(r'^\{"python": .*"device": "([^"]+)"', log.read_text(), re.M) if log.exists() else []
-    names = [re.sub(r"^cpu, (\d+) threads$", lambda match: f"{match[1]} CPU thread" + "s" * (match[1] != "1"), device) for device in found]
+    """Where the runs that wrote this log ran, as a table says it; '' for an empty log."""
+    found = re.findall(r'^\{"python": .*"device": "([^"]+)"', log, re.M)
+    names = [re.sub(r"^cpu, (\d+) threads$", r"\1 CPU threads", name).replace("1 CPU threads", "1 CPU thread")
+             if name.startswith("cpu, ") else name for name in found]
     return " and ".join(dict.fromkeys(names))
 
 
-def hardware(row, results):
-    """The seconds of every stage that is known, by where it ran: 'NVIDIA H200: recover 17; 2 CPU threads: relabel 314, validate 1600'."""
-    logs = {"squeeze": "teacher/log.txt", "recover": "images.log.txt", "relabel": "labels.log.txt", "validate": f"student_{row.model}/log.txt"}
+def hardware(row):
+    """The seconds of every stage that is known, by where it ran.
+
+    'NVIDIA H200: recover 17; 2 CPU threads: relabel 314, validate 1600'"""
+    outputs = {"squeeze": "teacher", "recover": "images", "relabel": "labels",
+               "validate": f"student_{row.model}"}
     places = {}
-    for stage, seconds in results["seconds"].items():
+    for stage, seconds in row.results()["seconds"].items():
         if seconds is not None:
-            places.setdefault(devices_of(row.path / logs[stage]), []).append(f"{stage} {seconds:.0f}")
-    return "; ".join(f"{place}: " * bool(place) + ", ".join(stages) for place, stages in places.items())
+            places.setdefault(devices_of(row.log(outputs[stage])), []).append(f"{stage} {seconds:.0f}")
+    return "; ".join((f"{place}: " if place else "") + ", ".join(stages) for place, stages in places.items())
 
 
 def table(head, rows):
-    return "\n".join(" | ".join(["", *cells, ""]).strip() for cells in [head, ["---"] * len(head), *rows])
+    """Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def title(row):
+    """Data set, IPC and student: the first cells of a row."""
+    return [NAMES[row.dataset], str(row.ipc or "-"), NAMES[row.model] + ("" if row.ipc else " (teacher)")]
 
 
 def main_row(row):
-    """A row's cells: data set, IPC, student, published, ours, protocol, hardware and seconds, command, log; None where it has not been run."""
-    results = read_results(row.path, "soft", row.model) if row.ipc else None
-    cells = [NAMES[row.dataset], str(row.ipc or "-"), NAMES[row.model] + " (teacher)" * (not row.ipc), row.published]
-    links = [f"`sh results/{row.folder}/commands.sh`", f"[{row.folder}](results/{row.folder})"]
-    note = f"; {row.note}" * bool(row.note)
-    if not row.ipc and (top1 := read_teacher(row.path)) is not None:
-        return [*cells, f"{top1:.2f} (1 seed){note}", "", "", *links]
-    if results is None:
-        images = recovered(row) if row.ipc else None
-        return [*cells, images + note, "", "", *links] if images else None
-    return [*cells, f"**{accuracy(results)}** ({num_seeds(results)}){note}", protocol(results), hardware(row, results), *links]
+    """A row's cells in the README's table; None where it has not been run, or has no accuracy."""
+    results = row.results() if row.ipc else None
+    teacher = row.teacher_top1()
+    if results is not None:
+        ours = f"**{accuracy(results)}**"
+        controls = [accuracy(row.results(kind)) for kind in ("real", "hard")]
+        seeds = str(len(results["seeds"]))
+    elif not row.ipc and teacher is not None:
+        ours = f"{teacher:.2f}"
+        controls = ["", ""]
+        seeds = "1"
+    else:
+        return None
+    known = "" if teacher is None or not row.ipc else f"{teacher:.2f}"
+    link = f"[{row.folder}](results/{row.folder})"
+    return [*title(row), row.published, ours, *controls, seeds, known, link]
+
+
+def title_in_words(row):
+    name = NAMES[row.dataset] + (f" IPC {row.ipc}" if row.ipc else "")
+    return f"{name}, {NAMES[row.model]}" + ("" if row.ipc else " as the teacher")
+
+
+def is_there(row):
+    """True where results/ has a number for this row."""
+    return main_row(row) is not None or images_alone(row) is not None
+
+
+def images_alone(row):
+    """What is known of a row's images where no student was trained on them; None without images."""
+    last = {values["unit"]: values["ce"] for values in row.metrics("images") if "ce" in values}
+    if not row.ipc or row.results() or not last:
+        return None
+    text = f"images alone: cross entropy {statistics.mean(last.values()):.2f} at the teacher"
+    seen = row.read("results.json").get("recognised", {"networks": {}})
+    for arch, found in seen["networks"].items():
+        who = NAMES.get(arch, arch) + (" (the teacher)" if arch == row.model else "")
+        text += (f"; {who} finds the class in {found['top1']:g} % of {seen['num_images']}, "
+                 f"among its first five in {found['top5']:g} %")
+    return text
+
+
+def notes(texts):
+    """{row: what a reader must know beside its numbers} -> a list in markdown."""
+    return "\n".join(f"- {title_in_words(row)}: {text}." for row, text in texts.items() if text)
 
 
 def missing(rows):
     """A sentence about the rows that have not been run, with what is published for them."""
-    found = [(row, f" ({row.published} published)" * (row.published != "none")) for row in rows if main_row(row) is None]
-    texts = [f"{NAMES[row.dataset]}{f' IPC {row.ipc}' if row.ipc else ''}, {NAMES[row.model]}{'' if row.ipc else ' as the teacher'}{published}"
-             for row, published in found]
+    texts = [title_in_words(row) + (f" ({row.published} published)" if row.published != "none" else "")
+             for row in rows if not is_there(row)]
     return f"Not run yet: {'; '.join(texts)}." if texts else ""
 
 
-def control_row(row):
-    """Data set, IPC, student, teacher, and the three students that share a protocol."""
-    teacher, kinds = read_teacher(row.path), [read_results(row.path, kind, row.model) for kind in ("soft", "real", "hard")]
-    return [NAMES[row.dataset], str(row.ipc), NAMES[row.model], "-" if teacher is None else f"{teacher:.2f}", *map(accuracy, kinds)]
-
-
-def recovered(row):
-    """What is known of a row's images where no student has been trained on them; None without images."""
-    path = row.path / "images.metrics.jsonl"
-    last = {values["unit"]: values for values in read_metrics(path) if "ce" in values} if path.exists() else {}
-    if not last:
-        return None
-    text = f"images alone: cross entropy {statistics.mean(values['ce'] for values in last.values()):.2f} at the teacher"
-    path = row.path / "recognised.json"
-    if not path.exists():
-        return text
-    seen = read_json(path)
-    for arch, found in seen["networks"].items():
-        who = NAMES.get(arch, arch) + (" (the teacher)" if arch == row.model else "")
-        text += f"; {who} finds the class in {found['top1']:g} % of {seen['num_images']}, among its first five in {found['top5']:g} %"
-    return text
-
-
-def ablation_row(ablation):
-    found = [(text, read_results(Row(folder, ablation.dataset, 1).path, "soft")) for text, folder in ablation.values]
-    values = ", ".join(f"{text}: {accuracy(results)}" for text, results in found if results)
-    return [NAMES[ablation.dataset], ablation.varied, values or "not run yet", ablation.sentence]
-
-
-def make_tables(rows=ROWS, ablations=ABLATIONS):
-    """All tables as markdown."""
-    parts = [table(["data set", "IPC", "student", "published", "ours", "protocol of the student", "hardware: seconds per stage", "command", "log"],
-                   filter(None, map(main_row, rows))),
-             missing(rows),
-             "Top-1 in percent of the last epoch, mean and spread (standard deviation) over the seeds of the student; seconds of validate are those of all its "
-             "seeds. Under the same protocol, the controls:",
-             table(["data set", "IPC", "student", "teacher", "distilled, soft labels", "random real, soft labels", "distilled, hard labels"],
-                   [control_row(row) for row in rows if row.ipc and read_results(row.path, "soft", row.model)])]
-    if ablations:
-        parts += ["A setting varied, one student each where there is no spread:",
-                  table(["data set", "varied", "top-1", "what it tells"], map(ablation_row, ablations))]
+def readme_tables(rows=ROWS):
+    """The part of README.md: accuracies with their controls, notes on rows, rows without a run."""
+    head = ["data set", "IPC", "student", "published", "ours", "random real images", "hard labels", "seeds",
+            "teacher", "row"]
+    parts = [table(head, filter(None, map(main_row, rows))),
+             notes({row: row.note for row in rows if main_row(row)}), missing(rows)]
     return "\n\n".join(filter(None, parts))
 
 
-def with_tables(text, tables):
-    """The README's text with new tables between its marker comments."""
+def protocol_row(row):
+    """A row's cells in the table of protocols."""
+    command = f"`sh results/{row.folder}/commands.sh`"
+    return [*title(row), protocol(row.results()), hardware(row), command]
+
+
+def ablation_rows(ablation):
+    """A line for each value of an ablation that has been run."""
+    name = NAMES[ablation["dataset"]]
+    found = [(text, folder, Row(folder, name).results()) for text, folder in ablation["values"].items()]
+    return [[name, ablation["varied"], text, accuracy(results), f"[{folder}]({folder})"]
+            for text, folder, results in found if results]
+
+
+def ablation_tables(rows=ROWS, ablations=ABLATIONS):
+    """The part of results/README.md: how the students of the README's table were trained, settings varied."""
+    trained = [protocol_row(row) for row in rows if row.ipc and row.results()]
+    untrained = {row: "; ".join(filter(None, [images_alone(row), row.note]))
+                 for row in rows if images_alone(row)}
+    varied = [cells for ablation in ablations for cells in ablation_rows(ablation)]
+    head = ["data set", "IPC", "student", "protocol", "hardware: seconds per stage", "command"]
+    parts = [table(head, trained),
+             notes(untrained),
+             "A setting varied, one student each where there is no spread:",
+             table(["data set", "varied", "value", "top-1", "row"], varied),
+             "What these tell:",
+             "\n".join(f"- {NAMES[each['dataset']]}, {each['varied']}: {each['tells']}."
+                       for each in ablations)]
+    return "\n\n".join(filter(None, parts))
+
+
+def with_tables(path, tables):
+    """The text of a file with new tables between its marker comments."""
+    text = path.read_text()
     if text.count(START) != 1 or text.count(END) != 1:
-        raise UserError(f"{README}: the tables stand between the lines {START!r} and {END!r}, each once; bring them back")
+        raise UserError(f"{path}: the tables stand between the lines {START!r} and {END!r}, each once; "
+                        f"bring them back")
     return f"{text.partition(START)[0]}{START}\n{tables}\n{END}{text.partition(END)[2]}"
 
 
+def make_pages():
+    """-> {README.md and results/README.md: their text with the tables of today's rows}."""
+    made = {ROOT / "README.md": readme_tables(), ROOT / "results" / "README.md": ablation_tables()}
+    return {path: with_tables(path, tables) for path, tables in made.items()}
+
+
 def main(args):
-    if args.dry_run:
-        return print_plan(vars(args), output=str(README))
-    write_bytes(README, with_tables(README.read_text(), make_tables()).encode())
-    print(f"{README}: {sum(row.path.is_dir() for row in ROWS)} of {len(ROWS)} rows have results")
+    pages = make_pages()
+    for path, text in pages.items():
+        write_bytes(path, text.encode())
+    print(f"{', '.join(map(str, pages))}: {sum(map(is_there, ROWS))} of {len(ROWS)} rows have results")
 
 
 def get_args(argv=None):
-    parser = Parser(__doc__)
-    parser.add_argument("--dry-run", action="store_true", help="print what would be written, then stop")
-    return parser.parse_args(argv)
+    return Parser(__doc__).parse_args(argv)
 
 
 if __name__ == "__main__":

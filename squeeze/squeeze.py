@@ -1,233 +1,225 @@
 """Squeeze: train the teacher on real images, with the published recipe of its data set.
 
 Run: python -m squeeze.squeeze --dataset digits      (or sh squeeze.sh digits)
-Time: digits about 40 s on two CPU cores. For imagenet1k nothing is trained: torchvision's IMAGENET1K_V1 weights are checked.
-Result: runs/<name>/teacher/teacher.pth, which carries architecture, stem, class names in order, normalisation, size and top-1.
+Time: digits about 40 s on two CPU cores. imagenet1k: nothing is trained, torchvision's weights are checked.
+Result: runs/<name>/teacher/teacher.pth with class names in order, normalisation, size and top-1.
 """
 import os
 import time
 from functools import partial
+from itertools import islice
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
+from squeeze.published import check_torchvision
+from sre2l.data import loader
 from sre2l.data.augment import Mix, draw_crops, show_batch
-from sre2l.data.loader import BatchDataset, Batches, load_batches
-from sre2l.run.claims import claim
-from sre2l.data.datasets import STEMS
-from sre2l.run.processes import check_agreement, largest, rank, sum_over_processes, world_size
-from sre2l.run.files import clear_leftovers, hash_json, save_torch
-from sre2l.data.flags import add_run_flags, add_stage_flags, add_tensorboard_flag, data_spec
-from sre2l.run.flags import Parser, check_folders, number, refuse_useless
+from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.image_folder import fingerprint
-from sre2l.run.signals import SaveTimer, finishing_steps, leave, stop_requested
 from sre2l.data.label_files import LabelBatch
-from sre2l.nets.models import TEACHER_FORMAT, build_network, check_input_size, load_teacher, num_weight_bytes, read_checkpoint, read_own
-from sre2l.nets.parallel import RunningStatistics, replicate
-from sre2l.nets.precision import PRECISIONS, dtype_of, memory_format_of
+from sre2l.data.pixel_store import keep_decoded
 from sre2l.data.real_images import read_real, read_val
+from sre2l.nets import checkpoints, parallel, training
+from sre2l.nets.evaluation import evaluate, keep_on_device
+from sre2l.nets.models import build_for, check_input_size
+from sre2l.nets.precision import PRECISIONS, autocast, dtype_of, memory_format_of, start_device
+from sre2l.run import processes, signals
+from sre2l.run.device import upload
 from sre2l.run.errors import UserError
-from sre2l.run.log import RunLog, eta, print_plan
+from sre2l.run.files import hash_json, save_torch
+from sre2l.run.flags import Parser, check_folders, number
+from sre2l.run.log import eta
+from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.seeds import unit_rng
 from sre2l.run.start import run_script
 from sre2l.run.tensorboard import check_tensorboard
-from sre2l.run.settings import check_plan, finish, keep_settings, planned_deletion, start_afresh
-from sre2l.data.pixel_store import keep_decoded
-from sre2l.nets.training import (at_least_float32, autocast, check_finite, compile_network, evaluate, keep_on_device, lr_factor, make_scaler, make_sgd,
-                            seed_torch, set_lr, start_device, upload)
 
 SCALE = (0.08, 1.0)  # of RandomResizedCrop
 
 
-def make_settings(args, spec, stem=None, train=None, val=None, precision=None):
-    """What the teacher depends on; stem, train, val and precision as they turned out, None in a plan."""
-    keys = ("dataset", "arch", "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup_epochs", "seed")
-    return {**{key: getattr(args, key) for key in keys}, "num_classes": spec.num_classes, "size": spec.size,
-            "stem": stem or args.stem or spec.stem, "train": train and fingerprint(train), "val": val and fingerprint(val),
-            "precision": precision or args.precision}
+def make_settings(args, spec, stem, train=None, val=None, precision=None):
+    """What the teacher depends on. train, val, precision: as they turned out; None in a plan.
 
-
-def check_torchvision(args, spec):
-    """imagenet1k: the published teachers are torchvision's; see that they load, and measure them where images are given."""
-    refuse_useless(args, ("compile", "tensorboard", "overwrite"), "imagenet1k: torchvision's teacher is only checked")
-    device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
-    teacher = load_teacher(spec, None, args.arch, args.stem)
-    print(f"imagenet1k: the teacher is torchvision's {args.arch} with IMAGENET1K_V1 weights; they load (sha256 {teacher.sha256[:12]})")
-    if args.real_data:
-        val = read_val(spec, args.real_data)
-        network = teacher.network.to(device, memory_format=memory_format_of(device))
-        top1, top5 = evaluate(network, val, teacher.mean, teacher.std, device, precision=precision)
-        print(f"top-1 {top1:.2f}%  top-5 {top5:.2f}% on {len(val)} images of {val.root}")
+    NOTE: a checkpoint knows its run by a hash of these. Leave a new setting out where it has its default."""
+    flags = ("dataset", "arch", "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup_epochs",
+             "seed")
+    return {
+        **{key: getattr(args, key) for key in flags},
+        "num_classes": spec.num_classes,
+        "size": spec.size,
+        "stem": stem,
+        "train": train and fingerprint(train),
+        "val": val and fingerprint(val),
+        "precision": precision or args.precision,
+    }
 
 
 def draw_label_batch(spec, seed, batch, sizes):
-    """Draw the crops of one batch, from a generator of its own. sizes: (height, width) of its images, pixels."""
-    return LabelBatch(draw_crops(sizes, spec.crop, SCALE, spec.padding, spec.flip, unit_rng(seed, batch.epoch, batch.index)), Mix())
+    """Draw a batch's crops, from a generator of its own. sizes (m, 2): its images' heights and widths."""
+    rng = unit_rng(seed, batch.epoch, batch.index)
+    return LabelBatch(draw_crops(sizes, spec.crop, SCALE, spec.padding, spec.flip, rng), Mix())
 
 
-def slice_of(num_rows, rank, world):
-    """The rows of a batch that this process computes, and their weight in the batch's mean loss. A batch with fewer than two rows a
-    process, on which BatchNorm could not train, is computed whole by all."""
-    if num_rows < 2 * world:
-        return slice(0, num_rows), 1 / world
-    rows = slice(num_rows * rank // world, num_rows * (rank + 1) // world)
-    return rows, (rows.stop - rows.start) / num_rows
+def start_network(args, network, device, log):
+    """Put the network on the device. On several GPUs BatchNorm sees the whole batch; on CPUs it cannot."""
+    if processes.world_size() > 1 and device.type == "cuda":
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    elif processes.world_size() > 1:
+        part = args.batch_size // processes.world_size()
+        log.line(f"on CPUs BatchNorm sees what one process has of a batch, {part} images: another teacher "
+                 "than one process trains")
+    return network.to(device, memory_format=memory_format_of(device))
 
 
-def own_rows(batch, _):
-    """The positions in a batch whose crops this process needs."""
-    return np.arange(len(batch.rows))[slice_of(len(batch.rows), rank(), world_size())[0]]
-
-
-def load_state(path, identity, network, optimizer, scaler):
-    """Continue from a checkpoint if there is one -> (epochs done, batches done of the next, the sum of their losses, the values measured last)."""
-    if not path.exists():
-        return 0, 0, torch.zeros(()), {}
-    state = read_own(path, identity)
-    network.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    return state["epoch"], state["batches"], state["loss_sum"], state["values"]
+def save(path, identity, seed, values, network, optimizer, scaler):
+    """Let process 0 write what training continues from after an epoch. values: the epoch's metrics."""
+    if processes.rank() > 0:
+        return
+    parts = {"model": network, "optimizer": optimizer, "scaler": scaler}
+    states = {name: part.state_dict() for name, part in parts.items()}
+    facts = {"identity": identity, "seed": seed, "epoch": values["epoch"], "values": values}
+    save_torch(path, {**facts, **states})
 
 
 def main(args):
-    spec, command = data_spec(args), hash_json(vars(args) | {"dry_run": False})
+    # Plan: what a flag can get wrong is refused before anything is loaded.
+    spec = data_spec(args)
     check_folders(args.real_data)
     check_tensorboard(args.tensorboard)
-    folder = run_folder(args) / "teacher"
-    if args.dry_run:
-        if spec.name == "imagenet1k":
-            return print_plan({"dataset": spec.name, "arch": args.arch}, epochs=0, bytes=0, note="nothing to train: IMAGENET1K_V1 weights are checked")
-        network, stem = build_network(args.arch, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
-        settings, record = make_settings(args, spec, stem), folder / "settings.json"
-        deletes = planned_deletion(record, folder, "teacher", command) if args.overwrite else check_plan(record, settings)
-        return print_plan(settings, epochs=args.epochs, output=str(folder), deletes=deletes,
-                          bytes=3 * num_weight_bytes(network))  # the teacher, and a checkpoint with momentum
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)
-
-    device, precision = start_device(args.device, args.precision, args.deterministic, compiled=args.compile)
+    folder = OutputFolder(run_folder(args) / "teacher", "teacher", args.overwrite, vars(get_args([])))
+    if args.dry_run:
+        network, stem = build_for(spec, args.arch, args.stem)
+        num_bytes = 3 * checkpoints.num_weight_bytes(network)  # the teacher, and a checkpoint with momentum
+        return folder.print_plan(make_settings(args, spec, stem), epochs=args.epochs, bytes=num_bytes)
     if args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs} is not below --epochs {args.epochs}")
+
+    # Prepare: build the network and read the images. Nothing is written yet.
+    device, precision = start_device(args.device, args.precision, args.deterministic, compiled=args.compile)
+    processes.start(device)
+    # The weights come first from this seed: they depend on nothing that was read or measured.
     torch.manual_seed(args.seed)
-    network, stem = build_network(args.arch, spec.num_classes, args.stem or spec.stem, strict_stem=args.stem is not None)
+    network, stem = build_for(spec, args.arch, args.stem)
     check_input_size(network, args.arch, spec.size)
-    train, val = read_real(spec, args.real_data, "train"), read_val(spec, args.real_data)
-    claim(folder)
-    if args.overwrite:
-        start_afresh(folder / "settings.json", folder, "teacher", command)
-    settings = make_settings(args, spec, stem, train, val, precision)
-    keep_settings(folder / "settings.json", settings, command=command if args.overwrite else None)
-    clear_leftovers(folder)
-    train, note = keep_decoded(train, device)
-    log = RunLog(folder.joinpath, vars(args), device)
+    images = read_real(spec, args.real_data, "train")
+    val = read_val(spec, args.real_data)
+    images, note = keep_decoded(images, device)
+    settings = make_settings(args, spec, stem, images, val, precision)
+    # The settings name the whole validation set. From here on this process has the part that it measures.
+    val = keep_on_device(val, device)
+
+    # Begin: this run becomes the folder's only writer; other settings in it are refused.
+    folder.begin(settings)
+    log = folder.open_log(args, device)
     log.line(note)
-    if world_size() > 1 and device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    elif world_size() > 1:
-        log.line(f"on CPUs BatchNorm sees what one process has of a batch, {args.batch_size // world_size()} images: another teacher than one process trains")
-    network.to(device, memory_format=memory_format_of(device))
-    optimizer = make_sgd(network.parameters(), args.lr, args.momentum, args.weight_decay, device)
-    scaler, statistics = make_scaler(precision, device), RunningStatistics(network)
-    first, first_batch, loss_sum, values = load_state(folder / "checkpoint.pth", hash_json(settings), network, optimizer, scaler)
-    check_agreement(first << 32 | first_batch,
-                    f"{folder / 'checkpoint.pth'}: not all processes see the same checkpoint; the run folder must be one that all machines share")
-    replica = replicate(network, device)
+    network = start_network(args, network, device, log)
+    optimizer = training.make_sgd(network.parameters(), args.lr, args.momentum, args.weight_decay, device)
+    scaler = training.make_scaler(precision, device)
+
+    # Continue after the last saved epoch. The hash tells another run's checkpoint from this one's.
+    path = folder.path("checkpoint.pth")
+    identity = hash_json(settings)
+    checkpoint = checkpoints.continue_from(path, identity, network, optimizer, scaler)
+    first = checkpoint.get("epoch", 0)
+    values = checkpoint.get("values")
+    forward = network
     if args.compile:
-        replica = compile_network(replica, one_pass=world_size() == 1)
-    log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(train)} images of {train.root}, {precision}"
-             + (f"; continues after batch {first_batch} of epoch {first + 1}" if first_batch else ""))
+        forward = training.compile_network(network, one_pass=processes.world_size() == 1)
+    log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(images)} "
+             f"images of {images.root}, {precision}")
 
-    batches = Batches(len(train), args.batch_size, args.seed, args.epochs, first, first_batch)
-    loader = load_batches(BatchDataset(train, spec.size, partial(draw_label_batch, spec, args.seed)), batches, args.workers, device, own_rows)
-    bar = tqdm(total=len(batches), desc="squeeze", unit="batch", disable=None, leave=False)
-    loss_sum = (loss_sum if rank() == 0 else torch.zeros(())).to(device)
-    val, begin, timer = keep_on_device(val, device), time.monotonic(), SaveTimer(args.save_every_sec)
+    # Train.
+    batches = loader.Batches(len(images), args.batch_size, args.seed, args.epochs, first)
+    dataset = loader.BatchDataset(images, spec.size, partial(draw_label_batch, spec, args.seed))
+    stream = loader.load_batches(dataset, batches, args.workers, device, parallel.own_rows)
+    stream = iter(tqdm(stream, "squeeze", total=len(batches), unit="batch", disable=None, leave=False))
+    begin = time.monotonic()
+    saved = begin
+    with signals.finishing_steps():
+        for epoch in range(first, args.epochs):
+            # The rate falls once an epoch, as published, so a checkpoint needs no state of a schedule.
+            training.set_lr(optimizer, args.lr * training.lr_factor(epoch, args.epochs, args.warmup_epochs))
+            network.train()
+            # On the device: to read it in every step would make the host wait for the GPU.
+            loss_sum = torch.zeros((), device=device)  # over the images of this process
 
-    def save(epoch, batches_done, loss_sum):
-        """Let process 0 write what a run continues from."""
-        state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "epoch": epoch, "batches": batches_done, "loss_sum": loss_sum}
-        if rank() == 0:
-            facts = {"identity": hash_json(settings), "seed": args.seed}
-            save_torch(folder / "checkpoint.pth", {**facts, "model": network.state_dict(), **state, "values": values})
-        timer.saved()
-
-    network.train()
-    with finishing_steps():
-        for batch, pixels, _ in loader:
-            bar.update()
-            seed_torch(args.seed, batch.epoch, batch.index, rank())
-            if len(batch.rows) > 1:  # BatchNorm cannot train on a single image
-                set_lr(optimizer, args.lr * lr_factor(batch.epoch, args.epochs, args.warmup_epochs))
-                rows, weight = slice_of(len(batch.rows), rank(), world_size())
-                labels = upload(torch.from_numpy(train.labels[batch.rows[rows]]), device)
-                with autocast(precision, device):
-                    logits = replica(show_batch(pixels, Mix(), spec.mean, spec.std, dtype_of(precision)))
-                loss = F.cross_entropy(at_least_float32(logits), labels) * weight
+            for batch, pixels, _ in islice(stream, batches.per_epoch):
+                if signals.stop_requested():
+                    log.line("stopped; the same command continues after the last saved epoch")
+                    signals.leave()
+                if len(batch.rows) == 1:  # BatchNorm cannot train on it
+                    continue
+                training.seed_torch(args.seed, epoch, batch.index, processes.rank())  # of dropout
+                rows, weight = parallel.own_slice(len(batch.rows))
+                labels = upload(torch.from_numpy(images.labels[batch.rows[rows]]), device)
+                # Every process has its rows of the batch, weighted so that the sum of their gradients is the
+                # gradient of the batch's mean loss.
                 optimizer.zero_grad()
-                scaler.scale(loss * world_size()).backward()  # averaged over the processes: the mean over the batch
+                with autocast(precision, device):
+                    logits = forward(show_batch(pixels, Mix(), spec.mean, spec.std, dtype_of(precision)))
+                logits = training.at_least_float32(logits)
+                loss = F.cross_entropy(logits, labels) * weight  # its part of the batch's mean
+                scaler.scale(loss).backward()
+                parallel.sum_gradients(network)
                 scaler.step(optimizer)
                 scaler.update()
                 loss_sum += loss.detach() * len(batch.rows)
-            wish, ended = largest(2 * stop_requested() + timer.is_due()), batch.index == batches.per_epoch - 1
-            if not (wish or ended):
-                continue
-            statistics.combine(divisor=world_size())
-            total = sum_over_processes(loss_sum.clone())
-            check_finite(total.item(), network, batch.epoch + 1, "--lr", precision)
-            if not ended:
-                save(batch.epoch, batch.index + 1, total)
-                if wish > 1:
-                    log.line(f"stopped and saved after batch {batch.index + 1} of {batches.per_epoch} of epoch {batch.epoch + 1}")
-                    leave()
-                continue
 
-            epoch, last = batch.epoch + 1, batch.epoch + 1 == args.epochs
-            values = {"epoch": epoch, "loss": round(total.item() / len(train), 5)}
-            loss_sum.zero_()
-            if last or epoch % args.eval_every == 0:
-                values["top1"], values["top5"] = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
+            # Measure and save. Nothing of an epoch that is not finite is saved.
+            parallel.average_running_statistics(network)
+            mean_loss = processes.sum_over_processes(loss_sum).item() / len(images)
+            training.check_finite(mean_loss, network, epoch + 1, "--lr", precision)
+            values = {"epoch": epoch + 1, "loss": round(mean_loss, 5)}
+            is_last = epoch + 1 == args.epochs
+            if is_last or (epoch + 1) % args.eval_every == 0:
+                top1, top5 = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
+                values |= {"top1": top1, "top5": top5}
             log.metrics(**values)
-            log.line("  ".join(f"{key} {value}" for key, value in values.items()) + f"  {eta(epoch - first, args.epochs - first, begin)}")
-            save(epoch, 0, loss_sum)
-            if wish > 1 and not last:
-                leave()
-    bar.close()
+            numbers = "  ".join(f"{key} {value}" for key, value in values.items())
+            log.line(f"{numbers}  {eta(epoch + 1 - first, args.epochs - first, begin)}")
+            if is_last or signals.stop_requested() or time.monotonic() - saved >= training.CHECKPOINT_SEC:
+                save(path, identity, args.seed, values, network, optimizer, scaler)
+                saved = time.monotonic()
 
-    if rank() > 0:  # the first process writes
-        return
-    facts = {key: getattr(spec, key) for key in ("mean", "std", "size", "num_classes")}
-    teacher = {"format": TEACHER_FORMAT, "arch": args.arch, "stem": stem, "class_names": train.class_names, "dataset": spec.name,
-               "seed": args.seed, **facts, **values, "model": network.state_dict()}
-    save_torch(folder / "teacher.pth", teacher)  # the same bytes, unless the file is damaged or another run's
-    finish(folder / "settings.json")
-    log.line(f"done: {folder / 'teacher.pth'}, top-1 {read_checkpoint(folder / 'teacher.pth')['top1']:.2f}% on {len(val)} images")
+    # Finish: process 0 writes the teacher. After a finished run the bytes are the same again.
+    if processes.rank() == 0:
+        facts = {"format": checkpoints.TEACHER_FORMAT, "arch": args.arch, "stem": stem,
+                 "class_names": images.class_names, "dataset": spec.name, "seed": args.seed,
+                 "mean": spec.mean, "std": spec.std, "size": spec.size, "num_classes": spec.num_classes}
+        save_torch(folder.path("teacher.pth"), {**facts, **values, "model": network.state_dict()})
+        log.line(f"done: {folder.path('teacher.pth')}, top-1 {values['top1']:.2f}% on {len(val)} images")
 
 
 def get_args(argv=None):
     parser = Parser(__doc__)
-    add_run_flags(parser)
-    add_stage_flags(parser)
-    add_tensorboard_flag(parser)
+    add_stage_flags(parser, "squeeze", tensorboard=True)
     add = parser.add_argument
+    # What the teacher learns from and what it is.
     add("--seed", type=number(int, 0), default=0, help="of the first weights, the order and the crops")
-    add("--real-data", "--val-dir", type=os.path.abspath, metavar="DIR", help="folder with train/ and val/ (digits: built in; CIFAR: downloaded if not given)")
+    add("--real-data", "--val-dir", type=os.path.abspath, metavar="DIR",
+        help="folder with train/ and val/ (digits: built in; CIFAR: downloaded if not given)")
     add("-a", "--arch", "--arch-name", default="resnet18", help="torchvision name of the network")
-    add("--stem", choices=STEMS, help="first layers (default: the data set's, where the network can have them)")
+
+    # The recipe. squeeze.sh has that of each data set.
     add("--epochs", type=number(int, 1), default=90)
     add("-b", "--batch-size", type=number(int, 2), default=256)
     add("--lr", type=number(float, above=0), default=0.1, help="learning rate of SGD, cosine to 0")
     add("--momentum", type=number(float, 0, 1), default=0.9)
     add("--weight-decay", type=number(float, 0), default=1e-4)
-    add("--warmup-epochs", type=number(int, 0), default=0, help="epochs of linear warm-up from 0.01 of the rate")
-    add("--precision", choices=PRECISIONS, help="of the network's layers (default: tf32 on a GPU that has it, else fp32)")
-    add("--compile", action="store_true", help="torch.compile on a GPU: half a minute at the start, then faster (README)")
+    add("--warmup-epochs", type=number(int, 0), default=0,
+        help="epochs of linear warm-up from 0.01 of the rate")
+
+    # How it computes, and what it tells meanwhile.
+    add("--precision", choices=PRECISIONS,
+        help="of the network's layers (default: tf32 on a GPU that has it, else fp32)")
+    add("--compile", action="store_true",
+        help="torch.compile on a GPU: half a minute at the start, then faster (docs/speed.md)")
     add("--eval-every", type=number(int, 1), default=10, help="epochs between evaluations")
-    add("--save-every-sec", type=number(float, 0), default=120.0, help="seconds between checkpoints within an epoch; each epoch ends with one")
     add("-j", "--workers", type=number(int, 0), default=4, help="threads that prepare batches, 0 = none")
     return parser.parse_args(argv)
 

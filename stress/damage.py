@@ -1,7 +1,10 @@
-"""Damage of every kind to files of every kind: each case is repaired by the same command, byte for byte, or refused with the file named.
+"""Damage of every kind to files of every kind.
 
+Each case is repaired by the same command, byte for byte, or refused with the file named.
 Run: sh stress/damage.sh [--flips 10000] [--seed 0]
-Time: 11 minutes on two busy CPU cores, about half of it the stages that are started again; prints a table and exits 1 where a case is missed."""
+Time: 11 minutes on two busy CPU cores, about half of it for stages that are started again.
+Result: a table; exit code 1 where a case is missed.
+"""
 import argparse
 import shutil
 import sys
@@ -12,19 +15,53 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from sre2l.run.errors import UserError
 from sre2l.data.image_folder import decode
 from sre2l.data.label_files import read_fields
-from sre2l.nets.models import read_checkpoint
-from sre2l.run.settings import read_record
-from stress.damage_tools import (KINDS, PLACES, Case, Records, Table, copy_within, cut, empty, equal, exchange, exchange_hashes, files_in, first_fault,
-                                flipped, is_named, quiet, result, start)
-from stress.damage_world import RELEASED, STUDENT, copy_run, copy_stages, copy_stopped, make_released, make_world
+from sre2l.nets.checkpoints import read_checkpoint
+from sre2l.run.errors import UserError
+from sre2l.run.output import read_record
+from stress import damage_world as worlds
+from stress import harm
+from stress.compare import same_values
+from stress.outcomes import KINDS, Case, Records, Table, files_in, first_fault, is_named, result, start
 
-IMAGE, SAME_CLASS, OTHER_CLASS = (f"images/new00{c}/class00{c}_id00{i}.jpg" for c, i in ((1, 0), (1, 1), (2, 0)))
-LABEL, SAME_EPOCH, OTHER_EPOCH = "labels/epoch_1/batch_0.tar", "labels/epoch_1/batch_1.tar", "labels/epoch_0/batch_0.tar"
-STAGE_FILES = {"squeeze": ("teacher/teacher.pth", "teacher/checkpoint.pth", "teacher/settings.json"),
-               "validate": (f"{STUDENT}/seed0/checkpoint.pth", f"{STUDENT}/settings.json")}
+CLASS_FOLDER = "images/new001"
+IMAGE = f"{CLASS_FOLDER}/class001_id000.jpg"
+SAME_CLASS = f"{CLASS_FOLDER}/class001_id001.jpg"
+OTHER_CLASS = "images/new002/class002_id000.jpg"
+EPOCH = "labels/epoch_1"
+LABEL = f"{EPOCH}/batch_0.tar"
+SAME_EPOCH = f"{EPOCH}/batch_1.tar"
+OTHER_EPOCH = "labels/epoch_0/batch_0.tar"
+SUBJECTS = {"image": IMAGE, "class folder": CLASS_FOLDER, "label file": LABEL, "epoch": EPOCH}
+
+# What a stage continues from, beside images and labels.
+STAGE_FILES = {
+    "squeeze": ("teacher/teacher.pth", "teacher/checkpoint.pth", "teacher/settings.json"),
+    "validate": (f"{worlds.STUDENT}/seed0/checkpoint.pth", f"{worlds.STUDENT}/settings.json")}
+
+# Where a copy of each subject lands, what it is renamed to, and what it is exchanged with.
+COPIES = {
+    "image": (f"{CLASS_FOLDER}/class001_id002.jpg", f"{CLASS_FOLDER}/class001_id000 (1).jpg",
+              f"{CLASS_FOLDER}/class002_id000.jpg", SAME_CLASS, OTHER_CLASS),
+    "class folder": ("images/new003", "images/new001 (1)"),
+    "label file": (f"{EPOCH}/batch_2.tar", f"{EPOCH}/batch_0.tar.1", OTHER_EPOCH, SAME_EPOCH),
+    "epoch": ("labels/epoch_2", "labels/epoch_01")}
+NEW_NAMES = {
+    "image": (f"{CLASS_FOLDER}/class001_id007.jpg", f"{CLASS_FOLDER}/class001_id000.jpeg",
+              "images/new002/class002_id002.jpg"),
+    "class folder": ("images/new007", "images/c1"),
+    "label file": (f"{EPOCH}/batch_9.tar", f"{EPOCH}/batch_00.tar", "labels/epoch_0/batch_2.tar"),
+    "epoch": ("labels/epoch_7", "labels/epoch_1.old")}
+EXCHANGES = {
+    "image": (SAME_CLASS, OTHER_CLASS),
+    "class folder": ("images/new002",),
+    "label file": (SAME_EPOCH, OTHER_EPOCH),
+    "epoch": ("labels/epoch_0",)}
+STRAY_FILES = ("images/notes.txt", f"{CLASS_FOLDER}/notes.txt", f"{CLASS_FOLDER}/.hidden", "labels/notes.txt",
+               f"{EPOCH}/notes.txt")
+STRAY_FOLDERS = ("images/more", "images/new003", f"{CLASS_FOLDER}/more", "labels/more", f"{EPOCH}/more",
+                 "labels/epoch_2")
 
 
 def whole_file_cases(records, places):
@@ -33,76 +70,73 @@ def whole_file_cases(records, places):
         names = records.names(kind)
         for place in places:
             name = names[place % len(names)]
-            yield Case("cut off", kind, lambda run, name=name, place=place: cut(run / name, place), (name,))
+            yield Case("cut off", kind, partial(harm.cut, name=name, place=place), (name,))
         for name in names:
-            yield Case("deleted", kind, lambda run, name=name: (run / name).unlink(), (name,))
+            yield Case("deleted", kind, partial(harm.delete, name=name), (name,))
         foreign = records.world / "other" / names[0]
-        yield Case("another run's", kind, lambda run, name=names[0], foreign=foreign: shutil.copy(foreign, run / name), (names[0],))
+        yield Case("another run's", kind, partial(harm.replace, name=names[0], source=foreign), (names[0],))
 
 
 def structure_cases():
-    """Files and folders that are there twice, under another name, exchanged, gone, or have no business there."""
-    for kind, name, *targets in (
-            ("image", IMAGE, "images/new001/class001_id002.jpg", "images/new001/class001_id000 (1).jpg", "images/new001/class002_id000.jpg", SAME_CLASS,
-             OTHER_CLASS),
-            ("class folder", "images/new001", "images/new003", "images/new001 (1)"),
-            ("label file", LABEL, "labels/epoch_1/batch_2.tar", "labels/epoch_1/batch_0.tar.1", OTHER_EPOCH, SAME_EPOCH),
-            ("epoch", "labels/epoch_1", "labels/epoch_2", "labels/epoch_01")):
-        for target in targets:
-            yield Case("duplicated", kind, lambda run, name=name, target=target: copy_within(run, name, target), (target,))
-    for kind, name, *targets in (
-            ("image", IMAGE, "images/new001/class001_id007.jpg", "images/new001/class001_id000.jpeg", "images/new002/class002_id002.jpg"),
-            ("class folder", "images/new001", "images/new007", "images/c1"),
-            ("label file", LABEL, "labels/epoch_1/batch_9.tar", "labels/epoch_1/batch_00.tar", "labels/epoch_0/batch_2.tar"),
-            ("epoch", "labels/epoch_1", "labels/epoch_7", "labels/epoch_1.old")):
-        for target in targets:
-            yield Case("renamed", kind, lambda run, name=name, target=target: (run / name).rename(run / target), (name, target))
-    for kind, a, b in (("image", IMAGE, SAME_CLASS), ("image", IMAGE, OTHER_CLASS), ("class folder", "images/new001", "images/new002"),
-                       ("label file", LABEL, SAME_EPOCH), ("label file", LABEL, OTHER_EPOCH), ("epoch", "labels/epoch_0", "labels/epoch_1")):
-        yield Case("two exchanged", kind, lambda run, a=a, b=b: exchange(run / a, run / b), (a, b))
+    """Files and folders that are there twice, renamed, exchanged, gone, or have no business there."""
+    for kind, name in SUBJECTS.items():
+        for target in COPIES[kind]:
+            yield Case("duplicated", kind, partial(harm.duplicate, name=name, target=target), (target,))
+        for target in NEW_NAMES[kind]:
+            yield Case("renamed", kind, partial(harm.rename, name=name, target=target), (name, target))
+        for other in EXCHANGES[kind]:
+            yield Case("two exchanged", kind, partial(harm.exchange, name=name, other=other), (name, other))
+
     for name in ("images.sha256", "labels.sha256"):
-        yield Case("two exchanged", f"hashes in {name}", lambda run, name=name: exchange_hashes(run / name), (name,))
-        yield Case("duplicated", f"lines of {name}", lambda run, name=name: (run / name).write_text(2 * (run / name).read_text()), (name,))
-    for name in ("images/notes.txt", "images/new001/notes.txt", "images/new001/.hidden", "labels/notes.txt", "labels/epoch_1/notes.txt"):
-        yield Case("stray", f"file in {name[:6]}", lambda run, name=name: (run / name).write_text("x"), (name,))
-    for name in ("images/more", "images/new003", "images/new001/more", "labels/more", "labels/epoch_1/more", "labels/epoch_2"):
-        yield Case("stray", f"folder in {name[:6]}", lambda run, name=name: (run / name).mkdir(), (name,))
-    for kind, name in (("class folder", "images/new001"), ("epoch", "labels/epoch_1")):
-        yield Case("emptied", kind, lambda run, name=name: empty(run / name), (name,))
-    for kind, name in (("class folder", "images/new001"), ("epoch", "labels/epoch_1"), ("all images", "images"), ("all labels", "labels")):
-        yield Case("deleted", kind, lambda run, name=name: shutil.rmtree(run / name), (name,))
+        yield Case("two exchanged", f"hashes in {name}", partial(harm.exchange_hashes, name=name), (name,))
+        yield Case("duplicated", f"lines of {name}", partial(harm.repeat_lines, name=name), (name,))
+    for name in STRAY_FILES:
+        yield Case("stray", f"file in {name[:6]}", partial(harm.add_file, name=name), (name,))
+    for name in STRAY_FOLDERS:
+        yield Case("stray", f"folder in {name[:6]}", partial(harm.add_folder, name=name), (name,))
+
+    for kind in ("class folder", "epoch"):
+        yield Case("emptied", kind, partial(harm.empty, name=SUBJECTS[kind]), (SUBJECTS[kind],))
+        yield Case("deleted", kind, partial(harm.delete, name=SUBJECTS[kind]), (SUBJECTS[kind],))
+    for name in ("images", "labels"):
+        yield Case("deleted", f"all {name}", partial(harm.delete, name=name), (name,))
 
 
 def record_flips(records, rng, count):
     """Single bits, as many in each kind of file, one after the other in one copy, before check alone."""
-    run, table = copy_run(records.world, records.folder / "flips"), records.table
+    run = worlds.copy_run(records.world, records.folder / "flips")
     for number in tqdm(range(count), "flips", unit="bit", disable=None, leave=False):
         kind = KINDS[number % len(KINDS)]
         name = rng.choice(records.names(kind))
-        (run / name).write_bytes(flipped(records.whole[name], rng))
+        (run / name).write_bytes(harm.flipped(records.whole[name], rng))
         message = first_fault(run)
-        table.add("a bit flipped", kind, {"check refuses" if is_named(message, [name]) else "missed"}, f"{name}: {message}")
+        outcome = "check refuses" if is_named(message, [name]) else "missed"
+        records.table.add("a bit flipped", kind, {outcome}, f"{name}: {message}")
         (run / name).write_bytes(records.whole[name])
     assert first_fault(run) is None
 
 
-def stage_case(world, folder, table, damage, stage, name, harm):
+def stage_case(world, folder, table, stage, name, damage, do_harm):
     """Damage a file that squeeze or validate continues from, and give the command again."""
-    run = copy_stages(world, folder / "stages")
-    harm(run / name)
+    run = worlds.copy_stages(world, folder / "stages")
+    do_harm(run)
     message = start(world, run, stage)
-    repaired = message is None and equal(result(run, stage), result(world / "run", stage))
-    table.add(damage, name, {"stage repairs" if repaired else "stage refuses" if is_named(message, [name]) else "missed"}, f"{message}")
+    if message is None and same_values(result(run, stage), result(world / "run", stage)):
+        outcome = "stage repairs"
+    else:
+        outcome = "stage refuses" if is_named(message, [name]) else "missed"
+    table.add(damage, name, {outcome}, f"{message}")
     shutil.rmtree(run)
 
 
-def state_case(world, folder, table, damage, harm):
+def state_case(world, folder, table, name, damage, do_harm):
     """Damage the state that a killed recover continues from, and give the command again."""
-    run = copy_stopped(world, folder / "stopped")
-    harm(run / "images.unit0.state")
+    run = worlds.copy_stopped(world, folder / "stopped")
+    do_harm(run)
     message = start(world, run, "recover")
-    whole = {name: data for name, data in files_in(world / "run").items() if name.startswith("images")}
-    table.add(damage, "images.unit0.state", {"stage repairs" if message is None and files_in(run) == whole else "missed"}, f"{message}")
+    whole = {path: data for path, data in files_in(world / "run").items() if path.startswith("images")}
+    repaired = message is None and files_in(run) == whole
+    table.add(damage, name, {"stage repairs" if repaired else "missed"}, f"{message}")
     shutil.rmtree(run)
 
 
@@ -111,80 +145,134 @@ def stage_cases(world, folder, table, places):
     for stage, names in STAGE_FILES.items():
         for name in names:
             foreign = world / "other" / name.replace("seed0", "seed1")
-            add = partial(stage_case, world, folder, table, stage=stage, name=name)
+            add = partial(stage_case, world, folder, table, stage, name)
             for place in places:
-                add("cut off", harm=lambda path, place=place: cut(path, place))
-            add("deleted", harm=Path.unlink)
-            add("another run's", harm=lambda path, foreign=foreign: shutil.copy(foreign, path))
+                add("cut off", partial(harm.cut, name=name, place=place))
+            add("deleted", partial(harm.delete, name=name))
+            add("another run's", partial(harm.replace, name=name, source=foreign))
+
+    name = "images.unit0.state"
+    add = partial(state_case, world, folder, table, name)
     for place in places:
-        state_case(world, folder, table, "cut off", lambda path, place=place: cut(path, place))
-    state_case(world, folder, table, "another run's", lambda path: shutil.copy(world / "other" / "stopped" / path.name, path))
+        add("cut off", partial(harm.cut, name=name, place=place))
+    add("another run's", partial(harm.replace, name=name, source=world / "other" / "stopped" / name))
 
 
 def reader_flips(path, read, table, kind, rng, count, can_be_caught=True):
     """Single bits of one file: refused when it is read, or the same values are read."""
-    data, whole = path.read_bytes(), read(path)
+    data = path.read_bytes()
+    whole = read(path)
+    refuses = "check refuses" if "released" in kind else "stage refuses"
     for _ in tqdm(range(count), kind, unit="bit", disable=None, leave=False):
-        path.write_bytes(flipped(data, rng))
+        path.write_bytes(harm.flipped(data, rng))
+        note = "other values are read"
         try:
-            outcome, note = "no effect" if equal(read(path), whole) else "missed" if can_be_caught else "cannot be caught", "other values are read"
+            if same_values(read(path), whole):
+                outcome = "no effect"
+            else:
+                outcome = "missed" if can_be_caught else "cannot be caught"
         except UserError as error:
-            outcome, note = "check refuses" if "released" in kind else "stage refuses", str(error)
-        table.add("a bit flipped", kind, {outcome if outcome not in ("check refuses", "stage refuses") or str(path) in note else "missed"}, note)
+            note = str(error)
+            outcome = refuses if str(path) in note else "missed"
+        table.add("a bit flipped", kind, {outcome}, note)
     path.write_bytes(data)
 
 
-def released_cases(places=range(PLACES)):
+def released_cases(places=range(harm.PLACES)):
     """(Case, whether it can be caught) of whole files and folders that have no records."""
     for kind, name in (("image", IMAGE), ("label file", LABEL)):
         for place in places:
-            yield Case("cut off", kind, lambda run, name=name, place=place: cut(run / name, place), (name,)), True
-        yield Case("deleted", kind, lambda run, name=name: (run / name).unlink(), (name,)), True
+            yield Case("cut off", kind, partial(harm.cut, name=name, place=place), (name,)), True
+        yield Case("deleted", kind, partial(harm.delete, name=name), (name,)), True
         for stray in (f"{name}.1", f"{name.rpartition('/')[0]}/more", f"{name[:6]}/notes.txt"):
-            yield Case("stray", kind, lambda run, stray=stray: (run / stray).write_text("x"), (stray,)), True
-    for kind, a, b in (("image", IMAGE, SAME_CLASS), ("image", IMAGE, "images/new001/class001_id010.jpg"), ("image", IMAGE, "images/new001/copy.jpg"),
-                       ("label file", LABEL, OTHER_EPOCH), ("label file", LABEL, "labels/epoch_1/batch_2.tar")):
-        yield Case("duplicated", kind, lambda run, a=a, b=b: copy_within(run, a, b), (a, b)), True
-        yield Case("renamed", kind, lambda run, a=a, b=b: (run / a).replace(run / b), (a, b)), True
-    yield Case("two exchanged", "label file", lambda run: exchange(run / LABEL, run / OTHER_EPOCH), (LABEL, OTHER_EPOCH)), True
-    yield Case("two exchanged", "image", lambda run: exchange(run / IMAGE, run / OTHER_CLASS), (IMAGE,)), False
-    yield Case("emptied", "epoch", lambda run: empty(run / "labels/epoch_1"), ("labels/epoch_1",)), True
-    for kind, name, can_be_caught in (("class folder", "images/new004", True), ("last class folder", "images/new009", True),
-                                      ("first epoch", "labels/epoch_0", True), ("last epoch", "labels/epoch_1", False)):
-        yield Case("deleted", kind, lambda run, name=name: shutil.rmtree(run / name), (Path(name).name, "images: 9 class folders")), can_be_caught
+            yield Case("stray", kind, partial(harm.add_file, name=stray), (stray,)), True
+
+    for kind, name, target in (
+            ("image", IMAGE, SAME_CLASS),
+            ("image", IMAGE, f"{CLASS_FOLDER}/class001_id010.jpg"),
+            ("image", IMAGE, f"{CLASS_FOLDER}/copy.jpg"),
+            ("label file", LABEL, OTHER_EPOCH),
+            ("label file", LABEL, f"{EPOCH}/batch_2.tar")):
+        copy = partial(harm.duplicate, name=name, target=target)
+        yield Case("duplicated", kind, copy, (name, target)), True
+        yield Case("renamed", kind, partial(harm.rename, name=name, target=target), (name, target)), True
+
+    exchange = partial(harm.exchange, name=LABEL, other=OTHER_EPOCH)
+    yield Case("two exchanged", "label file", exchange, (LABEL, OTHER_EPOCH)), True
+    exchange = partial(harm.exchange, name=IMAGE, other=OTHER_CLASS)
+    yield Case("two exchanged", "image", exchange, (IMAGE,)), False
+    yield Case("emptied", "epoch", partial(harm.empty, name=EPOCH), (EPOCH,)), True
+    for kind, name, can_be_caught in (
+            ("class folder", "images/new004", True),
+            ("last class folder", "images/new009", True),
+            ("first epoch", "labels/epoch_0", True),
+            ("last epoch", "labels/epoch_1", False)):
+        named = (Path(name).name, "images: 9 class folders")
+        yield Case("deleted", kind, partial(harm.delete, name=name), named), can_be_caught
 
 
 def run_released(world, folder, table, case, can_be_caught):
+    """Damage a copy of a set without records, and count what check says."""
     run = shutil.copytree(world, folder / "released")
     case.harm(run)
-    message = first_fault(run, RELEASED["num_classes"])
-    outcome = "check refuses" if is_named(message, case.named) else "cannot be caught" if message is None and not can_be_caught else "missed"
+    message = first_fault(run, worlds.RELEASED["num_classes"])
+    if is_named(message, case.named):
+        outcome = "check refuses"
+    else:
+        outcome = "cannot be caught" if message is None and not can_be_caught else "missed"
     table.add(case.damage, f"{case.kind}, released", {outcome}, f"{case.named}: {message}")
     shutil.rmtree(run)
 
 
+def stage_file_flips(world, table, rng, count):
+    """Single bits of what squeeze and validate continue from, as these read it."""
+    for names in STAGE_FILES.values():
+        for name in names:
+            read = read_checkpoint if name.endswith(".pth") else read_record
+            reader_flips(world / "run" / name, read, table, name, rng, count)
+
+
+def read_pixels(path):
+    """An image as nested lists, which `same_values` compares."""
+    return decode(path).tolist()
+
+
+def released_flips(released, table, rng, label_bits, image_bits):
+    """Single bits of a label file and of an image without records."""
+    reader_flips(released / LABEL, read_fields, table, "label file, released", rng, label_bits)
+    reader_flips(released / IMAGE, read_pixels, table, "image, released", rng, image_bits,
+                 can_be_caught=False)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--flips", type=int, default=10_000, help="single bits in files with a manifest; a tenth of that in each other kind of file")
+    parser.add_argument("--flips", type=int, default=10_000,
+                        help="single bits in files with a manifest; a tenth of it in each other kind of file")
     parser.add_argument("--seed", type=int, default=0, help="of the bits")
     args = parser.parse_args()
-    table, rng = Table(), np.random.default_rng(args.seed)
+    table = Table()
+    rng = np.random.default_rng(args.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with quiet():
-            world, released = make_world(folder / "world"), make_released(folder / "published")
+        world = worlds.make_world(folder / "world")
+        released = worlds.make_released(folder / "published")
+
+        # Sets with records: whole files and folders, then single bits.
         records = Records(world, folder, table)
-        for case in tqdm([*whole_file_cases(records, range(PLACES)), *structure_cases()], "cases", disable=None, leave=False):
+        cases = [*whole_file_cases(records, range(harm.PLACES)), *structure_cases()]
+        for case in tqdm(cases, "cases", disable=None, leave=False):
             records.run(case, again=True)
         record_flips(records, rng, args.flips)
-        stage_cases(world, folder, table, range(PLACES))
-        for names in STAGE_FILES.values():
-            for name in names:
-                reader_flips(world / "run" / name, read_checkpoint if name.endswith(".pth") else read_record, table, name, rng, args.flips // 10)
+
+        # What the stages continue from.
+        stage_cases(world, folder, table, range(harm.PLACES))
+        stage_file_flips(world, table, rng, args.flips // 10)
+
+        # Sets without records.
         for case, can_be_caught in released_cases():
             run_released(released, folder, table, case, can_be_caught)
-        reader_flips(released / LABEL, read_fields, table, "label file, released", rng, args.flips // 10)
-        reader_flips(released / IMAGE, lambda path: decode(path).tolist(), table, "image, released", rng, args.flips // 10, can_be_caught=False)
+        released_flips(released, table, rng, args.flips // 10, args.flips // 10)
+
     print(table.text())
     for line in table.missed:
         print(f"missed: {line}", file=sys.stderr)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Break files of every kind in every way, and print what was caught, repaired and missed; sets up what it needs.
+# Break files of every kind in every way, and print what was caught, repaired and missed.
 #   sh stress/damage.sh [--flips 10000] [--seed 0]
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -1,5 +1,8 @@
-"""The worlds that stress/damage.py breaks: one that four stages made, as tiny as they go, and one like the published folders, without records."""
+"""The worlds that stress/damage.py breaks: one that four stages made, and one like the published folders.
+
+The first is as tiny as they go; the second has no records."""
 import contextlib
+import os
 import shutil
 from unittest import mock
 
@@ -10,49 +13,64 @@ import squeeze.squeeze as squeeze
 from recover import recover
 from relabel import relabel
 from sre2l.data.augment import draw_crops, draw_mix
-from sre2l.data.loader import Batches
 from sre2l.data.label_files import LabelBatch
+from sre2l.data.loader import Batches
+from sre2l.run.output import OutputFolder
 from sre2l.run.seeds import unit_rng
 from tests.helpers import SMALL, noise_folder, run_main, synthetic_folder, write_label_batch
 from validate import train
 
-CLASSES, PER_CLASS, BATCH, EPOCHS = 3, 2, 4, 2
+CLASSES = 3
+PER_CLASS = 2
+BATCH = 4
+EPOCHS = 2
 NAMES = [f"c{i}" for i in range(CLASSES)]
 STUDENT = f"student_{SMALL}"
 RELEASED = {"num_classes": 10, "ipc": 10, "batch": 50, "epochs": 2}
 
 
-def common(run):
-    return "--dataset", "cifar10", "--num-classes", CLASSES, "--name", run, "--device", "cpu"
-
-
 def stages(root, run):
-    """The four commands of the run folder `run`, by name: (module, flags). root: where the real images are."""
-    real, many = ("--real-data", root / "real"), ("-j", 0, "--eval-every", 1)
-    return {"squeeze": (squeeze, *common(run), *real, "--arch", SMALL, "--epochs", 2, "-b", 9, "--lr", 0.01, *many),
-            "recover": (recover, *common(run), "--iteration", 2, "--ipc-end", PER_CLASS, "--batch-size", CLASSES, "--no-crop-flip", "--jitter", 4),
-            "relabel": (relabel, *common(run), "--epochs", EPOCHS, "-b", BATCH, "-j", 0),
-            "validate": (train, *common(run), "--val-dir", root / "real", "--model", SMALL, "--epochs", EPOCHS, "--gradient-accumulation-steps", 1,
-                         "--adamw-lr", 0.001, *many)}
+    """The commands of the run folder `run`, by name: (module, flags). root: where the real images are."""
+    common = ("--dataset", "cifar10", "--num-classes", CLASSES, "--name", run, "--device", "cpu")
+    training = (*common, "-j", 0, "--eval-every", 1)
+    return {
+        "squeeze": (squeeze, *training, "--real-data", root / "real", "--arch", SMALL, "--epochs", 2, "-b", 9,
+                    "--lr", 0.01),
+        "recover": (recover, *common, "--iteration", 2, "--ipc-end", PER_CLASS, "--batch-size", CLASSES,
+                    "--no-crop-flip", "--jitter", 4),
+        "relabel": (relabel, *common, "--epochs", EPOCHS, "-b", BATCH, "-j", 0),
+        "validate": (train, *training, "--val-dir", root / "real", "--model", SMALL, "--epochs", EPOCHS,
+                     "--gradient-accumulation-steps", 1, "--adamw-lr", 0.001)}
+
+
+@contextlib.contextmanager
+def quiet():
+    with open(os.devnull, "w") as nowhere:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
 
 
 def make_world(root):
-    """Real images and the results of all four stages in root/run; another run's in root/other, of another seed -> root."""
+    """Real images and the results of all four stages in root/run; in root/other those of another seed.
+
+    -> root."""
     noise_folder(root / "real" / "train", NAMES, 3)
     noise_folder(root / "real" / "val", NAMES, 2, seed=1)
     for name in ("run", "other"):
         for command in stages(root, root / name).values():
             seed = ("--seeds" if command[0] is train else "--seed", int(name == "other"))
-            if command[0] is recover:
-                stop_early(root / name, *command, *seed)
-            run_main(*command, *seed)
+            with quiet():
+                if command[0] is recover:
+                    stop_early(root / name, *command, *seed)
+                run_main(*command, *seed)
     return root
 
 
 def stop_early(run, *command):
-    """Recover until its images are to be written, as if killed then; what a continued run finds is kept in run/stopped."""
-    with mock.patch.object(recover, "write_units", side_effect=KeyboardInterrupt), contextlib.suppress(KeyboardInterrupt):
-        run_main(*command, "--save-every-sec", 0)
+    """Recover until its images are to be written, as if killed then; run/stopped keeps what it leaves."""
+    with mock.patch.object(OutputFolder, "write", side_effect=KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt):
+            run_main(*command, "--save-every-sec", 0)
     (run / "stopped").mkdir()
     for path in run.glob("images.*"):
         shutil.copy(path, run / "stopped" / path.name)
@@ -60,24 +78,31 @@ def stop_early(run, *command):
 
 def make_released(root):
     """Images and labels as the published ones lie, whose logits know the classes of their images -> root."""
-    num_classes, ipc, size = RELEASED["num_classes"], RELEASED["ipc"], RELEASED["batch"]
+    num_classes, ipc, size, epochs = RELEASED.values()
     synthetic_folder(root / "images", num_classes, ipc, size=16)
     classes = torch.arange(num_classes).repeat_interleave(ipc)
-    for batch in Batches(num_classes * ipc, size, 42, RELEASED["epochs"]):
+    for batch in Batches(num_classes * ipc, size, 42, epochs):
         rng = unit_rng(0, batch.epoch, batch.index)
         mix = draw_mix("cutmix", 1.0, size, 32, rng)
         logits = torch.from_numpy(rng.standard_normal((size, num_classes), dtype=np.float32))
         logits[torch.arange(size), classes[batch.rows]] += 4
-        write_label_batch(root / "labels", batch.epoch, batch.index, LabelBatch(draw_crops(np.full((size, 2), 32), "padded", None, 4, False, rng), mix, logits.half()))
+        crops = draw_crops(np.full((size, 2), 32), "padded", None, 4, False, rng)
+        write_label_batch(root / "labels", batch.epoch, batch.index, LabelBatch(crops, mix, logits.half()))
     return root
 
 
+def copy_into(source, target):
+    """Copy a file or a whole folder into the folder `target`."""
+    copy = shutil.copytree if source.is_dir() else shutil.copy
+    copy(source, target / source.name)
+
+
 def copy_run(world, target):
-    """A copy of the run's images and labels, with what stands beside them, and a link to its teacher -> target."""
+    """A copy of the run's images and labels, with their records, and a link to its teacher -> target."""
     target.mkdir()
     for path in (world / "run").iterdir():
         if path.name.startswith(("images", "labels")):
-            (shutil.copytree if path.is_dir() else shutil.copy)(path, target / path.name)
+            copy_into(path, target)
     (target / "teacher").symlink_to(world / "run" / "teacher")
     return target
 
@@ -89,7 +114,7 @@ def copy_stages(world, target):
         if path.name.startswith(("images", "labels", "stopped")):
             (target / path.name).symlink_to(path)
         else:
-            (shutil.copytree if path.is_dir() else shutil.copy)(path, target / path.name)
+            copy_into(path, target)
     return target
 
 

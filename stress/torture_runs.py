@@ -1,16 +1,17 @@
-"""Runs of a stage in forked children that are killed in one of three ways and started again until they are done.
+"""Runs of a stage in forked children that are killed in one of three ways and started again until done.
 
-A process that has imported everything forks a child for each run, so that a run costs no imports; such a child dies of SIGKILL as any process."""
+A process that has imported everything forks a child for each run, so that a run costs no imports. Such a
+child dies of SIGKILL as any process does.
+"""
 import atexit
 import contextlib
 import functools
 import importlib
 import json
 import os
-import random
 import resource
+import secrets
 import signal
-import socket
 import sys
 import threading
 import time
@@ -22,15 +23,19 @@ from pathlib import Path
 from sre2l.run.paths import ROOT
 from sre2l.run.start import run_script
 
-WRITING = {"files", "claims", "state", "settings", "signals", "manifest", "log", "start", "batches", "image_folder",
-           "label_files",
-           "squeeze", "recover", "relabel", "train", "results", "page"}
+# Modules that write, or decide what is written: a run can die before any line of them.
+WRITING = {
+    "files", "hashes", "lock", "output", "state", "signals", "manifest", "log", "start", "batches",
+    "image_folder", "label_files", "checkpoints", "squeeze", "recover", "relabel", "train", "results", "page"}
 HANG_SEC = 120
+GRACE_SEC = 5  # between SIGTERM and SIGKILL for a rank whose peer was killed
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A way to run a stage. commands: the flags of each process; together: they are the ranks of one world; may_differ: names of files."""
+    """A way to run a stage. commands: the flags of each process; together: they are ranks of one torchrun.
+
+    may_differ: names of files that two undisturbed runs may leave with other contents."""
     name: str
     module: str
     commands: list
@@ -40,15 +45,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Trap:
-    """How a run dies. kind: 'instant' (SIGKILL; value: seconds after its start), 'line' (SIGKILL; (file:line, how many runs of it)), 'bytes'
-    (SIGXFSZ; the largest file that it can write) or 'none', which only counts lines."""
+    """How a run dies.
+
+    kind: 'instant': by SIGKILL; value: seconds after its start.
+          'line': by SIGKILL; value: (file:line, how many runs of that line).
+          'bytes': by SIGXFSZ; value: the largest file that it can write.
+          'none': not at all; it counts how often each line runs."""
     kind: str = "none"
     value: object = None
 
 
 @dataclass
 class Process:
-    """A command that is started until it is done."""
+    """A command that is started until it is done. errors: the reading end of its stderr."""
     rank: int
     trap: Trap = Trap()
     pid: int | None = None
@@ -59,44 +68,66 @@ class Process:
 
 @dataclass
 class Course:
-    """What came to pass until all was done. deaths: (kind, seconds after the start); problem: what went wrong, None for nothing."""
+    """What came to pass until all was done. deaths: (kind, seconds after the start); problem: or None."""
     deaths: list = field(default_factory=list)
     starts: int = 0
     seconds: float = 0.0
     problem: str | None = None
 
 
-def watch_lines(path, target):
-    """Count the lines that run in the modules of WRITING; die before the n-th run of a line, target = (file:line, n).
-    -> a function that writes the counts to `path`."""
-    counts = Counter()
+# In the child.
 
-    @functools.cache
-    def module_of(filename):
-        file = Path(filename)
-        return f"{file.parent.name}/{file.stem}" if file.stem in WRITING and ROOT in file.parents else None
+@functools.cache
+def place_of(filename):
+    """'folder/module' of a file of ours that writes, None for any other."""
+    file = Path(filename)
+    return f"{file.parent.name}/{file.stem}" if file.stem in WRITING and ROOT in file.parents else None
+
+
+def watch_lines(target):
+    """Count the lines of WRITING that run -> the counts. Die before the n-th run of a line.
+
+    target: (file:line, n), None for no line."""
+    counts = Counter()
 
     def on_line(frame, event, _):
         if event == "line":
-            place = f"{module_of(frame.f_code.co_filename)}:{frame.f_lineno}"
+            place = f"{place_of(frame.f_code.co_filename)}:{frame.f_lineno}"
             counts[place] += 1
             if target == (place, counts[place]):
                 os.kill(os.getpid(), signal.SIGKILL)
         return on_line
 
     def on_call(frame, *_):
-        return on_line if module_of(frame.f_code.co_filename) else None
+        return on_line if place_of(frame.f_code.co_filename) else None
 
     threading.settrace(on_call)
     sys.settrace(on_call)
-    return lambda: path.write_text(json.dumps(counts))
+    return counts
+
+
+def write_and_exit(counts, path, pid, leave, code):
+    """What os._exit is in a child that counts lines: write the counts, unless this is the child's worker."""
+    sys.settrace(None)
+    if os.getpid() == pid:
+        path.write_text(json.dumps(counts))
+    leave(code)
 
 
 def limit_files(num_bytes):
-    """Let the kernel kill this process when it writes beyond the first num_bytes of a file: half a file is on the disk then."""
+    """Let the kernel kill this process when it writes beyond the first num_bytes of a file."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+
+
+def set_trap(trap, lines):
+    """lines: where to write how often each line ran."""
+    if trap.kind == "bytes":
+        limit_files(trap.value)
+    elif trap.kind != "instant":
+        counts = watch_lines(trap.value)
+        os._exit = functools.partial(write_and_exit, counts, lines, os.getpid(), os._exit)
 
 
 def live(stage, process, env, errors, lines):
@@ -107,13 +138,9 @@ def live(stage, process, env, errors, lines):
         os.dup2(errors, 2)
         os.environ.update(env)
         sys.argv = [stage.module, *map(str, stage.commands[process.rank])]
-        module, finish = importlib.import_module(stage.module), lambda: None
-        if process.trap.kind == "bytes":
-            limit_files(process.trap.value)
-        elif process.trap.kind != "instant":
-            finish = watch_lines(lines, process.trap.value)
+        module = importlib.import_module(stage.module)
+        set_trap(process.trap, lines)
         run_script(module.main, module.get_args)
-        finish()
         code = 0
     except SystemExit as end:
         code = end.code or 0
@@ -127,32 +154,25 @@ def live(stage, process, env, errors, lines):
         os._exit(code)
 
 
-def free_port():
-    """A port that is free and that the system gives nobody of itself, as it does from 32768 on."""
-    while True:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            port = random.randrange(10_000, 29_000)
-            probe.bind(("127.0.0.1", port))
-            return port
+# In the parent.
 
-
-def world_env(stage, base):
-    """The environment of each process: torchrun's where they are the ranks of one world."""
+def world_env(stage):
+    """The environment of each process: torchrun's for ranks. Recover and relabel use no process group."""
     if not stage.together:
         return [{}] * len(stage.commands)
-    port = free_port()
     size = str(len(stage.commands))
-    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1",
-             "MASTER_PORT": str(port), "TORCHELASTIC_ERROR_FILE": str(base / f"error.{rank}.json")} for rank in range(len(stage.commands))]
+    common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "TORCHELASTIC_RUN_ID": secrets.token_hex(8)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(len(stage.commands))]
 
 
 def start(stage, process, trap, env, base):
     """Fork a child for a process of a stage."""
     sys.stdout.flush()
-    (base / f"error.{process.rank}.json").unlink(missing_ok=True)
-    process.trap, process.done = trap, False
+    process.trap = trap
+    process.done = False
     process.errors, writer = os.pipe()
-    process.started, process.pid = time.monotonic(), os.fork()
+    process.started = time.monotonic()
+    process.pid = os.fork()
     if process.pid == 0:
         live(stage, process, env, writer, base / f"lines.{process.rank}.json")
     os.close(writer)
@@ -167,51 +187,63 @@ def reap(process):
     return os.waitstatus_to_exitcode(status)
 
 
-def last_words(process, base):
+def kill(process):
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitpid(process.pid, 0)
+    process.pid = None
+
+
+def last_words(process):
     """What a process that has ended said to the user."""
     with open(process.errors, "rb") as pipe:
-        said = pipe.read().decode(errors="replace")
-    error = base / f"error.{process.rank}.json"
-    return " | ".join(filter(None, (said.strip(), error.read_text() if error.exists() else "")))
+        return pipe.read().decode(errors="replace").strip()
 
 
-def end_others(processes, grace_sec):
-    """What torchrun does when a process of a world has died: SIGTERM to the rest, and SIGKILL after a while."""
+def end_others(processes):
+    """What torchrun does when one of its processes has died: SIGTERM to the rest, SIGKILL after a while."""
     left = [process for process in processes if process.pid]
     for process in left:
         os.kill(process.pid, signal.SIGTERM)
-    until = time.monotonic() + grace_sec
+    until = time.monotonic() + GRACE_SEC
     while left and time.monotonic() < until:
         left = [process for process in left if reap(process) is None]
         time.sleep(0.002)
     for process in left:
-        os.kill(process.pid, signal.SIGKILL)
-        os.waitpid(process.pid, 0)
-        process.pid = None
+        kill(process)
+
+
+def ended_now(processes):
+    """-> [(process, exit code)] of those that have ended since the last look."""
+    codes = [(process, reap(process)) for process in processes if process.pid]
+    return [(process, code) for process, code in codes if code is not None]
 
 
 def collect(processes):
-    """-> [(process, exit code)] of those that have ended since the last look. One that ends badly may take others with it: a second look
-    finds the cause as well."""
-    ended = [(process, code) for process in processes if process.pid and (code := reap(process)) is not None]
+    """The same; one that ends badly may take others with it, and a second look finds the cause as well."""
+    ended = ended_now(processes)
     if any(code for _, code in ended):
         time.sleep(0.02)
-        ended += [(process, code) for process in processes if process.pid and (code := reap(process)) is not None]
+        ended += ended_now(processes)
     return ended
 
 
-def drive(stage, base, choose, grace=lambda: 0.0):
+def drive(stage, base, choose):
     """Start the processes of a stage, and again those that were killed, until all are done -> Course.
 
-    choose() -> the Trap of a start; grace() -> the seconds that the ranks of a world have between SIGTERM and SIGKILL."""
-    processes, course, begin = [Process(rank) for rank in range(len(stage.commands))], Course(), time.monotonic()
+    choose() -> the Trap of a start."""
+    processes = [Process(rank) for rank in range(len(stage.commands))]
+    course = Course()
+    begin = time.monotonic()
     while not all(process.done for process in processes) and not course.problem:
+        # Start who is idle. Ranks start together.
         idle = [process for process in processes if not process.pid and (stage.together or not process.done)]
         if idle and (not stage.together or len(idle) == len(processes)):
-            env = world_env(stage, base)
-            for process in idle:
-                start(stage, process, choose(), env[process.rank], base)
+            for process, env in zip(processes, world_env(stage)):
+                if process in idle:
+                    start(stage, process, choose(), env, base)
             course.starts += 1
+
+        # Kill whose time has come.
         time.sleep(0.001)
         now = time.monotonic()
         for process in processes:
@@ -219,26 +251,28 @@ def drive(stage, base, choose, grace=lambda: 0.0):
                 os.kill(process.pid, signal.SIGKILL)
             if process.pid and now - process.started > HANG_SEC:
                 course.problem = f"process {process.rank} has not ended after {HANG_SEC} seconds"
-        settle(stage, base, processes, collect(processes), course, grace)
+        settle(stage, processes, collect(processes), course)
+
     for process in processes:  # after a problem
         if process.pid:
-            os.kill(process.pid, signal.SIGKILL)
-            os.waitpid(process.pid, 0)
+            kill(process)
     course.seconds = time.monotonic() - begin
     return course
 
 
-def settle(stage, base, processes, ended, course, grace):
-    """Take note of processes that have ended: done, killed by their trap, or by themselves, which is a problem."""
-    killed = [process for process, code in ended if code in (-signal.SIGKILL, -signal.SIGXFSZ) and process.trap.kind != "none"]
+def settle(stage, processes, ended, course):
+    """Take note of processes that have ended: done, killed by their trap, or by themselves: a problem."""
+    deadly = (-signal.SIGKILL, -signal.SIGXFSZ)
+    killed = [process for process, code in ended if code in deadly and process.trap.kind != "none"]
     course.deaths += [(process.trap.kind, time.monotonic() - process.started) for process in killed]
-    if killed and stage.together:
-        end_others(processes, grace())
+    others_follow = bool(killed) and stage.together
+    if others_follow:
+        end_others(processes)
     for process, code in ended:
-        words = last_words(process, base)
+        words = last_words(process)
         process.done = code == 0
-        if code != 0 and process not in killed and not (killed and stage.together):
+        if code != 0 and process not in killed and not others_follow:
             course.problem = f"process {process.rank} ended by itself with {code}: {words}"
-    if killed and stage.together:
+    if others_follow:
         for process in processes:
             process.done = False

@@ -1,30 +1,56 @@
-"""One thread a process: the networks here are tiny, and two processes that spin for each other's cores take ten times as long."""
+"""One thread a process: networks are tiny here, and processes that share cores take ten times as long."""
+import itertools
 import os
-import subprocess
-import sys
 from collections import Counter
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the launchers' processes
+os.environ["OMP_WAIT_POLICY"] = "passive"  # two threads of a test do not spin for a core
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
-LONGEST = ("test_soak", "test_processes", "test_kernels", "test_launchers", "test_launch", "test_fast_engine", "test_disk", "test_torture",
-           "test_recover_precision", "test_relabel_precision", "test_interrupts", "test_bench", "test_damage", "test_deterministic")
+from sre2l.run.start import prepare_process  # noqa: E402
+
+prepare_process()
+
+LONGEST = (
+    "test_soak", "test_processes", "test_kernels", "test_torture", "test_fast_engine", "test_disk",
+    "test_bench", "test_launchers", "test_report", "test_stop_training", "test_precision_training",
+    "test_recover_precision", "test_relabel_precision", "test_interrupts", "test_damage",
+    "test_deterministic")
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take longest come first: a file goes to one process, and none shall be left alone with a long one at the end."""
+    """Skip what is marked `gpu` where there is no GPU, and start with the files that take longest.
+
+    A file goes to one process, and no process shall be left alone with a long file at the end."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def pytest_terminal_summary(terminalreporter):
     """The slowest files, seconds over all their tests."""
     seconds = Counter()
-    for report in (report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "duration")):
-        seconds[report.nodeid.partition("::")[0]] += report.duration
+    for report in itertools.chain(*terminalreporter.stats.values()):
+        if hasattr(report, "duration"):
+            seconds[report.nodeid.partition("::")[0]] += report.duration
     terminalreporter.section("slowest files")
     for name, value in seconds.most_common(8):
         terminalreporter.write_line(f"{value:6.1f} s  {name}")
+
+
+@pytest.fixture(autouse=True)
+def no_page(request, monkeypatch):
+    """Training ends without its page, which takes three seconds, but where a test has the fixture `page`."""
+    if "page" not in request.fixturenames:
+        monkeypatch.setattr("validate.train.write_page", lambda run, student: "no report: a test")
+
+
+@pytest.fixture
+def page():
+    """Students get their page (no_page)."""
 
 
 @pytest.fixture(scope="session")
@@ -32,12 +58,3 @@ def world(tmp_path_factory):
     """tests.worlds.make_world in a folder that the tests of bad input share."""
     from tests.worlds import make_world
     return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def other():
-    """Another process of this machine that lives for a while."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    yield process
-    process.kill()
-    process.wait()

@@ -1,34 +1,57 @@
 """Run a training stage in float64, so that one process and several can be compared to rounding.
 
-python -m tests.fp64 validate.train <its flags>, or squeeze.squeeze. With --device cuda all processes share the first GPU, over gloo."""
+python -m tests.fp64 validate.train <its flags>, or squeeze.squeeze. With --device cuda all processes share
+the first GPU, over gloo. STATISTICS=FILE: keep there what the BatchNorm layers of one process meet in
+training."""
+import atexit
 import importlib
+import os
 import sys
 from functools import partial
 
 import torch
+from torch import nn
 
-from sre2l.nets import training
 from sre2l.data.augment import apply_mix
-from sre2l.run.processes import start
+from sre2l.nets import precision
+from sre2l.run import processes
 from sre2l.run.start import run_script
 
 
 def show_batch64(pixels, mix, mean, std, _):
     """sre2l.data.augment.show_batch in float64."""
-    mean, std = (torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (mean, std))
-    return apply_mix((pixels.double() / 255 - mean) / std, mix)
+    norm = torch.tensor((mean, std), dtype=torch.float64, device=pixels.device).view(2, 3, 1, 1)
+    return apply_mix((pixels.double() / 255 - norm[0]) / norm[1], mix)
 
 
 def share_one_gpu():
-    """Two processes on one GPU, which NCCL refuses."""
-    training.pick_device = lambda name: torch.device("cuda", 0)
-    training.start = lambda device: start(torch.device("cpu"))
+    """Put two processes on one GPU, which NCCL refuses."""
+    precision.pick_device = lambda name: torch.device("cuda", 0)
+    start = processes.start
+    processes.start = lambda device: start(torch.device("cpu"))
+
+
+def record_statistics(path):
+    """Keep mean and unbiased variance of each input that a BatchNorm layer meets in training, in order."""
+    met = []
+
+    def look(module, inputs):
+        if isinstance(module, nn.BatchNorm2d) and module.training:
+            pixels = inputs[0].detach()
+            met.append((pixels.mean((0, 2, 3)), pixels.var((0, 2, 3))))
+
+    nn.modules.module.register_module_forward_pre_hook(look)
+    atexit.register(lambda: torch.save(met, path))
 
 
 if __name__ == "__main__":
     stage, flags = importlib.import_module(sys.argv[1]), sys.argv[2:]
     torch.set_default_dtype(torch.float64)
-    stage.show_batch, stage.evaluate = show_batch64, lambda *_, **__: (0.0, 0.0)  # the evaluation's images are float32
+    stage.show_batch = show_batch64
+    stage.evaluate = lambda *_, **__: (0.0, 0.0)  # the evaluation's images are float32
+    stage.write_page = lambda *_: "no report: a test"
+    if "STATISTICS" in os.environ:
+        record_statistics(os.environ["STATISTICS"])
     if "cuda" in flags:
         share_one_gpu()
     run_script(stage.main, partial(stage.get_args, flags))

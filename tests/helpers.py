@@ -1,4 +1,5 @@
-"""What several test files need: folders of noise, checkpoints of small teachers, runs of scripts and launchers."""
+"""What several test files need: folders of noise, checkpoints of small teachers, runs of scripts."""
+import itertools
 import os
 import subprocess
 import sys
@@ -9,40 +10,46 @@ import pytest
 import torch
 from PIL import Image
 
-from sre2l.run import claims
-from sre2l.run.files import write_bytes
+from recover import recover
 from sre2l.data.label_files import encode_label_batch, label_path
 from sre2l.nets.models import build_network
 from sre2l.run.errors import UserError
+from sre2l.run.files import write_bytes
+from sre2l.run.lock import LOCKS
 from sre2l.run.paths import ROOT
 
 SMALL = "shufflenet_v2_x0_5"  # torchvision's smallest classifier with BatchNorm
 
 
+def save_noise(rng, size, path):
+    Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+
+
 def noise_folder(root, class_names, per_class, size=32, suffix="png", seed=0):
     """<root>/<class>/<i>.<suffix> with uniform noise, `size` pixels square -> root."""
+    root = Path(root)
     rng = np.random.default_rng(seed)
     for name in class_names:
-        (Path(root) / name).mkdir(parents=True)
+        (root / name).mkdir(parents=True)
         for i in range(per_class):
-            Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(Path(root) / name / f"{name}_{i:03d}.{suffix}")
-    return Path(root)
+            save_noise(rng, size, root / name / f"{name}_{i:03d}.{suffix}")
+    return root
 
 
 def synthetic_folder(root, num_classes=10, ipc=2, size=32, seed=0, suffix=".jpg"):
     """A folder of noise in recover's layout -> root."""
+    root = Path(root)
     rng = np.random.default_rng(seed)
     for label in range(num_classes):
-        (Path(root) / f"new{label:03d}").mkdir(parents=True)
+        (root / f"new{label:03d}").mkdir(parents=True)
         for i in range(ipc):
-            noise = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(Path(root) / f"new{label:03d}" / f"class{label:03d}_id{i:03d}{suffix}")
-    return Path(root)
+            save_noise(rng, size, root / f"new{label:03d}" / f"class{label:03d}_id{i:03d}{suffix}")
+    return root
 
 
-def write_label_batch(root, epoch, index, sheet):
+def write_label_batch(root, epoch, index, label_batch):
     """One label file, as relabel writes it."""
-    write_bytes(label_path(root, epoch, index), encode_label_batch(sheet), root)
+    write_bytes(label_path(root, epoch, index), encode_label_batch(label_batch), root)
 
 
 def bare_checkpoint(path, arch=SMALL, num_classes=10, wrap=lambda weights: weights, stem="torchvision"):
@@ -53,16 +60,66 @@ def bare_checkpoint(path, arch=SMALL, num_classes=10, wrap=lambda weights: weigh
     return path
 
 
+def release_locks():
+    """End every run of this process, as far as its locks go."""
+    for lock in LOCKS.values():
+        lock.release()
+
+
 def run_main(module, *flags):
-    """A script's main with these flags, in this process."""
+    """A script's main with these flags, in this process, which then holds no lock any more."""
     try:
         return module.main(module.get_args([str(flag) for flag in flags]))
     finally:
-        claims.release()
+        release_locks()
+
+
+def close_locks():
+    """Close the lock files of this process: a file system with one open for writing cannot be remounted."""
+    for lock in LOCKS.values():
+        os.close(lock.handle)
+    LOCKS.clear()
+
+
+def optimise(stepper, noise, views, targets, rates, watch=lambda iteration, terms: None):
+    """The loop of recover.py over one group of batches -> the last images (G, B, 3, S, S), normalised.
+
+    watch is called after each step, with the terms before it."""
+    stepper.start(noise.to(targets.device), targets, views, rates)
+    for iteration in range(len(rates)):
+        watch(iteration, stepper.step(iteration))
+    return stepper.images
+
+
+def before_call(monkeypatch, owner, name, at, act=None):
+    """Let act() happen before the `at`-th call of owner.name, in whatever thread -> a list of the calls."""
+    original = getattr(owner, name)
+    calls = []
+    numbers = itertools.count(1)
+
+    def call(*args, **options):
+        calls.append(True)
+        if next(numbers) == at:  # not the list's length, to which another thread may add in between
+            act()
+        return original(*args, **options)
+    monkeypatch.setattr(owner, name, call)
+    return calls
+
+
+def keep_last_images(monkeypatch):
+    """Keep what recover makes pixels of -> a list that fills with the last images of each batch."""
+    lasts = []
+    to_pixels = recover.to_pixels
+
+    def keep(images, mean, std):
+        lasts.append(images.clone())
+        return to_pixels(images, mean, std)
+    monkeypatch.setattr(recover, "to_pixels", keep)
+    return lasts
 
 
 def refused(module, *flags):
-    """Run a script that must refuse its input -> the message. Anything but a UserError or argparse's exit 2 fails."""
+    """Run a script that must refuse its input, by a UserError or argparse's exit 2 -> the message."""
     with pytest.raises((UserError, SystemExit)) as caught:
         run_main(module, *flags)
     if isinstance(caught.value, SystemExit):
@@ -72,7 +129,7 @@ def refused(module, *flags):
 
 
 def launch(launcher, *flags, cwd=ROOT, shell="sh", **env):
-    """Run a launcher such as 'recover/recover.sh' with this Python first on the path -> CompletedProcess with text output."""
+    """Run a launcher such as 'recover/recover.sh' with this Python first on the path -> CompletedProcess."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run([shell, str(launcher), *map(str, flags)], cwd=cwd, capture_output=True, text=True,
                           env={**os.environ, "PATH": path, **env}, check=False)

@@ -1,31 +1,31 @@
-"""Compile every GPU kernel of recover for an H100, without a GPU: python -m tests.kernel_build. Prints a line for each."""
-from itertools import product
-
+"""Compile every GPU kernel of recover for an H100, without a GPU: python -m tests.kernel_build."""
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sre2l.kernels.triton import view as look, moments
-from sre2l.kernels.triton import norms as kernels, pool
+from sre2l.kernels.triton import moments, norms, pool, view
 
 TARGET = GPUTarget("cuda", 90, 32)
-NUMBERS = {"low": "fp32", "high": "fp32", "factor": "fp32"}  # what is not here and no pointer is a whole number
+NUMBERS = {"low": "fp32", "high": "fp32", "factor": "fp32"}  # the others are whole numbers or pointers
 DATA = ("x", "other", "y", "thin", "g1", "g2", "gx", "gother", "seen")  # in the network's type
-EXACT = ("partial", "mean", "scale", "shift", "coefficients", "means", "variances", "moments", "distances", "factors", "images", "out", "first", "second",
-         "rate")
-PASSES = (kernels.norm_forward, kernels.norm_backward, pool.pool_forward, pool.pool_backward)
+EXACT = ("partial", "mean", "scale", "shift", "coefficients", "means", "variances", "moments", "distances",
+         "factors", "images", "out", "first", "second", "rate")
+PASSES = (norms.norm_forward, norms.norm_backward, pool.pool_forward, pool.pool_backward)
+VIEWS = (view.view_forward, view.view_backward)
 FLAGS = ("HAS_OTHER", "THIN", "STATS", "TWO", "CLAMPS", "WRITE_OTHER")
-BLOCKS = {"M": 32, "N": 64, "P": 64, "WIDTH": 16, "CHANNELS": 4, "C": 4, "W": 256, "beta1": 0.5, "beta2": 0.9, "eps": 1e-8}
+BLOCKS = {"M": norms.TILE // 64, "N": 64, "P": 64, "WIDTH": moments.WIDTH, "CHANNELS": 4, "C": 4, "W": 256,
+          "beta1": 0.5, "beta2": 0.9, "eps": 1e-8}
 
 
 def types_of(function, data, exact):
     """The signature of a kernel by the names of its parameters. data, exact: 'fp16', 'fp32', ..."""
     constants = {p.name for p in function.params if p.is_constexpr}
-    pointers = {**dict.fromkeys(DATA, f"*{data}"), **dict.fromkeys(EXACT, f"*{exact}"), "winner": "*i8", "table": "*i64", "gradient": f"*{exact}"}
-    if function in (look.look_forward, look.look_backward):
+    pointers = {**dict.fromkeys(DATA, f"*{data}"), **dict.fromkeys(EXACT, f"*{exact}"),
+                "winner": "*i8", "table": "*i64", "gradient": f"*{exact}"}
+    if function in VIEWS:
         pointers |= {"table": f"*{exact}", "gradient": f"*{data}"}
-    if function is look.adam:
+    if function is view.adam:
         pointers |= {"low": f"*{exact}", "high": f"*{exact}"}
     known = {**dict.fromkeys(function.arg_names, "i32"), **NUMBERS, **pointers}
     return {name: "constexpr" if name in constants else known[name] for name in function.arg_names}
@@ -33,22 +33,29 @@ def types_of(function, data, exact):
 
 def build(function, data, exact, **flags):
     signature = types_of(function, data, exact)
-    columns = 1024 if function in (look.adam, moments.coefficients_of) else BLOCKS["N"]
+    columns = 1024 if function in (view.adam, moments.coefficients_of) else BLOCKS["N"]
     values = {**BLOCKS, "N": columns, "ACC": tl.float64 if exact == "fp64" else tl.float32, **flags}
-    constants = {(place,): values[name] for place, name in enumerate(function.arg_names) if signature[name] == "constexpr"}
+    names = list(enumerate(function.arg_names))
+    constants = {(place,): values[name] for place, name in names if signature[name] == "constexpr"}
     compiled = triton.compile(ASTSource(function, signature, constants), target=TARGET)
     assert compiled.metadata.shared <= 227 * 1024
     print(function.__name__, data, exact, *(name for name, on in flags.items() if on), flush=True)
 
 
+def build_passes(data, exact, on):
+    """The passes over an activation, with all flags on or off."""
+    for function in PASSES:
+        build(function, data, exact, **{name: on for name in FLAGS if name in function.arg_names})
+
+
 def main():
+    build_passes("fp16", "fp32", True)
+    build_passes("fp16", "fp32", False)
+    build_passes("fp64", "fp64", True)
     for data, exact in (("fp16", "fp32"), ("fp64", "fp64")):
-        for on, function in product((True, False) if data == "fp16" else (True,), PASSES):
-            build(function, data, exact, **{name: on for name in FLAGS if name in function.arg_names})
-        for function in (look.look_forward, look.look_backward):
+        for function in VIEWS:
             build(function, data, exact)
-    for exact in ("fp32", "fp64"):
-        for function in (moments.sum_parts, moments.coefficients_of, look.adam):
+        for function in (moments.sum_parts, moments.coefficients_of, view.adam):
             build(function, exact, exact)
     print("every kernel compiled")
 

@@ -1,4 +1,4 @@
-"""Small networks with trained-like BatchNorm buffers, and the same networks again as plain formulas over their state dict."""
+"""Small networks with trained-like BatchNorm buffers, and the same as formulas over their state dicts."""
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SmallNet(nn.Module):
-    """Two convolutions with BatchNorm2d; in the head a BatchNorm1d on request; on request one more layer that never runs."""
+    """Two convolutions with BatchNorm2d; on request a BatchNorm1d in the head and a layer that never runs."""
 
     def __init__(self, head_norm=False, idle_norm=False):
         super().__init__()
@@ -24,7 +24,7 @@ class SmallNet(nn.Module):
 
 
 def like_trained(network, seed):
-    """Random running statistics and affine weights in every BatchNorm layer; frozen, fp64, eval mode -> network."""
+    """Draw running statistics and affine weights of every BatchNorm; frozen, fp64, eval mode -> network."""
     g = torch.Generator().manual_seed(seed)
     for layer in network.modules():
         if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
@@ -37,19 +37,21 @@ def like_trained(network, seed):
 
 
 class Formula:
-    """A network's forward pass written out over its weights; norms collects |mean - m|_2 + |var - v|_2 of each BatchNorm by name."""
+    """A forward pass written out over the weights; norms: |mean - m|_2 + |var - v|_2 by name of BatchNorm."""
 
     def __init__(self, network):
         self.weights, self.norms = network.state_dict(), {}
 
     def norm(self, name, x):
-        weight, bias, mean, var = (self.weights[f"{name}.{key}"] for key in ("weight", "bias", "running_mean", "running_var"))
+        keys = ("weight", "bias", "running_mean", "running_var")
+        weight, bias, mean, var = (self.weights[f"{name}.{key}"] for key in keys)
         rows = x.transpose(0, 1).reshape(x.shape[1], -1)  # (C, N H W)
         m = rows.sum(1) / rows.shape[1]
         v = ((rows - m[:, None]) ** 2).sum(1) / rows.shape[1]
         self.norms[name] = ((m - mean) ** 2).sum().sqrt() + ((v - var) ** 2).sum().sqrt()
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        return (x - mean.view(shape)) / (var.view(shape) + 1e-5).sqrt() * weight.view(shape) + bias.view(shape)
+        normed = (x - mean.view(shape)) / (var.view(shape) + 1e-5).sqrt()
+        return normed * weight.view(shape) + bias.view(shape)
 
     def conv(self, name, x, stride=1, padding=0):
         return F.conv2d(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"), stride, padding)
@@ -78,9 +80,10 @@ class Formula:
 
 
 def build(name):
-    """-> (network, a function x -> (logits, {BatchNorm layer: distance}) that is the same network as formulas)."""
+    """-> (network, a function x -> (logits, {BatchNorm layer: distance}), the same network as formulas)."""
     torch.manual_seed(1)
-    kinds = {"conv": lambda: SmallNet(), "head": lambda: SmallNet(head_norm=True), "idle": lambda: SmallNet(idle_norm=True),
+    kinds = {"conv": lambda: SmallNet(), "head": lambda: SmallNet(head_norm=True),
+             "idle": lambda: SmallNet(idle_norm=True),
              "resnet18": lambda: torchvision.models.resnet18(num_classes=5)}
     network = like_trained(kinds[name](), 2)
 
@@ -91,7 +94,7 @@ def build(name):
 
 
 def calibrated(network, size, seed, batch=8):
-    """like_trained, with running statistics near those of noise of that size, so that no layer drowns another -> network."""
+    """like_trained, with running statistics near those of noise: no layer drowns another -> network."""
     network = like_trained(network, seed)
     g = torch.Generator().manual_seed(seed)
     found = {}
@@ -102,10 +105,12 @@ def calibrated(network, size, seed, batch=8):
         x = inputs[0].detach().transpose(0, 1).flatten(1)
         if layer not in found:
             found[layer] = 1
-            layer.running_mean.copy_(x.mean(1) + 0.3 * x.std(1) * torch.randn(len(x), dtype=x.dtype, generator=g))
+            noise = torch.randn(len(x), dtype=x.dtype, generator=g)
+            layer.running_mean.copy_(x.mean(1) + 0.3 * x.std(1) * noise)
             layer.running_var.copy_(x.var(1) * (0.5 + torch.rand(len(x), dtype=x.dtype, generator=g)) + 1e-3)
 
-    handles = [layer.register_forward_pre_hook(hook) for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
     with torch.no_grad():
         network(torch.randn(batch, 3, size, size, dtype=torch.float64, generator=g))
     for handle in handles:

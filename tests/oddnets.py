@@ -3,6 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.nets import calibrated
+
 SIZE = 12  # of the images, pixels; one pattern has a parameter of this shape
 
 
@@ -25,7 +27,8 @@ class OddNet(nn.Module):
         self.strided, self.thin = nn.Conv2d(6, 6, 3, stride=2, padding=1), nn.Conv2d(6, 6, 1, stride=2)
         self.line, self.image_norm, self.renamed = nn.BatchNorm1d(6), nn.BatchNorm2d(3), Renamed(6)
         self.bare, self.batch = nn.BatchNorm2d(6, affine=False), nn.BatchNorm2d(6, track_running_stats=False)
-        self.relu6, self.clamp, self.relu, self.hardswish = nn.ReLU6(), nn.Hardtanh(-1, 2), nn.ReLU(inplace=True), nn.Hardswish(inplace=True)
+        self.relu6, self.clamp = nn.ReLU6(), nn.Hardtanh(-1, 2)
+        self.relu, self.hardswish = nn.ReLU(inplace=True), nn.Hardswish(inplace=True)
         self.pool, self.pool2 = nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2)
         self.offset = nn.Parameter(torch.randn(1, 6, SIZE, SIZE))
         self.fc = nn.Linear(6, 5)
@@ -94,7 +97,7 @@ def pooled_twice_used(n, x, y):
 
 
 def ignored(n, x, y):
-    """A layer that runs though nobody looks at what it gives: its statistics count."""
+    """A layer that runs though nobody reads its result: its statistics count."""
     n.bn2(n.conv2(y))
     return F.relu(y)
 
@@ -131,31 +134,49 @@ def sum_under_another_name(n, x, y):
 
 
 PATTERNS = {
-    "relu": after(lambda n, y: F.relu(y)), "nothing": after(lambda n, y: y), "relu module": after(lambda n, y: n.relu(y)),
-    "relu method": after(lambda n, y: y.relu()), "relu6": after(lambda n, y: n.relu6(y)), "relu6 function": after(lambda n, y: F.relu6(y)),
-    "hardtanh": after(lambda n, y: n.clamp(y)), "hardtanh function": after(lambda n, y: F.hardtanh(y, -0.5, 0.5)),
-    "hardswish": after(lambda n, y: n.hardswish(y)), "silu": after(lambda n, y: F.silu(y, inplace=True)), "leaky": after(lambda n, y: F.leaky_relu(y)),
-    "clamp": after(lambda n, y: y.clamp(-1, 1)), "in place": after(lambda n, y: F.relu(y, inplace=True)), "in place, torch": after(lambda n, y: torch.relu_(y)),
-    "in place, method": after(lambda n, y: y.relu_()), "in place, two": after(lambda n, y: y.mul_(2).add_(1).relu_()),
-    "in place, after a clamp": after(lambda n, y: n.relu6(y).add_(1)), "a number": after(lambda n, y: F.relu(y + 1)),
-    "itself": after(lambda n, y: F.relu(y + y)), "broadcast over pixels": after(lambda n, y: F.relu(y + F.relu(y).mean((2, 3), keepdim=True))),
+    "relu": after(lambda n, y: F.relu(y)), "nothing": after(lambda n, y: y),
+    "relu module": after(lambda n, y: n.relu(y)), "relu method": after(lambda n, y: y.relu()),
+    "relu6": after(lambda n, y: n.relu6(y)), "relu6 function": after(lambda n, y: F.relu6(y)),
+    "hardtanh": after(lambda n, y: n.clamp(y)),
+    "hardtanh function": after(lambda n, y: F.hardtanh(y, -0.5, 0.5)),
+    "hardswish": after(lambda n, y: n.hardswish(y)), "silu": after(lambda n, y: F.silu(y, inplace=True)),
+    "leaky": after(lambda n, y: F.leaky_relu(y)), "clamp": after(lambda n, y: y.clamp(-1, 1)),
+    "in place": after(lambda n, y: F.relu(y, inplace=True)),
+    "in place, torch": after(lambda n, y: torch.relu_(y)), "in place, method": after(lambda n, y: y.relu_()),
+    "in place, two": after(lambda n, y: y.mul_(2).add_(1).relu_()),
+    "in place, after a clamp": after(lambda n, y: n.relu6(y).add_(1)),
+    "a number": after(lambda n, y: F.relu(y + 1)), "itself": after(lambda n, y: F.relu(y + y)),
+    "broadcast over pixels": after(lambda n, y: F.relu(y + F.relu(y).mean((2, 3), keepdim=True))),
     "broadcast over channels": after(lambda n, y: F.relu(y + y.sigmoid().mean(1, keepdim=True))),
-    "broadcast over images": after(lambda n, y: F.relu(y + n.offset)), "times alpha": after(lambda n, y: F.relu(torch.add(y, y.sigmoid(), alpha=2))),
+    "broadcast over images": after(lambda n, y: F.relu(y + n.offset)),
+    "times alpha": after(lambda n, y: F.relu(torch.add(y, y.sigmoid(), alpha=2))),
     "layer twice": lambda n, x, y: F.relu(n.bn2(n.conv2(F.relu(n.bn2(n.conv2(F.relu(y))))))),
     "first layer twice": lambda n, x, y: F.relu(n.bn(n.conv2(F.relu(y)))),
-    "image twice": lambda n, x, y: F.relu(y) + n.conv(x), "image in the sum": lambda n, x, y: F.relu(y + torch.cat((x, x), 1)),
-    "norm of the image": lambda n, x, y: F.relu(n.bn2(n.conv(n.image_norm(x)))) + y,
-    "residual": residual, "residual, reversed": lambda n, x, y: F.relu(F.relu(y) + n.bn2(n.conv2(F.relu(y)))), "residual in place": residual_in_place,
-    "residual without relu": lambda n, x, y: n.conv3(n.bn2(n.conv2(y)) + y), "two norms": lambda n, x, y: F.relu(n.bn2(n.conv2(y)) + n.bn3(n.conv3(y))),
-    "shortcut": shortcut, "thin twice": thin_twice, "thin alone": lambda n, x, y: F.relu(n.bn2(n.thin(F.relu(y)))),
+    "image twice": lambda n, x, y: F.relu(y) + n.conv(x),
+    "image in the sum": lambda n, x, y: F.relu(y + torch.cat((x, x), 1)),
+    "norm of the image": lambda n, x, y: F.relu(n.bn2(n.conv(n.image_norm(x)))) + y, "residual": residual,
+    "residual, reversed": lambda n, x, y: F.relu(F.relu(y) + n.bn2(n.conv2(F.relu(y)))),
+    "residual in place": residual_in_place,
+    "residual without relu": lambda n, x, y: n.conv3(n.bn2(n.conv2(y)) + y),
+    "two norms": lambda n, x, y: F.relu(n.bn2(n.conv2(y)) + n.bn3(n.conv3(y))), "shortcut": shortcut,
+    "thin twice": thin_twice, "thin alone": lambda n, x, y: F.relu(n.bn2(n.thin(F.relu(y)))),
     "three ways": three_ways, "dense": dense, "halves": halves,
-    "pool": lambda n, x, y: F.relu(n.bn2(n.conv2(n.pool(F.relu(y))))), "pool of relu6": lambda n, x, y: n.pool(n.relu6(y)),
-    "pool without relu": lambda n, x, y: n.conv2(n.pool(y)), "pool of another kind": lambda n, x, y: n.conv2(n.pool2(F.relu(y))),
-    "pool after a sum": lambda n, x, y: n.pool(F.relu(n.bn2(n.conv2(y)) + y)), "pool and not": pooled_and_not, "pool, two ways": pooled_twice_used,
-    "lines": lambda n, x, y: F.relu(n.line(y.flatten(2)))[..., None], "head": lambda n, x, y: n.line(F.relu(y).mean((2, 3)))[..., None, None],
-    "without weights": lambda n, x, y: F.relu(n.bare(n.conv2(y))), "without statistics": lambda n, x, y: F.relu(n.batch(n.conv2(y)) + y),
-    "used before and after": used_before_and_after, "ignored": ignored, "looked away": looked_away, "decides": decides,
-    "class of its own": lambda n, x, y: n.renamed(n.conv2(F.relu(y))),
-    "changed under another name": changed_under_another_name, "changed without a name": changed_without_a_name,
-    "sum under another name": sum_under_another_name,
-}
+    "pool": lambda n, x, y: F.relu(n.bn2(n.conv2(n.pool(F.relu(y))))),
+    "pool of relu6": lambda n, x, y: n.pool(n.relu6(y)),
+    "pool without relu": lambda n, x, y: n.conv2(n.pool(y)),
+    "pool of another kind": lambda n, x, y: n.conv2(n.pool2(F.relu(y))),
+    "pool after a sum": lambda n, x, y: n.pool(F.relu(n.bn2(n.conv2(y)) + y)), "pool and not": pooled_and_not,
+    "pool, two ways": pooled_twice_used, "lines": lambda n, x, y: F.relu(n.line(y.flatten(2)))[..., None],
+    "head": lambda n, x, y: n.line(F.relu(y).mean((2, 3)))[..., None, None],
+    "without weights": lambda n, x, y: F.relu(n.bare(n.conv2(y))),
+    "without statistics": lambda n, x, y: F.relu(n.batch(n.conv2(y)) + y),
+    "used before and after": used_before_and_after, "ignored": ignored, "looked away": looked_away,
+    "decides": decides, "class of its own": lambda n, x, y: n.renamed(n.conv2(F.relu(y))),
+    "changed under another name": changed_under_another_name,
+    "changed without a name": changed_without_a_name, "sum under another name": sum_under_another_name}
+
+
+def odd_network(pattern, size=SIZE):
+    """The same calibrated OddNet whenever it is asked for."""
+    torch.manual_seed(1)
+    return calibrated(OddNet(PATTERNS[pattern]), size, 2)

@@ -2,22 +2,30 @@
 import re
 from html.parser import HTMLParser
 
+LOADING = ("src", "href", "xlink:href", "srcset", "data", "action")
 VOID = {"meta", "img", "wbr", "path", "use"}
 
 
 class Reader(HTMLParser):
-    """The elements of a page with their attributes, its text, and what it would load; fails where elements are not nested."""
+    """The elements of a page with their attributes, its text, and what it would load.
+
+    Fails where elements are not nested."""
 
     def __init__(self, html):
         super().__init__()
-        self.open, self.elements, self.words, self.loaded = [], [], [], []
+        self.open = []
+        self.elements = []
+        self.words = []
+        self.loaded = []
         self.feed(html)
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        self.loaded += [value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset", "data", "action") and not value.startswith("#")]
-        self.loaded += [url for _, value in attributes for url in re.findall(r"url\(([^)]*)\)", value or "") if not url.startswith("#")]
+        found = [value for name, value in attributes if name in LOADING]
+        for _, value in attributes:
+            found += re.findall(r"url\(([^)]*)\)", value or "")
+        self.loaded += [url for url in found if not url.startswith("#")]
         if tag not in VOID:
             self.open.append(tag)
 

@@ -1,3 +1,5 @@
-# Sourced by bench.sh, damage.sh and torture.sh with $root set: a python3 with the packages, and pytest, which their modules import.
+# Sourced by run.sh and the scripts of bench/ and stress/ with $root set: a python3 with what tests import.
 . "$root/sre2l/run/setup.sh"
-if ! python3 -c 'import pytest' 2>/dev/null; then python3 -m pip install -q pytest; fi
+if ! python3 -c 'import hypothesis, pytest, xdist' 2>/dev/null; then
+    python3 -m pip install -q -r "$root/tests/requirements.txt"
+fi

@@ -18,26 +18,31 @@ from validate import train
 def test_labels_at_chance_low_and_good():
     assert "that is chance" in Agreement(0.12, 0.1, 4000).warning and Agreement(0.12, 0.1, 4000).is_chance
     assert "that is chance" in Agreement(0.21, 0.1, 40).warning    # luck, in few rows
-    assert "that is low" in Agreement(0.33, 0.19, 6000).warning    # of such labels a student has learned 67 % of digits
+    # of such labels a student has learned 67 % of digits
+    assert "that is low" in Agreement(0.33, 0.19, 6000).warning
     assert "that is low" in Agreement(0.21, 0.1, 4000).warning and not Agreement(0.21, 0.1, 4000).is_chance
     assert Agreement(0.55, 0.19, 4000).warning is None             # the demo
-    assert Agreement(0.9, 0.75, 4000).warning is None              # two classes and partners: twice chance is out of reach
+    # two classes and partners: twice chance is out of reach
+    assert Agreement(0.9, 0.75, 4000).warning is None
     assert "55.0%" in Agreement(0.55, 0.19, 4000).text and "chance 19.0%" in Agreement(0.55, 0.19, 4000).text
 
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-    """A teacher that tells ten colours apart, and real images of them for validate -> (folder, colours (10, 3))."""
+    """A teacher that tells ten colours apart, real images for validate -> (folder, colours (10, 3))."""
     root = tmp_path_factory.mktemp("colours")
-    colours = np.array([[200 * (k & 1) + 30, 100 * (k >> 1 & 1) + 60, 40 * (k >> 2)] for k in range(10)], np.uint8)
+    colours = np.array([[200 * (k & 1) + 30, 100 * (k >> 1 & 1) + 60, 40 * (k >> 2)] for k in range(10)],
+                       np.uint8)
     for label, colour in enumerate(colours):
         (root / "val" / NAMES[label]).mkdir(parents=True)
         Image.new("RGB", (32, 32), tuple(colour.tolist())).save(root / "val" / NAMES[label] / "0.png")
-    spec, labels = DATASETS["cifar10"], torch.arange(10)
+    spec = DATASETS["cifar10"]
+    labels = torch.arange(10)
     torch.manual_seed(0)
     network, _ = build_network(SMALL, 10, "torchvision")
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-    images = normalise(torch.from_numpy(colours)[labels][:, :, None, None].expand(-1, -1, 32, 32), torch.tensor(spec.mean), torch.tensor(spec.std))
+    images = normalise(torch.from_numpy(colours)[labels][:, :, None, None].expand(-1, -1, 32, 32),
+                       torch.tensor(spec.mean), torch.tensor(spec.std))
     for _ in range(50):
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(images + 0.05 * torch.randn_like(images)), labels).backward()
@@ -55,16 +60,22 @@ def painted(root, colours):
     for label, colour in enumerate(colours):
         (root / f"new{label:03d}").mkdir(parents=True)
         for i in range(4):
-            Image.new("RGB", (32, 32), tuple(colour.tolist())).save(root / f"new{label:03d}" / f"class{label:03d}_id{i:03d}.jpg")
+            image = Image.new("RGB", (32, 32), tuple(colour.tolist()))
+            image.save(root / f"new{label:03d}" / f"class{label:03d}_id{i:03d}.jpg")
     return root
 
 
-@pytest.mark.parametrize("shift, wanted", [(0, None), (1, "that is chance, and a student will learn little: the teacher's classes are in another order")])
-def test_a_wrong_class_order_is_warned_of_at_the_end_of_relabel_and_at_the_start_of_validate(shift, wanted, colours, tmp_path):
+CHANCE = "that is chance, and a student will learn little: the teacher's classes are in another order"
+
+
+@pytest.mark.parametrize("shift, wanted", [(0, None), (1, CHANCE)])
+def test_a_wrong_class_order_is_warned_of_by_relabel_and_by_validate(shift, wanted, colours, tmp_path):
+    """At the end of the one and at the start of the other."""
     folder, values = colours
     painted(tmp_path / "run" / "images", np.roll(values, shift, 0))
     flags = ("--dataset", "cifar10", "--name", tmp_path / "run", "--device", "cpu", "-j", 0, "--epochs", 1)
-    run_main(relabel, *flags, "--teacher", folder / "teacher.pth", "--arch", SMALL, "-b", 8, "--mix-type", "none", "--padding", 0)
+    run_main(relabel, *flags, "--teacher", folder / "teacher.pth", "--arch", SMALL, "-b", 8, "--mix-type",
+             "none", "--padding", 0)
     run_main(train, *flags, "--val-dir", folder, "--model", SMALL)
     for log in (tmp_path / "run" / "labels.log.txt", tmp_path / "run" / f"student_{SMALL}" / "log.txt"):
         warnings = [line for line in log.read_text().splitlines() if line.startswith("warning")]

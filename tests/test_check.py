@@ -1,15 +1,14 @@
-"""relabel/check.sh: its report, its exit codes, what it says of what is not there, and how it reads a hash file."""
+"""relabel/check.sh: its report, exit codes, what it says of missing folders, how it reads a hash file."""
 import shutil
 
 import pytest
 
-from recover import recover
-from relabel import check, relabel
+from relabel import check
 from relabel.room import in_bytes
 from sre2l.run.errors import UserError
-from sre2l.check.manifest import read_hash_file
+from sre2l.run.hashes import read_hash_file
 from tests.helpers import launch, refused, run_main, synthetic_folder
-from tests.worlds import common, recover_flags, teacher
+from tests.worlds import recover_flags, relabel_flags
 
 HASH = "0123456789abcdef" * 4
 
@@ -18,8 +17,8 @@ HASH = "0123456789abcdef" * 4
 def run(world):
     """Recovered images and their labels, both with manifests and hashes."""
     folder = world / "checked"
-    run_main(recover, *common(world, folder), *teacher(world), "--iteration", 1, "--ipc-end", 2, "--batch-size", 10, "--no-crop-flip")
-    run_main(relabel, *common(world, folder), *teacher(world), "--epochs", 2, "-b", 8, "-j", 0)
+    run_main(*recover_flags(world, "--ipc-end", 2, name=folder))
+    run_main(*relabel_flags(world, "--name", folder, "--epochs", 2, "-b", 8))
     return folder
 
 
@@ -31,8 +30,10 @@ def lines(capsys, *flags):
 
 def test_a_whole_run_has_a_line_for_each_check_and_no_fault(run, capsys):
     report = lines(capsys, "--name", run)
-    assert report[-1] == "no fault found" and all(line.startswith("ok ") for line in report[:-2]) and len(report) == 10
-    assert "agreement" in report[-3] and "warning" not in report[-3] and report[-2].startswith("note   warning: that is chance")
+    assert report[-1] == "no fault found"
+    assert all(line.startswith("ok ") for line in report[:-2]) and len(report) == 10
+    assert "agreement" in report[-3] and "warning" not in report[-3]
+    assert report[-2].startswith("note   warning: that is chance")
     assert f"{run}/images, contents: 20 of 20 decode, 32 by 32 pixels, 20 hashes right" in report[2]
     assert f"{run}/labels, contents: 6 of 6 load and have the right fields, 6 hashes right" in report[6]
 
@@ -41,36 +42,36 @@ def test_images_alone_are_checked_before_there_are_labels(run, tmp_path, capsys)
     for path in run.glob("images*"):
         (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
     report = lines(capsys, "--name", tmp_path)
-    assert any("no labels there yet, so not checked" in line for line in report) and report[-1] == "no fault found"
+    assert any("no labels there yet, so not checked" in line for line in report)
+    assert report[-1] == "no fault found"
 
 
-def test_the_launcher_exits_1_with_the_first_fault_named_and_2_for_misuse(run, tmp_path):
+def test_the_launcher_exits_1_with_the_first_fault_named_which_is_not_one_for_quick(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     image = tmp_path / "run" / "images" / "new003" / "class003_id001.jpg"
     image.write_bytes(image.read_bytes()[:-9])
     result = launch("relabel/check.sh", "cifar10", "--name", tmp_path / "run")
-    assert result.returncode == 1 and str(image) in result.stderr and "FAULT" in result.stdout and "Traceback" not in result.stderr
-    assert launch("relabel/check.sh", "cifar10", "--name", tmp_path / "run", "--quick").returncode == 0
-    nothing = launch("relabel/check.sh", "cifar10", "--name", tmp_path / "none")
-    assert nothing.returncode == 2 and "neither images nor labels there yet" in nothing.stderr
+    assert result.returncode == 1 and str(image) in result.stderr
+    assert "FAULT" in result.stdout and "Traceback" not in result.stderr
+    assert lines(capsys, "--name", tmp_path / "run", "--quick")[-1].startswith("no fault found")
+    nothing = refused(check, "--dataset", "cifar10", "--name", tmp_path / "none")
+    assert "neither images nor labels there yet" in nothing
 
 
-def test_another_data_set_is_a_fault(run, capsys):
-    with pytest.raises(SystemExit) as caught:
-        run_main(check, "--dataset", "digits", "--name", run)
-    assert caught.value.code == 1 and "was made for cifar10, this run is of digits" in capsys.readouterr().err
-
-
-def test_a_folder_that_is_gone_while_its_records_stand_is_a_fault(run, tmp_path, capsys):
+def test_another_data_set_and_a_folder_gone_while_its_records_stand_are_faults(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "labels")
-    with pytest.raises(SystemExit) as end:
-        run_main(check, "--dataset", "cifar10", "--name", tmp_path / "run")
-    assert end.value.code == 1 and f"{tmp_path}/run/labels: this folder is missing" in capsys.readouterr().err
+    gone = f"{tmp_path}/run/labels: this folder is missing"
+    other = "was made for cifar10, this run is of digits"
+    for dataset, folder, fault in (("digits", run, other), ("cifar10", tmp_path / "run", gone)):
+        with pytest.raises(SystemExit) as caught:
+            run_main(check, "--dataset", dataset, "--name", folder)
+        assert caught.value.code == 1 and fault in capsys.readouterr().err
 
 
 def test_folders_without_records_say_what_cannot_be_found(tmp_path, capsys):
-    report = lines(capsys, "--data", synthetic_folder(tmp_path / "images"), "--fkd-path", tmp_path, "--dry-run")
+    report = lines(capsys, "--data", synthetic_folder(tmp_path / "images"), "--fkd-path", tmp_path,
+                   "--dry-run")
     assert "bytes_to_read" in "".join(report)
     report = lines(capsys, "--data", tmp_path / "images", "--name", tmp_path / "none")
     assert any(line.startswith("note   images without hashes: a JPEG has no checksum") for line in report)
@@ -78,25 +79,29 @@ def test_folders_without_records_say_what_cannot_be_found(tmp_path, capsys):
 
 def test_images_of_another_size_or_twice_the_same_are_named_without_records(tmp_path):
     root = synthetic_folder(tmp_path / "images")
-    shutil.copy(synthetic_folder(tmp_path / "large", size=40) / "new002" / "class002_id000.jpg", root / "new002" / "class002_id000.jpg")
+    shutil.copy(synthetic_folder(tmp_path / "large", size=40) / "new002" / "class002_id000.jpg",
+                root / "new002" / "class002_id000.jpg")
     assert "new002/class002_id000.jpg: is 40 by 40 pixels, the set has 32 by 32" in first_fault(tmp_path)
     shutil.copy(root / "new001" / "class001_id000.jpg", root / "new002" / "class002_id000.jpg")
     assert "new002/class002_id000.jpg: is new001/class001_id000.jpg once more" in first_fault(tmp_path)
 
 
 def first_fault(folder):
-    return next(finding.faults[0] for finding in check.verify(folder / "images", folder / "none", 10, 32) if finding.faults)
+    return next(finding.faults[0]
+                for finding in check.verify(folder / "images", folder / "none", 10, 32) if finding.faults)
 
 
 def test_relabel_names_the_stray_image_that_its_classes_do_not_share(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     extra = tmp_path / "run" / "images" / "new001" / "class001_id002.jpg"
     shutil.copy(extra.with_name("class001_id000.jpg"), extra)
-    assert str(extra) in refused(relabel, *common(tmp_path, tmp_path / "run"), "--teacher", run.parent / "teacher.pth", "--arch", teacher(run)[3])
+    assert str(extra) in refused(*relabel_flags(run.parent, "--name", tmp_path / "run"))
 
 
-@pytest.mark.parametrize("line", ["x" * 64 + "  a.tar\n", HASH + " a.tar\n", HASH + "  ../a.tar\n", HASH + "  /a.tar\n", HASH + "  a\\b.tar\n", "\n",
-                                  HASH.upper() + "  a.tar\n", HASH + "  a\x07.tar\n", HASH + "  b.tar\n", HASH + "  c.tar"])
+@pytest.mark.parametrize("line", ["x" * 64 + "  a.tar\n", HASH + " a.tar\n", HASH + "  ../a.tar\n",
+                                  HASH + "  /a.tar\n", HASH + "  a\\b.tar\n", "\n",
+                                  HASH.upper() + "  a.tar\n", HASH + "  a\x07.tar\n", HASH + "  b.tar\n",
+                                  HASH + "  c.tar"])
 def test_a_line_that_is_no_hash_is_passed_over_by_a_run_and_named_by_check(line, tmp_path):
     """The last two: a name for the second time, and a line without its end."""
     path = tmp_path / "labels.sha256"
@@ -106,36 +111,28 @@ def test_a_line_that_is_no_hash_is_passed_over_by_a_run_and_named_by_check(line,
         read_hash_file(path, strict=True)
 
 
-@pytest.mark.parametrize("stray", ("new000/notes.txt", "new000/class000_id007.jpg", ".DS_Store", "new010"))
-def test_recover_says_what_does_not_belong_into_its_folder(stray, world):
-    """It is done, and the next stage would refuse the folder: exit code 2 with the name; with the file moved away all is well."""
-    name = f"strays{stray.count('n')}{len(stray)}"
-    run_main(*recover_flags(world, name=name))
-    path = world / name / "images" / stray
-    path.touch() if "." in stray else path.mkdir()
-    assert f"{path}: all is done, but this is no file of the set" in refused(*recover_flags(world, name=name))
-    path.unlink() if "." in stray else path.rmdir()
-    run_main(*recover_flags(world, name=name))
-
-
-@pytest.mark.parametrize("stray", ("notes.txt", "epoch_0/batch_9.tar", "epoch_7"))
-def test_relabel_says_what_does_not_belong_into_its_folder(stray, world, tmp_path):
-    flags = (relabel, *common(world), *teacher(world), "--epochs", 1, "-b", 8, "-j", 0, "--fkd-path", tmp_path / "labels")
+def refuses_strays(root, strays, flags):
+    """A stage that is done names what the next stage would refuse; without the stray all is well."""
     run_main(*flags)
-    path = tmp_path / "labels" / stray
-    path.touch() if "." in stray else path.mkdir()
-    assert f"{path}: all is done, but this is no file of the set" in refused(*flags)
+    for stray in strays:
+        path = root / stray
+        path.touch() if "." in stray else path.mkdir()
+        assert f"{path}: all is done, but this is no file of the set" in refused(*flags)
+        path.unlink() if "." in stray else path.rmdir()
+    run_main(*flags)
 
 
-def test_an_image_that_became_a_link_is_written_again(world, tmp_path):
-    run_main(*recover_flags(world, name="linked"))
-    path = world / "linked" / "images" / "new003" / "class003_id000.jpg"
-    path.rename(tmp_path / "away.jpg")
-    path.symlink_to(tmp_path / "away.jpg")
-    run_main(*recover_flags(world, name="linked"))
-    assert not path.is_symlink() and path.read_bytes() == (tmp_path / "away.jpg").read_bytes()
+def test_recover_says_what_does_not_belong_into_its_folder(world):
+    strays = ("new000/notes.txt", "new000/class000_id007.jpg", ".DS_Store", "new010")
+    flags = recover_flags(world, "--engine", "plain", name="strays")  # it starts in half the time
+    refuses_strays(world / "strays" / "images", strays, flags)
 
 
-@pytest.mark.parametrize("number, text", ((0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (541_080, "541.1 kB"), (3 * 10 ** 10, "30.0 GB")))
-def test_bytes_are_shown_in_a_unit_that_fits(number, text):
-    assert in_bytes(number) == text
+def test_relabel_says_what_does_not_belong_into_its_folder(world, tmp_path):
+    flags = relabel_flags(world, "--epochs", 1, "-b", 8, "--fkd-path", tmp_path / "labels")
+    refuses_strays(tmp_path / "labels", ("notes.txt", "epoch_0/batch_9.tar", "epoch_7"), flags)
+
+
+def test_bytes_are_shown_in_a_unit_that_fits():
+    shown = [in_bytes(number) for number in (0, 999, 1000, 541_080, 3 * 10 ** 10)]
+    assert shown == ["0 bytes", "999 bytes", "1.0 kB", "541.1 kB", "30.0 GB"]

@@ -1,18 +1,17 @@
-"""The compiled passes over an activation against the formulas in torch, and against the same in double precision."""
+"""The compiled passes over an activation against the formulas in torch, in single and double precision."""
 import itertools
 
 import pytest
 import torch
 import torchvision
-from tests.nets import calibrated
 
-from recover.fast import FastEngine
+from recover.engines import make_fast_engine
+from recover.fast import CpuEngine
 from recover.objective import Weights
 from recover.views import View
-from sre2l.kernels import compiled as kernels
-from sre2l.kernels.cpu import host
 from sre2l.kernels import norms as formulas
 from sre2l.kernels.cpu.host import host_passes
+from tests.nets import calibrated
 
 CLAMPS = {"none": (-formulas.INF, formulas.INF), "relu": (0.0, formulas.INF), "relu6": (0.0, 6.0)}
 
@@ -32,7 +31,9 @@ def make_norm(channels, dtype, clamp, copies, groups, coefficient):
     for values in (layer.running_mean, layer.running_var, layer.weight.data, layer.bias.data):
         values.copy_(0.5 + torch.rand(channels, generator=g))
     norm = formulas.Norm(layer.to(dtype), coefficient, 1.0)
-    (norm.low, norm.high), norm.copies, norm.groups = CLAMPS[clamp], copies, groups
+    norm.facts.low, norm.facts.high = CLAMPS[clamp]
+    norm.facts.copies = copies
+    norm.run.groups = groups
     return norm
 
 
@@ -45,33 +46,41 @@ def draw(shape, dtype, num=4):
 
 def both_passes(passes, norm, x, other, gradients):
     """-> (y, mean, var, gradient of x, of other), what is not there left out."""
-    results, saved = passes.forward(x, other, norm)
+    facts = norm.facts
+    run = norm.run
+    results, saved = passes.forward(x, other, facts, run)
     moments = ()
-    if norm.coefficient:
+    if facts.coefficient:
         formulas.finish([norm])
-        moments = norm.moments
-    return [results[0], *moments, *(g for g in passes.backward(gradients[:norm.copies], saved, norm, other is not None) if g is not None)]
+        moments = run.moments
+    found = passes.backward(gradients[:facts.copies], saved, facts, run, other is not None)
+    return [results[0], *moments, *(g for g in found if g is not None)]
 
 
 @pytest.mark.parametrize("clamp", CLAMPS)
 @pytest.mark.parametrize("shape", ((6, 3, 5, 7), (3, 24, 9, 40), (3, 513, 3, 3), (3, 16, 1, 1), (300, 65)))
 def test_compiled_passes_equal_the_formulas(passes, shape, clamp):
-    """float32 within its rounding of torch's and of the formulas in float64; bfloat16 within one rounding of the formulas in float64."""
-    for with_other, copies, groups, coefficient in itertools.product((False, True), (1, 2), (1, 3), (0.0, 0.5)):
+    """float32 within its rounding of torch and of float64; bfloat16 within one rounding of float64."""
+    cases = itertools.product((False, True), (1, 2), (1, 3), (0.0, 0.5))
+    kinds = ((torch.float64, formulas.Passes), (torch.float32, formulas.Passes), (torch.float32, passes),
+             (torch.bfloat16, passes))
+    for with_other, copies, groups, coefficient in cases:
         exact = draw(shape, torch.bfloat16)
         case = (clamp, copies, groups, coefficient)
         found = {}
-        for dtype, one in ((torch.float64, formulas.Passes), (torch.float32, formulas.Passes), (torch.float32, passes), (torch.bfloat16, passes)):
+        for dtype, one in kinds:
             x, other, *gradients = (values.to(dtype) for values in exact)
             norm = make_norm(shape[1], torch.float64 if dtype == torch.float64 else torch.float32, *case)
             found[dtype, one] = both_passes(one, norm, x, other if with_other else None, gradients)
-        for want, plain, got, half in zip(*found.values()):
-            scale = want.abs().max().clamp(min=1)  # a variance of equal values is what the rounding of (x - m)^2 leaves
+        for want, plain, got, bf16 in zip(*found.values()):
+            scale = want.abs().max().clamp(min=1)  # the variance of equal values is what rounding leaves
             assert (got - want).abs().max() <= 1e-5 * scale and (got - plain).abs().max() <= 1e-5 * scale
-            if half.dtype == torch.bfloat16:  # where y is kept, a value may be masked that rounding took to the clamp's end
-                assert ((half - want).abs() > want.abs() * 2 ** -8 + 1e-5 * scale).double().mean() <= (0.002 if clamp == "relu6" and with_other else 0)
+            if bf16.dtype == torch.bfloat16:
+                # Where y is kept, a value may be masked that rounding took to the clamp's end.
+                off = (bf16 - want).abs() > want.abs() * 2 ** -8 + 1e-5 * scale
+                assert off.double().mean() <= (0.002 if clamp == "relu6" and with_other else 0)
             else:
-                assert torch.allclose(half.double(), want, rtol=1e-5, atol=1e-5 * scale.item())
+                assert torch.allclose(bf16.double(), want, rtol=1e-5, atol=1e-5 * scale.item())
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
@@ -80,8 +89,9 @@ def test_what_is_not_finite_passes_as_in_torch(passes, dtype, bad):
     for clamp, with_other, coefficient in itertools.product(CLAMPS, (False, True), (0.0, 0.5)):
         x, other, *gradients = draw((3, 33, 5, 5), dtype)
         x[1, 7, 2, 2], gradients[0][2, 3, 1, 1] = bad, bad
-        found = [both_passes(one, make_norm(33, torch.float32, clamp, 1, 1, coefficient), x, other if with_other else None, gradients)
-                 for one in (formulas.Passes, passes)]
+        norms = [make_norm(33, torch.float32, clamp, 1, 1, coefficient) for _ in range(2)]
+        found = [both_passes(one, norm, x, other if with_other else None, gradients)
+                 for one, norm in zip((formulas.Passes, passes), norms)]
         for want, got in zip(*found):
             assert torch.equal(want.isnan(), got.isnan()) and torch.equal(want.isinf(), got.isinf())
             assert torch.equal(want[want.isinf()], got[got.isinf()])
@@ -89,52 +99,47 @@ def test_what_is_not_finite_passes_as_in_torch(passes, dtype, bad):
 
 def test_the_results_are_the_same_in_every_run(passes):
     x, other, *gradients = draw((4, 64, 32, 32), torch.float32)
-    first, again = (both_passes(passes, make_norm(64, torch.float32, "relu", 2, 1, 0.5), x, other, gradients) for _ in range(2))
+    norms = [make_norm(64, torch.float32, "relu", 2, 1, 0.5) for _ in range(2)]
+    first, again = (both_passes(passes, norm, x, other, gradients) for norm in norms)
     assert all(torch.equal(a, b) for a, b in zip(first, again))
 
 
 def test_what_the_kernel_does_not_take_goes_to_torch(passes):
-    for dtype, change in ((torch.float64, torch.clone), (torch.float16, torch.clone), (torch.float32, torch.Tensor.contiguous)):
+    cases = ((torch.float64, torch.clone), (torch.float16, torch.clone),
+             (torch.float32, torch.Tensor.contiguous))
+    for dtype, change in cases:
         x, _, *gradients = (change(values) for values in draw((3, 24, 5, 5), dtype))
-        norms = [make_norm(24, torch.promote_types(dtype, torch.float32), "relu", 1, 1, 0.5) for _ in range(2)]
-        found = [both_passes(one, norm, x, None, gradients) for one, norm in zip((formulas.Passes, passes), norms)]
+        exact = torch.promote_types(dtype, torch.float32)
+        norms = [make_norm(24, exact, "relu", 1, 1, 0.5) for _ in range(2)]
+        kinds = zip((formulas.Passes, passes), norms)
+        found = [both_passes(one, norm, x, None, gradients) for one, norm in kinds]
         assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
 def test_gradients_in_another_layout_are_taken(passes):
     x, _, gradient, _ = draw((3, 24, 5, 5), torch.float32)
-    found = [both_passes(passes, make_norm(24, torch.float32, "relu", 1, 1, 0.5), x, None, [one]) for one in (gradient, gradient.contiguous())]
+    norm = make_norm(24, torch.float32, "relu", 1, 1, 0.5)
+    found = [both_passes(passes, norm, x, None, [one]) for one in (gradient, gradient.contiguous())]
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
-def test_the_engines_gradient_is_as_near_to_double_precision_as_torchs(passes):
+def test_an_engine_has_the_compiled_passes_and_its_gradient_is_as_near_to_double_precision(passes):
     network = calibrated(torchvision.models.resnet18(num_classes=5), 64, 3)
     g = torch.Generator().manual_seed(4)
-    images, targets = torch.randn(1, 4, 3, 64, 64, dtype=torch.float64, generator=g), torch.tensor([[0, 1, 2, 3]])
+    images = torch.randn(1, 4, 3, 64, 64, dtype=torch.float64, generator=g)
+    targets = torch.tensor([[0, 1, 2, 3]])
     gradients = {}
-    for name, dtype, one in (("exact", torch.float64, formulas.Passes), ("torch", torch.float32, formulas.Passes), ("compiled", torch.float32, passes)):
-        engine = FastEngine(network.to(dtype), Weights(0.01, 10.0, 0, 0), 64)
-        for norm in engine.all_norms:
+    cases = (("exact", torch.float64, formulas.Passes), ("torch", torch.float32, formulas.Passes),
+             ("compiled", torch.float32, passes))
+    for name, dtype, one in cases:
+        engine = make_fast_engine(network.to(dtype), Weights(0.01, 10.0, 0, 0), 64)
+        assert isinstance(engine, CpuEngine)
+        if dtype == torch.float32:
+            assert all(norm.passes is passes for norm in engine.norms)
+        for norm in engine.norms:
             norm.passes = one
         terms, gradient = engine.loss_and_gradient(images.to(dtype), targets, [View(None, False, (0, 0))])
-        gradients[name] = torch.cat((gradient.double().flatten() / gradient.double().norm(), terms.bn.double() / 1e6))
+        gradient = gradient.double().flatten()
+        gradients[name] = torch.cat((gradient / gradient.norm(), terms.bn.double() / 1e6))
     off = {name: (gradients[name] - gradients["exact"]).norm() for name in ("torch", "compiled")}
     assert off["compiled"] <= max(2 * off["torch"], 1e-6)
-
-
-def test_an_engine_on_the_cpu_has_the_compiled_passes(passes):
-    engine = FastEngine(torchvision.models.resnet18(num_classes=5).eval().requires_grad_(False), Weights(0.01, 10.0, 0, 0), 32)
-    if not engine.on_gpu:
-        assert all(norm.passes is passes for norm in engine.all_norms)
-
-
-def test_without_a_compiler_torch_does_it_and_says_so(monkeypatch):
-    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
-    found, line = host_passes.__wrapped__()
-    assert found is formulas.Passes and ("no C compiler" in line or "no OpenMP" in line)
-
-
-def test_a_kernel_that_disagrees_is_not_used(passes, monkeypatch):
-    monkeypatch.setattr(host, "OTHER", 0)  # so that nothing is added
-    found, line = host_passes.__wrapped__()
-    assert found is formulas.Passes and "does not agree" in line

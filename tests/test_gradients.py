@@ -4,7 +4,7 @@ import torch
 import torchvision
 from torch import nn
 
-from recover.fast import FastEngine
+from recover.engines import make_fast_engine
 from recover.objective import Weights
 from recover.views import View
 from sre2l.kernels.cpu import convs, gradients
@@ -16,14 +16,16 @@ def relative(a, b):
     return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
-SHAPES = (((3, 3), (2, 2), (1, 1), (14, 14)), ((3, 3), (2, 2), (1, 1), (7, 9)), ((5, 5), (2, 2), (2, 2), (15, 12)), ((3, 3), (2, 2), (0, 0), (11, 8)),
-          ((5, 3), (2, 3), (1, 2), (13, 17)), ((7, 7), (4, 4), (3, 3), (30, 31)), ((2, 2), (2, 2), (0, 0), (9, 8)), ((3, 3), (1, 2), (1, 1), (6, 7)))
+SHAPES = (((3, 3), (2, 2), (1, 1), (14, 14)), ((3, 3), (2, 2), (1, 1), (7, 9)),
+          ((5, 5), (2, 2), (2, 2), (15, 12)), ((3, 3), (2, 2), (0, 0), (11, 8)),
+          ((5, 3), (2, 3), (1, 2), (13, 17)), ((7, 7), (4, 4), (3, 3), (30, 31)),
+          ((2, 2), (2, 2), (0, 0), (9, 8)), ((3, 3), (1, 2), (1, 1), (6, 7)))
 
 
 @pytest.mark.parametrize("cached", (1, 2 ** 20))
 @pytest.mark.parametrize("kernel, stride, padding, size", SHAPES)
 def test_a_strided_depthwise_gradient_is_autograds(kernel, stride, padding, size, cached, monkeypatch):
-    """In float64 to rounding, whatever rows and columns the stride leaves out; images one by one or all at a time; in bfloat16 to its rounding."""
+    """In float64 to rounding, whatever the stride leaves out and however many at a time; so in bfloat16."""
     monkeypatch.setattr(gradients, "CACHED", cached)
     generator = torch.Generator().manual_seed(0)
     conv = nn.Conv2d(24, 24, kernel, stride, padding, groups=24).double().requires_grad_(False)
@@ -35,16 +37,18 @@ def test_a_strided_depthwise_gradient_is_autograds(kernel, stride, padding, size
     found = StridedDepthwise(conv)(x)
     assert torch.equal(found, wanted)
     assert relative(torch.autograd.grad(found, x, g)[0], gradient) < 1e-14
-    half = x.detach().bfloat16().requires_grad_()
-    found, = torch.autograd.grad(StridedDepthwise(conv.bfloat16())(half), half, g.bfloat16())
+    bf16 = x.detach().bfloat16().requires_grad_()
+    found, = torch.autograd.grad(StridedDepthwise(conv.bfloat16())(bf16), bf16, g.bfloat16())
     assert found.dtype == torch.bfloat16 and relative(found, gradient) < 0.01
 
 
-@pytest.mark.parametrize("change", ({"groups": 12}, {"stride": 1}, {"dilation": 2}, {"padding": 3}, {"padding_mode": "circular"}, {"groups": 1},
-                                    {"padding": "valid"}, {"out_channels": 48}))
+@pytest.mark.parametrize("change", ({"groups": 12}, {"stride": 1}, {"dilation": 2}, {"padding": 3},
+                                    {"padding_mode": "circular"}, {"groups": 1}, {"padding": "valid"},
+                                    {"out_channels": 48}))
 def test_it_fits_no_other_convolution(change):
     plain = {"in_channels": 24, "out_channels": 24, "kernel_size": 3, "stride": 2, "padding": 1, "groups": 24}
-    assert StridedDepthwise.fits(nn.Conv2d(**plain)) and not StridedDepthwise.fits(nn.Conv2d(**{**plain, **change}))
+    assert StridedDepthwise.fits(nn.Conv2d(**plain))
+    assert not StridedDepthwise.fits(nn.Conv2d(**{**plain, **change}))
 
 
 def ticks(ours, torchs):
@@ -78,12 +82,15 @@ def test_a_network_has_them_in_bfloat16_alone_and_its_gradient_is_as_near_to_flo
     network = calibrated(network, 32, 3)
     images = torch.randn(1, 4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     found = {}
-    for name, precision, count in (("exact", "fp32", 0), ("fp32", "fp32", 0), ("bf16", "bf16", 4), ("torch's bf16", "bf16", 0)):
+    cases = (("exact", "fp32", 0), ("fp32", "fp32", 0), ("bf16", "bf16", 4), ("torch's bf16", "bf16", 0))
+    for name, precision, count in cases:
         exact = name == "exact"
         if name.startswith("torch's"):
             monkeypatch.setattr(StridedDepthwise, "fits", lambda conv: False)
-        engine = FastEngine(network.double() if exact else network.float(), Weights(0.01, 10.0, 0, 0), 32, precision, not exact)
+        dtype = torch.float64 if exact else torch.float32
+        engine = make_fast_engine(network.to(dtype), Weights(0.01, 10.0, 0, 0), 32, precision, not exact)
         assert sum(isinstance(module, StridedDepthwise) for module in engine.network.modules()) == count
-        found[name] = engine.loss_and_gradient(images.double() if exact else images, torch.tensor([[0, 1, 2, 3]]), [View(None, False, (0, 0))])[1]
+        targets = torch.tensor([[0, 1, 2, 3]])
+        _, found[name] = engine.loss_and_gradient(images.to(dtype), targets, [View(None, False, (0, 0))])
     errors = {name: relative(gradient, found["exact"]) for name, gradient in found.items()}
     assert errors["fp32"] < 1e-4 and errors["bf16"] < 1.2 * errors["torch's bf16"] < 0.5, errors

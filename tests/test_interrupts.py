@@ -1,47 +1,40 @@
-"""Signals and kills within a unit: the step is finished and saved, the same command goes on from there, and the results are those of a run in peace."""
+"""Signals and kills within a batch: the same command goes on from there, to the results of a run in peace."""
 import json
 import os
 import signal
 import time
 
 import pytest
-import torch
 
-from recover import recover, state
+from recover import recover
+from recover.batches import group_batches, plan_batches
+from recover.state import StateKeeper, state_path
 from recover.step import Stepper
 from relabel import relabel
 from sre2l.run import signals
-from squeeze import squeeze
-from tests.helpers import SMALL, bare_checkpoint, noise_folder, run_main, synthetic_folder
-from tests.test_continue import NAMES, files_of
-from validate import train
+from tests.helpers import bare_checkpoint, before_call, run_main, synthetic_folder
+from tests.test_continue import files_of
+from tests.worlds import common, relabel_flags, teacher
 
 
 @pytest.fixture(autouse=True)
 def handlers():
     """Our handlers in this process, for one test."""
     before = {number: signal.getsignal(number) for number in signals.WORDS}
-    for number in before:  # pytest itself may have been started by a shell that has background jobs ignore Ctrl-C
+    for number in before:  # pytest may run as the background job of a shell, which ignores Ctrl-C
         signal.signal(number, signal.SIG_DFL)
     signals.install()
     yield
-    signals.Pending.signal = signals.Pending.reason = None
+    signals.Pending.signal = None
     signals.Pending.ending = False
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 def interrupted(monkeypatch, owner, name, at, flags, sent=signal.SIGTERM):
-    """Run a stage to which a signal comes at the `at`-th call of owner.name; it must end with the signal's exit code."""
-    calls, original = [], getattr(owner, name)
-
-    def call(*args, **options):
-        calls.append(1)
-        if len(calls) == at:
-            os.kill(os.getpid(), sent)
-        return original(*args, **options)
+    """Run a stage to which a signal comes at the `at`-th call of owner.name; it ends with that code."""
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr(owner, name, call)
+        calls = before_call(patch, owner, name, at, lambda: os.kill(os.getpid(), sent))
         run_main(*flags)
     assert caught.value.code == 128 + sent
     return len(calls)
@@ -49,17 +42,24 @@ def interrupted(monkeypatch, owner, name, at, flags, sent=signal.SIGTERM):
 
 @pytest.fixture(scope="module")
 def unit(tmp_path_factory):
-    """-> (root, flags of recover but for the name, the files of a run in peace): two batches of ten images, six iterations."""
+    """-> (root, flags of recover but for the name, the files of a run in peace): two batches of six steps."""
     root = tmp_path_factory.mktemp("unit")
-    flags = (recover, "--dataset", "cifar10", "--teacher", bare_checkpoint(root / "t.pth"), "--arch", SMALL, "--device", "cpu",
-             "--iteration", 6, "--batch-size", 10, "--ipc-end", 2, "--print-period", 1)
-    run_main(*flags, "--name", root / "whole")
+    bare_checkpoint(root / "teacher.pth")
+    flags = (recover, *common(root, "whole"), *teacher(root), "--iteration", 6, "--batch-size", 10,
+             "--ipc-end", 2, "--print-period", 1)
+    run_main(*flags)
     return root, flags, files_of(root / "whole" / "images")
 
 
 def count_steps(monkeypatch):
-    steps, original = [], Stepper.step
-    monkeypatch.setattr(Stepper, "step", lambda self, iteration: steps.append(iteration) or original(self, iteration))
+    """-> the iterations that are computed from now on, a list that grows."""
+    steps = []
+    original = Stepper.step
+
+    def step(self, iteration):
+        steps.append(iteration)
+        return original(self, iteration)
+    monkeypatch.setattr(Stepper, "step", step)
     return steps
 
 
@@ -67,7 +67,7 @@ def count_steps(monkeypatch):
 def test_recover_saves_the_step_under_way_and_goes_on_from_it(unit, sent, tmp_path, monkeypatch, capsys):
     _, flags, whole = unit
     flags = (*flags, "--name", tmp_path / "run")
-    assert interrupted(monkeypatch, Stepper, "step", 9, flags, sent) == 9  # in the third iteration of the second unit
+    assert interrupted(monkeypatch, Stepper, "step", 9, flags, sent) == 9  # of the second batch the third
     assert "the same command continues" in capsys.readouterr().err
     assert [path.name for path in tmp_path.glob("run/*.state")] == ["images.unit1.state"]
     assert len(files_of(tmp_path / "run" / "images")) == 10
@@ -81,7 +81,8 @@ def test_recover_saves_the_step_under_way_and_goes_on_from_it(unit, sent, tmp_pa
 def test_recover_keeps_a_state_now_and_then(unit, tmp_path, monkeypatch):
     """A run that dies without a word, as by kill -9, has lost what came after its last state."""
     _, flags, whole = unit
-    flags, original = (*flags, "--name", tmp_path / "run", "--save-every-sec", 0), Stepper.step
+    flags = (*flags, "--name", tmp_path / "run", "--save-every-sec", 0)
+    original = Stepper.step
 
     def die(self, iteration):
         if iteration == 4:
@@ -95,47 +96,60 @@ def test_recover_keeps_a_state_now_and_then(unit, tmp_path, monkeypatch):
         run_main(*flags)
     steps = count_steps(monkeypatch)
     run_main(*flags)
-    assert 0 < steps[0] <= 4 and len(steps) == 12 - steps[0] and files_of(tmp_path / "run" / "images") == whole
+    assert 0 < steps[0] <= 4 and len(steps) == 12 - steps[0]
+    assert files_of(tmp_path / "run" / "images") == whole
 
 
-def spoil(path, how):
-    data = bytearray(path.read_bytes())
-    if how == "cut":
-        data = data[:len(data) // 2]
-    elif how == "a bit":
-        data[len(data) // 2] ^= 8
-    elif how == "nothing":
-        data = b""
-    path.write_bytes(bytes(data))
+def flip_a_bit(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 8]) + data[middle + 1:]
 
 
-@pytest.mark.parametrize("how", ("cut", "a bit", "nothing", "of another seed"))
+SPOILED = {"cut": lambda data: data[:len(data) // 2], "a bit": flip_a_bit, "nothing": lambda data: b"",
+           "of another seed": lambda data: data}
+
+
+@pytest.mark.parametrize("how", SPOILED)
 def test_a_state_that_is_broken_or_foreign_is_passed_over(unit, how, tmp_path, monkeypatch):
     _, flags, whole = unit
     seed = ("--seed", 1) if how == "of another seed" else ()
     interrupted(monkeypatch, Stepper, "step", 3, (*flags, "--name", tmp_path / "cut", *seed))
     path = tmp_path / "run" / "images.unit0.state"
     path.parent.mkdir()
-    path.write_bytes((tmp_path / "cut" / "images.unit0.state").read_bytes())
-    spoil(path, how)
+    path.write_bytes(SPOILED[how]((tmp_path / "cut" / path.name).read_bytes()))
     steps = count_steps(monkeypatch)
     run_main(*flags, "--name", tmp_path / "run")
     assert len(steps) == 12 and files_of(tmp_path / "run" / "images") == whole and not path.exists()
 
 
-def test_ranges_that_share_a_unit_have_states_of_their_own(unit, tmp_path):
-    units = recover.make_units([0, 1, 2], 4, 0, 3)
-    names = [state.state_path(tmp_path / "images", units[at:], start).name for at, start in ((0, 0), (1, 1), (1, 2), (2, 2))]
-    assert names == ["images.unit0.state", "images.unit1.state", "images.unit1.ipc2.state", "images.unit2.state"]
-    for name in names:
-        (tmp_path / name).touch()
-    state.Keeper(tmp_path / "images", {}, 2, 1, None, None).forget(units[1:])  # the range from 2 on; unit1.state is that of the range before
+def test_ranges_that_share_a_batch_have_states_of_their_own(tmp_path):
+    batches = plan_batches([0, 1, 2], 4, 0, 3)
+    places = ((0, 0), (1, 1), (1, 2), (2, 2))
+    paths = [state_path(tmp_path / "images", batches[at], ipc_start) for at, ipc_start in places]
+    names = ["images.unit0.state", "images.unit1.state", "images.unit1.ipc2.state", "images.unit2.state"]
+    assert [path.name for path in paths] == names
+    for path in paths:
+        path.touch()
+    keeper = StateKeeper(tmp_path / "images", {}, ipc_start=2, every_sec=1, writer=None, log=None)
+    keeper.forget(batches[1:])  # unit1.state is that of the range before
     assert sorted(path.name for path in tmp_path.iterdir()) == names[:2]
+
+
+def test_the_identity_of_a_state_is_that_of_older_runs(tmp_path):
+    """They did not record a setting that was off; every other value counts, 0 and False included."""
+    group, = group_batches(plan_batches([0, 1, 2], 4, 0, 3), 3)
+
+    def identity(**settings):
+        return StateKeeper(tmp_path, settings, 0, 1, None, None).identity(group)[:16]
+    old = "837b470bfbf4cdac"
+    assert identity(seed=0, lossless=None) == identity(seed=0, lossless=False) == old
+    assert len({old, identity(seed=0, lossless=True), identity(seed=1), identity(seed=0, r_bn=0.0)}) == 4
 
 
 def test_a_state_left_by_a_kill_after_its_units_last_file_goes(unit, tmp_path, monkeypatch):
     _, flags, whole = unit
-    flags, left = (*flags, "--name", tmp_path / "run"), tmp_path / "run" / "images.unit1.state"
+    flags = (*flags, "--name", tmp_path / "run")
+    left = tmp_path / "run" / "images.unit1.state"
     interrupted(monkeypatch, Stepper, "step", 9, flags)
     late = left.read_bytes()
     for _ in range(2):
@@ -147,48 +161,19 @@ def test_a_state_left_by_a_kill_after_its_units_last_file_goes(unit, tmp_path, m
 def test_relabel_stops_between_files(unit, tmp_path, monkeypatch, capsys):
     root, _, _ = unit
     synthetic_folder(tmp_path / "images")
-    flags = (relabel, "--dataset", "cifar10", "--teacher", root / "t.pth", "--arch", SMALL, "--device", "cpu", "--epochs", 4, "-b", 8, "-j", 0,
-             "--data", tmp_path / "images")
-    run_main(*flags, "--name", tmp_path / "whole")
-    interrupted(monkeypatch, relabel, "teacher_logits", 5, (*flags, "--name", tmp_path / "cut"))
-    there, lines = len(files_of(tmp_path / "cut" / "labels")), (tmp_path / "cut" / "labels.metrics.jsonl").read_text().splitlines()
-    assert 0 < there < 12 and json.loads(lines[-1])["files"] == there and f"stopped after {there} of 12 files" in capsys.readouterr().out
-    assert not [path for path in (tmp_path / "cut").iterdir() if path.suffix in (".tmp", ".pth")]
-    run_main(*flags, "--name", tmp_path / "cut")
-    assert files_of(tmp_path / "cut" / "labels") == files_of(tmp_path / "whole" / "labels")
-    assert (tmp_path / "cut" / "labels.sha256").read_bytes() == (tmp_path / "whole" / "labels.sha256").read_bytes()
-
-
-@pytest.mark.parametrize("at", (1, 2, 3, 5))  # 3: the last batch of the first epoch
-def test_squeeze_goes_on_within_an_epoch(at, tmp_path, monkeypatch, capsys):
-    """The same bytes of teacher.pth, of a network with dropout."""
-    noise_folder(tmp_path / "train", NAMES, 2)
-    noise_folder(tmp_path / "val", NAMES, 1)
-    flags = (squeeze, "--dataset", "cifar10", "--real-data", tmp_path, "--arch", "mobilenet_v3_small", "--epochs", 2, "-b", 7, "-j", 0,
-             "--eval-every", 1, "--device", "cpu")
-    run_main(*flags, "--name", tmp_path / "whole")
-    assert interrupted(monkeypatch, squeeze, "set_lr", at, (*flags, "--name", tmp_path / "cut")) == at
-    assert not (tmp_path / "cut" / "teacher" / "teacher.pth").exists()
-    run_main(*flags, "--name", tmp_path / "cut")
-    assert at == 3 or f"continues after batch {at if at < 3 else at - 3} of epoch {1 + at // 3}" in capsys.readouterr().out
-    assert (tmp_path / "cut" / "teacher" / "teacher.pth").read_bytes() == (tmp_path / "whole" / "teacher" / "teacher.pth").read_bytes()
-
-
-@pytest.mark.parametrize("at", (1, 3, 4))  # 3: the last batch of the first epoch
-def test_validate_goes_on_within_an_epoch(at, unit, tmp_path, monkeypatch):
-    root, _, _ = unit
-    synthetic_folder(tmp_path / "run" / "images")
-    noise_folder(tmp_path / "val", NAMES, 1)
-    common = ("--dataset", "cifar10", "--name", tmp_path / "run", "--device", "cpu", "-j", 0, "--epochs", 2)
-    run_main(relabel, *common, "--teacher", root / "t.pth", "--arch", SMALL, "-b", 8)
-    flags = (train, *common, "--val-dir", tmp_path, "--model", "mobilenet_v3_small", "--eval-every", 1)
-    run_main(*flags, "--output-dir", tmp_path / "whole")
-    assert interrupted(monkeypatch, train, "mixed_and_targets", at, (*flags, "--output-dir", tmp_path / "cut")) == at
-    run_main(*flags, "--output-dir", tmp_path / "cut")
-    whole, cut = (torch.load(tmp_path / name / "seed0" / "checkpoint.pth") for name in ("whole", "cut"))
-    assert cut["history"] == whole["history"] and len(cut["history"]) == 2
-    assert all(torch.equal(cut["model"][key], value) for key, value in whole["model"].items())
-    assert len(list(map(json.loads, open(tmp_path / "cut" / "metrics.jsonl")))) == 2
+    flags = relabel_flags(root, "--epochs", 4, "-b", 8, "--data", tmp_path / "images")
+    whole = tmp_path / "whole"
+    cut = tmp_path / "cut"
+    run_main(*flags, "--name", whole)
+    interrupted(monkeypatch, relabel, "teacher_logits", 5, (*flags, "--name", cut))
+    there = len(files_of(cut / "labels"))
+    lines = (cut / "labels.metrics.jsonl").read_text().splitlines()
+    assert 0 < there < 12 and json.loads(lines[-1])["files"] == there
+    assert f"stopped after {there} of 12 files" in capsys.readouterr().out
+    assert not [path for path in cut.iterdir() if path.suffix in (".tmp", ".pth")]
+    run_main(*flags, "--name", cut)
+    assert files_of(cut / "labels") == files_of(whole / "labels")
+    assert (cut / "labels.sha256").read_bytes() == (whole / "labels.sha256").read_bytes()
 
 
 def test_a_second_signal_ends_at_once_but_not_an_echo(capfd, monkeypatch):
@@ -206,7 +191,7 @@ def test_a_second_signal_ends_at_once_but_not_an_echo(capfd, monkeypatch):
 
 
 def test_a_signal_after_a_loops_last_look_stops_the_next_loop():
-    """One in the evaluation after the last epoch of a seed, say, shall not be forgotten when the next seed begins."""
+    """One in the evaluation after a seed's last epoch, say, is not forgotten when the next seed begins."""
     with signals.finishing_steps():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
@@ -217,13 +202,6 @@ def test_a_signal_after_a_loops_last_look_stops_the_next_loop():
     assert caught.value.code == 130 and not signals.stop_requested()
 
 
-def test_a_process_that_leaves_with_one_that_was_signalled_ends_as_it_does():
-    """All processes of a training run leave when one was asked to, some before the signal has reached them."""
-    with pytest.raises(SystemExit) as caught, signals.finishing_steps():
-        signals.leave()
-    assert caught.value.code == 143
-
-
 def test_outside_of_steps_a_signal_ends_at_once():
     with pytest.raises(SystemExit) as caught:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -232,7 +210,9 @@ def test_outside_of_steps_a_signal_ends_at_once():
 
 
 def test_the_first_saves_come_early(monkeypatch):
-    """15, 30, 60, then 120 s apart: also a run that never lives for two minutes gets on. A finished unit starts the clock anew."""
+    """15, 30, 60, then 120 s apart, so that a run that never lives for two minutes gets on.
+
+    A finished batch starts the clock anew."""
     now = [0.0]
     monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
     timer, saves = signals.SaveTimer(120), []
@@ -244,13 +224,3 @@ def test_the_first_saves_come_early(monkeypatch):
             timer.saved()
             saves.append(now[0])
     assert saves == [15, 45, 105, 225, 345, 520, 640]
-
-
-def test_checkpoints_within_an_epoch_change_nothing(unit, tmp_path):
-    """--save-every-sec 0: a checkpoint after every batch, of the teacher and of the student, and the same bytes in the end."""
-    noise_folder(tmp_path / "train", NAMES, 2)
-    noise_folder(tmp_path / "val", NAMES, 1)
-    flags = (squeeze, "--dataset", "cifar10", "--real-data", tmp_path, "--arch", SMALL, "--epochs", 2, "-b", 7, "-j", 0, "--device", "cpu")
-    for name, every in (("whole", 120), ("often", 0)):
-        run_main(*flags, "--name", tmp_path / name, "--save-every-sec", every)
-    assert (tmp_path / "often" / "teacher" / "teacher.pth").read_bytes() == (tmp_path / "whole" / "teacher" / "teacher.pth").read_bytes()

@@ -1,4 +1,4 @@
-"""Recover's GPU kernels: in Triton's interpreter against the plain engine, compiled for an H100 without one, and on the GPU where there is one."""
+"""Recover's GPU kernels: in Triton's interpreter, compiled for an H100 without one, and on a GPU."""
 import json
 import os
 import subprocess
@@ -10,24 +10,28 @@ import torch
 from PIL import Image
 
 from recover import recover
-from recover.fast import FastEngine
+from recover.engines import make_fast_engine
 from recover.step import Stepper
 from recover.views import draw_view
 from sre2l.run.paths import ROOT
 from tests.helpers import SMALL, bare_checkpoint, run_main
-from tests.nets import calibrated
-from tests.oddnets import PATTERNS, SIZE, OddNet
+from tests.oddnets import PATTERNS, SIZE, odd_network
 from tests.parity import ALL, PARTS, check_parity, draw_case, network_of
 
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-GPU_PATTERNS = [name for name in PATTERNS if name not in ("used before and after", "changed under another name", "changed without a name", "decides",
-                                                          "sum under another name", "ignored", "looked away", "without statistics", "class of its own")]
+on_gpu = pytest.mark.gpu
+NOT_REWRITTEN = ("used before and after", "changed under another name", "changed without a name", "decides",
+                 "sum under another name", "ignored", "looked away", "without statistics", "class of its own")
+GPU_PATTERNS = [name for name in PATTERNS if name not in NOT_REWRITTEN]
+FAMILIES = (("resnet18", 64), ("resnet18", 33), ("resnet50", 32), ("mobilenet_v2", 32),
+            ("shufflenet_v2_x0_5", 33), ("efficientnet_b0", 32), ("densenet121", 32),
+            ("regnet_y_400mf", 32), ("inception_v3", 75), ("small", 20))
 
 
 def run_module(name, **env):
-    pytest.importorskip("triton", minversion="3.7")  # 3.6's interpreter fails with numpy 2.5; its compiled kernels are right
+    pytest.importorskip("triton", minversion="3.7")  # 3.6's interpreter fails with numpy 2.5
+    ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([sys.executable, "-m", name], capture_output=True, text=True, check=False, cwd=ROOT,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **env})
+                          env={**os.environ, **ours, **env})
 
 
 def test_the_kernels_equal_the_plain_engine_in_tritons_interpreter():
@@ -38,13 +42,13 @@ def test_the_kernels_equal_the_plain_engine_in_tritons_interpreter():
 def test_every_kernel_compiles_for_an_h100(tmp_path):
     """No GPU is needed for it; in fp16 and fp64, nothing from a cache."""
     done = run_module("tests.kernel_build", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "every kernel compiled", done.stdout + done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "every kernel compiled"
 
 
 @on_gpu
 @pytest.mark.parametrize("groups", (1, 3))
-@pytest.mark.parametrize("arch, size", (("resnet18", 64), ("resnet18", 33), ("resnet50", 32), ("mobilenet_v2", 32), ("shufflenet_v2_x0_5", 33),
-                                        ("efficientnet_b0", 32), ("densenet121", 32), ("regnet_y_400mf", 32), ("inception_v3", 75), ("small", 20)))
+@pytest.mark.parametrize("arch, size", FAMILIES)
 def test_on_the_gpu_loss_and_gradient_equal_the_plain_engines(arch, size, groups):
     check_parity(network_of(arch, size).cuda(), size, groups, 3, times=2)
 
@@ -59,37 +63,24 @@ def test_on_the_gpu_every_prior_on_and_off(weights):
 @on_gpu
 @pytest.mark.parametrize("pattern", GPU_PATTERNS)
 def test_on_the_gpu_what_a_network_does_with_a_norms_result_is_kept(pattern):
-    torch.manual_seed(1)
-    network = calibrated(OddNet(PATTERNS[pattern]), SIZE, 2).cuda()
     for groups in (1, 3):
-        check_parity(network, SIZE, groups)
+        check_parity(odd_network(pattern).cuda(), SIZE, groups)
 
 
 @on_gpu
 def test_on_the_gpu_shapes_in_turn():
-    torch.manual_seed(1)
-    network = calibrated(OddNet(PATTERNS["shortcut"]), SIZE, 2).cuda()
-    engine = FastEngine(network, ALL, SIZE)
+    network = odd_network("shortcut").cuda()
+    engine = make_fast_engine(network, ALL, SIZE)
     for groups, batch in ((1, 5), (1, 3), (4, 3), (1, 3), (2, 1)):
         check_parity(network, SIZE, groups, batch, engine=engine, seed=batch)
 
 
-class Eager:
-    """An engine whose iterations are not captured."""
-    captures = False
-
-    def __init__(self, engine):
-        self.engine = engine
-
-    def __getattr__(self, name):
-        return getattr(self.engine, name)
-
-
 def make_stepper(captures=True, arch="resnet18", size=32, precision="fp32", dtype=torch.float64):
-    engine = FastEngine(network_of(arch, size).to("cuda", dtype), ALL, size, precision)
+    engine = make_fast_engine(network_of(arch, size).to("cuda", dtype), ALL, size, precision)
     assert engine.captures
-    low, high = (torch.tensor(edge, device="cuda", dtype=dtype).view(3, 1, 1) for edge in ((-1.5, -2.0, -1.0), (2.0, 1.0, 1.5)))
-    return Stepper(engine if captures else Eager(engine), low, high)
+    engine.captures = captures
+    edges = ((-1.5, -2.0, -1.0), (2.0, 1.0, 1.5))
+    return Stepper(engine, *(torch.tensor(edge, device="cuda", dtype=dtype).view(3, 1, 1) for edge in edges))
 
 
 def start(stepper, seed, groups=2, batch=3, steps=5, size=32):
@@ -109,22 +100,15 @@ def iterates(stepper, seed, steps=5, **case):
     return found
 
 
-def check_same(found, wanted, tolerance):
-    for (images, bn), (other, other_bn) in zip(found, wanted, strict=True):
-        assert (images - other).abs().max() < tolerance and torch.allclose(bn, other_bn, rtol=tolerance, atol=0)
-
-
 @on_gpu
-def test_a_captured_iteration_is_the_eager_one():
-    check_same(iterates(make_stepper(), 1), iterates(make_stepper(captures=False), 1), 1e-8)
-
-
-@on_gpu
-def test_a_captured_iteration_serves_the_next_batches_too():
-    """The second, one of another shape and the first again through one Stepper are those of fresh ones; nothing moves while capturing."""
+def test_a_captured_iteration_is_the_eager_one_in_this_batch_and_in_the_next():
+    """Every batch is that of a fresh Stepper, the first again too; nothing moves while capturing."""
     used = make_stepper()
     for seed, case in ((1, {}), (2, {}), (3, {"groups": 1}), (4, {"batch": 2}), (1, {})):
-        check_same(iterates(used, seed, **case), iterates(make_stepper(captures=False), seed, **case), 1e-8)
+        eager = iterates(make_stepper(captures=False), seed, **case)
+        for (images, bn), (wanted, wanted_bn) in zip(iterates(used, seed, **case), eager, strict=True):
+            assert (images - wanted).abs().max() < 1e-8
+            assert torch.allclose(bn, wanted_bn, rtol=1e-8, atol=0)
     assert used.graph is not None
 
 
@@ -153,31 +137,36 @@ def test_on_the_gpu_half_precision_points_where_fp32_does(precision, least):
     images, targets, views = draw_case(32, 2, 8)
     found = {}
     for name in ("fp32", precision):
-        engine = FastEngine(network, ALL, 32, name)
-        found[name] = engine.loss_and_gradient(images.float().cuda(), targets.cuda(), engine.tabulate([views])[0])
-    (terms, gradient), (exact_terms, exact) = found[precision], found["fp32"]
+        engine = make_fast_engine(network, ALL, 32, name)
+        view = engine.tabulate([views])[0]
+        found[name] = engine.loss_and_gradient(images.float().cuda(), targets.cuda(), view)
+    terms, gradient = found[precision]
+    exact_terms, exact = found["fp32"]
     for group in range(2):
         assert torch.cosine_similarity(gradient[group].flatten(), exact[group].flatten(), 0) > least
         assert gradient[group].norm().item() == pytest.approx(exact[group].norm().item(), rel=0.05)
-    assert torch.allclose(terms.ce, exact_terms.ce, rtol=1e-2) and torch.allclose(terms.bn, exact_terms.bn, rtol=1e-2)
+    assert torch.allclose(terms.ce, exact_terms.ce, rtol=1e-2)
+    assert torch.allclose(terms.bn, exact_terms.bn, rtol=1e-2)
 
 
 def recovered(root, *flags):
     """recover.main with one iteration, 10 classes in batches of 4 -> {file name: pixels}."""
-    run_main(recover, "--dataset", "cifar10", "--name", root, "--teacher", root.parent / "teacher.pth", "--arch", SMALL, "--iteration", 1, "--lr", 0.1,
-             "--batch-size", 4, "--ipc-end", 2, "--jitter", 4, "--r-bn", 1e-3, *flags)
+    run_main(recover, "--dataset", "cifar10", "--name", root, "--teacher", root.parent / "teacher.pth",
+             "--arch", SMALL, "--iteration", 1, "--lr", 0.1, "--batch-size", 4, "--ipc-end", 2, "--jitter", 4,
+             "--r-bn", 1e-3, *flags)
     return {path.name: np.asarray(Image.open(path)).astype(int) for path in (root / "images").rglob("*.jpg")}
 
 
 @on_gpu
 @pytest.mark.parametrize("precision", ("fp32", "tf32", "fp16", "bf16"))
 def test_recover_on_the_gpu_writes_what_the_cpu_writes(precision, tmp_path):
-    """Within the precision's own error after one step; three batches at a time, the short ones apart; then nothing is left to do."""
+    """Within the precision's error after one step, three batches at a time; then nothing is left to do."""
     bare_checkpoint(tmp_path / "teacher.pth")
     exact = recovered(tmp_path / "cpu", "--device", "cpu")
     found = recovered(tmp_path / "gpu", "--device", "cuda", "--precision", precision, "--groups", 3)
     assert found.keys() == exact.keys() and len(found) == 20
-    assert np.mean([np.abs(found[key] - exact[key]).mean() for key in exact]) < {"fp32": 0.2, "tf32": 3, "fp16": 3, "bf16": 5}[precision]
+    limit = {"fp32": 0.2, "tf32": 3, "fp16": 3, "bf16": 5}[precision]
+    assert np.mean([np.abs(found[key] - exact[key]).mean() for key in exact]) < limit
     again = recovered(tmp_path / "gpu", "--device", "cuda")
     assert all(np.array_equal(again[key], found[key]) for key in found)
     settings = json.loads((tmp_path / "gpu" / "images.manifest.json").read_text())["settings"]

@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 import torch
 
+from sre2l.check.verify import read_checked, verify_labels
 from sre2l.data.augment import Crops, Mix, draw_crops, draw_mix
-from sre2l.data.label_files import LabelBatch, inspect_labels, label_path, read_label_batch
+from sre2l.data.label_files import LabelBatch, label_path, read_label_batch
 from sre2l.run.errors import UserError
 from tests.helpers import write_label_batch
 
-ROWS, CLASSES = 5, 7
+ROWS = 5
+CLASSES = 7
 
 
 def released_fields(**changed):
     """The six fields as the released code writes them, cutmix box in numpy integers."""
     g = torch.Generator().manual_seed(0)
-    fields = {"boxes": torch.rand(ROWS, 4, generator=g) * 0.5 + 0.1, "flips": torch.tensor([True, False, True, True, False]),
-              "partner": torch.randperm(ROWS, generator=g), "lam": 0.37, "box": [np.int64(v) for v in (3, 0, 20, 17)],
+    fields = {"boxes": torch.rand(ROWS, 4, generator=g) * 0.5 + 0.1,
+              "flips": torch.tensor([True, False, True, True, False]),
+              "partner": torch.randperm(ROWS, generator=g), "lam": 0.37,
+              "box": [np.int64(v) for v in (3, 0, 20, 17)],
               "logits": torch.randn(ROWS, CLASSES, generator=g).half()}
     return list({**fields, **changed}.values())
 
@@ -42,7 +46,8 @@ def rename_in_pickle(path, module):
     with zipfile.ZipFile(path) as source:
         entries = {name: source.read(name) for name in source.namelist()}
     name = next(name for name in entries if name.endswith("data.pkl"))
-    entries[name], count = re.subn(rb"cnumpy\._?core\.multiarray\nscalar\n", f"c{module}\nscalar\n".encode(), entries[name])
+    entries[name], count = re.subn(rb"cnumpy\._?core\.multiarray\nscalar\n", f"c{module}\nscalar\n".encode(),
+                                   entries[name])
     assert count == 1
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
         for key, value in entries.items():
@@ -73,7 +78,8 @@ class Trap:
 @pytest.mark.parametrize("place", range(6))
 def test_malicious_file_does_not_execute(tmp_path, place, monkeypatch):
     """The trap works under open pickle, and read_label_batch refuses it without springing it."""
-    mark, fields = tmp_path / "sprung", released_fields()
+    mark = tmp_path / "sprung"
+    fields = released_fields()
     fields[place] = Trap(mark)
     path = write_file(tmp_path / "labels", fields)
     with monkeypatch.context() as patch:
@@ -89,16 +95,21 @@ def test_malicious_file_does_not_execute(tmp_path, place, monkeypatch):
 @pytest.mark.parametrize("dtype", (torch.float16, torch.float32))
 @pytest.mark.parametrize("kind, alpha", (("cutmix", 1.0), ("mixup", 0.8), ("none", None)))
 def test_our_files_are_lists_of_six_plain_values(tmp_path, kind, alpha, dtype):
-    """Field types of spec section 5, by plain torch.load(weights_only=True), and the same values back from read_label_batch."""
+    """Field types of spec section 5, by plain torch.load, and the same values back from read_label_batch."""
     rng = np.random.default_rng(1)
     crops = draw_crops([(40, 30)] * ROWS, "resized", (0.08, 1), 0, True, rng)
     sheet = LabelBatch(crops, draw_mix(kind, alpha, ROWS, 32, rng), torch.randn(ROWS, CLASSES).to(dtype))
     write_label_batch(tmp_path, 3, 12, sheet)
     fields = torch.load(tmp_path / "epoch_3" / "batch_12.tar", weights_only=True)
-    mixed, boxed = kind != "none", kind == "cutmix"
+    mixed = kind != "none"
+    boxed = kind == "cutmix"
     assert type(fields) is list and len(fields) == 6
-    assert (fields[0].dtype, fields[0].shape, fields[1].dtype, fields[1].shape) == (torch.float32, (ROWS, 4), torch.bool, (ROWS,))
-    assert (fields[2].dtype == torch.int64 and sorted(fields[2].tolist()) == list(range(ROWS))) if mixed else fields[2] is None
+    assert (fields[0].dtype, fields[0].shape) == (torch.float32, (ROWS, 4))
+    assert (fields[1].dtype, fields[1].shape) == (torch.bool, (ROWS,))
+    if mixed:
+        assert fields[2].dtype == torch.int64 and sorted(fields[2].tolist()) == list(range(ROWS))
+    else:
+        assert fields[2] is None
     assert type(fields[3]) is (float if mixed else type(None))
     assert (len(fields[4]) == 4 and all(type(v) is int for v in fields[4])) if boxed else fields[4] is None
     assert fields[5].dtype == dtype and fields[5].shape == (ROWS, CLASSES)
@@ -110,23 +121,30 @@ def test_our_files_are_lists_of_six_plain_values(tmp_path, kind, alpha, dtype):
     assert torch.equal(back.logits, sheet.logits)
 
 
-BOXES, LOGITS = released_fields()[0], released_fields()[5]
+BOXES = released_fields()[0]
+LOGITS = released_fields()[5]
 MALFORMED = {
-    "boxes None": {"boxes": None}, "boxes fp64": {"boxes": BOXES.double()}, "boxes short": {"boxes": BOXES[:4]},
-    "boxes (m, 5)": {"boxes": torch.rand(ROWS, 5)}, "boxes NaN": {"boxes": BOXES * float("nan")}, "boxes far out": {"boxes": BOXES * 100},
-    "boxes without area": {"boxes": BOXES * torch.tensor([1.0, 1, 0, 1])}, "boxes a list": {"boxes": BOXES.tolist()},
-    "flips None": {"flips": None}, "flips int": {"flips": torch.zeros(ROWS, dtype=torch.int64)}, "flips short": {"flips": torch.zeros(3) > 0},
-    "partner fp": {"partner": torch.rand(ROWS)}, "partner short": {"partner": torch.arange(3)}, "partner out": {"partner": torch.arange(1, ROWS + 1)},
-    "partner negative": {"partner": torch.arange(-1, ROWS - 1)}, "partner a list": {"partner": [0, 1, 2, 3, 4]},
-    "partner None": {"partner": None}, "partner and lam None, box there": {"partner": None, "lam": None},
-    "lam None": {"lam": None}, "lam above 1": {"lam": 1.5}, "lam negative": {"lam": -0.1}, "lam NaN": {"lam": float("nan")},
-    "lam text": {"lam": "high"}, "lam a list": {"lam": [0.5]},
-    "box of 3": {"box": [1, 2, 3]}, "box a number": {"box": 7}, "box text": {"box": ["a", "b", "c", "d"]}, "box a word": {"box": "abcd"},
-    "box fractions": {"box": [0.5, 1.5, 2.5, 3.5]}, "box negative": {"box": [-3, 0, 5, 5]}, "box nested": {"box": [[1], [2], [3], [4]]},
-    "logits None": {"logits": None}, "logits fp64": {"logits": LOGITS.double()}, "logits 1-d": {"logits": LOGITS[0]},
-    "logits short": {"logits": LOGITS[:4]}, "logits narrow": {"logits": LOGITS[:, :6]}, "logits NaN": {"logits": LOGITS * float("nan")},
-    "logits infinite": {"logits": LOGITS * float("inf")}, "logits int": {"logits": LOGITS.long()},
-}
+    "boxes None": {"boxes": None}, "boxes fp64": {"boxes": BOXES.double()},
+    "boxes short": {"boxes": BOXES[:4]}, "boxes (m, 5)": {"boxes": torch.rand(ROWS, 5)},
+    "boxes NaN": {"boxes": BOXES * float("nan")}, "boxes far out": {"boxes": BOXES * 100},
+    "boxes without area": {"boxes": BOXES * torch.tensor([1.0, 1, 0, 1])},
+    "boxes a list": {"boxes": BOXES.tolist()},
+    "flips None": {"flips": None}, "flips int": {"flips": torch.zeros(ROWS, dtype=torch.int64)},
+    "flips short": {"flips": torch.zeros(3) > 0},
+    "partner fp": {"partner": torch.rand(ROWS)}, "partner short": {"partner": torch.arange(3)},
+    "partner out": {"partner": torch.arange(1, ROWS + 1)},
+    "partner negative": {"partner": torch.arange(-1, ROWS - 1)},
+    "partner a list": {"partner": [0, 1, 2, 3, 4]}, "partner None": {"partner": None},
+    "partner and lam None, box there": {"partner": None, "lam": None},
+    "lam None": {"lam": None}, "lam above 1": {"lam": 1.5}, "lam negative": {"lam": -0.1},
+    "lam NaN": {"lam": float("nan")}, "lam text": {"lam": "high"}, "lam a list": {"lam": [0.5]},
+    "box of 3": {"box": [1, 2, 3]}, "box a number": {"box": 7}, "box text": {"box": ["a", "b", "c", "d"]},
+    "box a word": {"box": "abcd"}, "box fractions": {"box": [0.5, 1.5, 2.5, 3.5]},
+    "box negative": {"box": [-3, 0, 5, 5]}, "box nested": {"box": [[1], [2], [3], [4]]},
+    "logits None": {"logits": None}, "logits fp64": {"logits": LOGITS.double()},
+    "logits 1-d": {"logits": LOGITS[0]}, "logits short": {"logits": LOGITS[:4]},
+    "logits narrow": {"logits": LOGITS[:, :6]}, "logits NaN": {"logits": LOGITS * float("nan")},
+    "logits infinite": {"logits": LOGITS * float("inf")}, "logits int": {"logits": LOGITS.long()}}
 
 
 @pytest.mark.parametrize("case", MALFORMED)
@@ -143,11 +161,12 @@ def whole_file():
 
 
 BROKEN = {
-    "empty": b"", "text": b"hello\n", "zeros": bytes(5000), "one byte": b"\x80", "bad opcode": b"\x80\x04\xff\xff",
-    "a plain pickle": b"\x80\x02]q\x00.", "zip without pickle": b"PK\x05\x06" + bytes(18), "cut short": whole_file()[:-700],
-    "half": whole_file()[:len(whole_file()) // 2], "unknown encoding": whole_file().replace(b"latin1", b"l0tin1"),
-    "five fields": released_fields()[:5], "seven fields": released_fields() + [None], "a dict": {"logits": LOGITS}, "a tensor": LOGITS,
-}
+    "empty": b"", "text": b"hello\n", "zeros": bytes(5000), "one byte": b"\x80",
+    "bad opcode": b"\x80\x04\xff\xff", "a plain pickle": b"\x80\x02]q\x00.",
+    "zip without pickle": b"PK\x05\x06" + bytes(18), "cut short": whole_file()[:-700],
+    "half": whole_file()[:len(whole_file()) // 2],
+    "unknown encoding": whole_file().replace(b"latin1", b"l0tin1"), "five fields": released_fields()[:5],
+    "seven fields": released_fields() + [None], "a dict": {"logits": LOGITS}, "a tensor": LOGITS}
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -163,13 +182,15 @@ def label_folder(root, epochs=3, batches=(ROWS, ROWS, 2)):
     for epoch in range(epochs):
         for index, rows in enumerate(batches):
             crops = Crops(BOXES[:rows], torch.zeros(rows, dtype=torch.bool))
-            write_label_batch(root, epoch, index, LabelBatch(crops, Mix(torch.arange(rows), 0.5), LOGITS[:rows]))
+            write_label_batch(root, epoch, index,
+                              LabelBatch(crops, Mix(torch.arange(rows), 0.5), LOGITS[:rows]))
     return root
 
 
 def test_folder_tells_its_own_shape(tmp_path):
-    info = inspect_labels(label_folder(tmp_path / "labels"))
-    assert (info.num_images, info.batch_size, info.epochs, info.num_classes, info.mix) == (12, ROWS, 3, CLASSES, "mixup")
+    info = read_checked(verify_labels(label_folder(tmp_path / "labels")))
+    assert (info.num_images, info.batch_size, info.epochs) == (12, ROWS, 3)
+    assert (info.num_classes, info.mix) == (CLASSES, "mixup")
     assert info.num_bytes == sum(path.stat().st_size for path in (tmp_path / "labels").rglob("*.tar"))
 
 
@@ -180,22 +201,25 @@ def test_nothing_stands_in_the_root_but_epochs_and_label_files(tmp_path):
     assert names == [f"labels/epoch_{epoch}/batch_{index}.tar" for epoch in range(3) for index in range(3)]
 
 
-@pytest.mark.parametrize("gone", ("epoch_0", "epoch_1", "epoch_1/batch_0.tar", "epoch_2/batch_1.tar", "epoch_2/batch_2.tar", "epoch_0/batch_2.tar"))
+@pytest.mark.parametrize("gone", (
+    "epoch_0", "epoch_1", "epoch_1/batch_0.tar", "epoch_2/batch_1.tar", "epoch_2/batch_2.tar",
+    "epoch_0/batch_2.tar"))
 def test_missing_epoch_or_batch_is_refused(tmp_path, gone):
     path = label_folder(tmp_path) / gone
     path.rename(tmp_path.parent / f"{tmp_path.name}_gone")
     with pytest.raises(UserError, match="epoch"):
-        inspect_labels(tmp_path)
+        read_checked(verify_labels(tmp_path))
 
 
-@pytest.mark.parametrize("stray", ("manifest.json", "epoch_x/a", "epoch_1/notes.txt", "epoch_1/batch_1.tar.tmp", "epoch_03/a",
-                                   "epoch_2/batch_01.tar"))
+@pytest.mark.parametrize("stray", (
+    "manifest.json", "epoch_x/a", "epoch_1/notes.txt", "epoch_1/batch_1.tar.tmp", "epoch_03/a",
+    "epoch_2/batch_01.tar"))
 def test_stray_file_is_refused(tmp_path, stray):
     path = label_folder(tmp_path) / stray
     path.parent.mkdir(exist_ok=True)
     path.touch()
     with pytest.raises(UserError):
-        inspect_labels(tmp_path)
+        read_checked(verify_labels(tmp_path))
 
 
 def test_missing_file_is_refused_with_its_name(tmp_path):

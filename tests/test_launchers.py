@@ -1,4 +1,4 @@
-"""The launchers: every data set under --dry-run, from anywhere, under dash and bash; exit codes; the four stages on noise."""
+"""The launchers: every data set under --dry-run, from anywhere, in dash and bash; exit codes; all stages."""
 import importlib
 import json
 import os
@@ -13,30 +13,43 @@ import pytest
 
 from sre2l.data.datasets import DATASETS
 from sre2l.run.paths import ROOT
-from tests.helpers import SMALL, launch, noise_folder, run_main
+from tests.helpers import SMALL, launch, noise_folder, refused, run_main
 
 LAUNCHERS = ("squeeze/squeeze.sh", "recover/recover.sh", "relabel/relabel.sh", "validate/train.sh")
 PUBLISHED = {  # spec section 2: iterations, learning rate, r_bn, jitter
-    "imagenet1k": (4000, 0.25, 0.01, 32), "tiny-imagenet": (4000, 0.1, 1.0, 4), "cifar100": (1000, 0.25, 0.01, 4), "cifar10": (1000, 0.25, 0.01, 4)}
+    "imagenet1k": (4000, 0.25, 0.01, 32),
+    "tiny-imagenet": (4000, 0.1, 1.0, 4),
+    "cifar100": (1000, 0.25, 0.01, 4),
+    "cifar10": (1000, 0.25, 0.01, 4)}
+
+
+def with_python(folder, behaviour):
+    """A python3 that does what a line of sh says and finds every package -> the PATH on which it is first."""
+    folder.mkdir(exist_ok=True)
+    (folder / "python3").write_text(f"#!/bin/sh\ncase $1 in */preflight.py) exit 0 ;; esac\n{behaviour}\n")
+    (folder / "python3").chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def planned(folder, launcher, *flags, **options):
+    """What a launcher would start -> (module, *flags), to run in this process: to import torch takes 4 s."""
+    path = with_python(folder / "bin", 'printf "%s\\n" "$@"')
+    result = launch(launcher, *flags, PATH=path, **options)
+    assert result.returncode == 0, result.stderr
+    flag, module, *flags = result.stdout.splitlines()
+    assert flag == "-m"
+    return importlib.import_module(module), *flags
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("number, dataset", list(enumerate(DATASETS)))
 def test_every_data_set_has_a_plan(number, dataset, launcher, tmp_path, capsys):
-    """--dry-run prints JSON, writes nothing, and works from the root, the stage's folder and elsewhere, under sh and bash. The python3
-    that a launcher starts here prints its arguments, and this process runs the stage with them: to import torch takes 4 s."""
+    """--dry-run prints JSON and writes nothing: from the root, the stage's folder, elsewhere; sh and bash."""
     stage, script = launcher.split("/")
-    fake = tmp_path / "bin" / "python3"
-    fake.parent.mkdir()
-    fake.write_text('#!/bin/sh\ncase $1 in */preflight.py) exit 0 ;; esac\nprintf "%s\\n" "$@"\n')
-    fake.chmod(0o755)
-    cwd, path = ((ROOT, launcher), (ROOT / stage, script), (tmp_path, ROOT / launcher))[number % 3]
-    result = launch(path, dataset, "--dry-run", "--name", tmp_path / "run", cwd=cwd, shell=("sh", "bash")[number % 2],
-                    PATH=f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
-    assert result.returncode == 0, result.stderr
-    flag, module, *flags = result.stdout.splitlines()
-    assert flag == "-m"
-    run_main(importlib.import_module(module), *flags)
+    places = ((ROOT, launcher), (ROOT / stage, script), (tmp_path, ROOT / launcher))
+    cwd, file = places[number % 3]
+    shell = ("sh", "bash")[number % 2]
+    run_main(*planned(tmp_path, file, dataset, "--dry-run", "--name", tmp_path / "run", cwd=cwd, shell=shell))
     settings = json.loads(capsys.readouterr().out)["settings"]
     assert settings["dataset"] == dataset
     assert not (tmp_path / "run").exists()
@@ -53,19 +66,21 @@ def test_a_data_set_without_a_block_is_refused(launcher, tmp_path):
     script.write_text(text.replace("    digits)", "    digit)"))
     (tmp_path / "sre2l").symlink_to(ROOT / "sre2l")
     result = launch(script, "digits", "--dry-run")
-    assert (result.returncode, result.stdout) == (2, "") and f"{script.name} has no settings for 'digits'" in result.stderr
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"{script.name} has no settings for 'digits'" in result.stderr
 
 
-def test_no_name_means_imagenet_and_hand_given_flags_win():
-    result = launch("recover/recover.sh", "--iteration", 7, "--dry-run")
-    plan = json.loads(result.stdout)
+def test_no_name_means_imagenet_and_hand_given_flags_win(tmp_path, capsys):
+    run_main(*planned(tmp_path, "recover/recover.sh", "--iteration", 7, "--dry-run"))
+    plan = json.loads(capsys.readouterr().out)
     assert (plan["settings"]["dataset"], plan["settings"]["iteration"]) == ("imagenet1k", 7)
     assert (plan["images"], plan["units"]) == (50_000, 500)
 
 
-def test_a_data_set_given_as_a_flag_would_bring_the_wrong_table_and_is_refused():
-    result = launch("recover/recover.sh", "--dataset", "digits", "--dry-run")
-    assert result.returncode == 2 and "sh recover.sh digits" in result.stderr
+def test_a_data_set_given_as_a_flag_would_bring_the_wrong_table_and_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["recover/recover.py"])
+    refused(*planned(tmp_path, "recover/recover.sh", "--dataset", "digits", "--dry-run"))
+    assert "sh recover.sh digits" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path):
@@ -74,32 +89,40 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path):
     assert result.stderr == f"error: {ROOT / 'relabel' / 'nowhere' / 'images'}: there is no such folder\n"
 
 
+VENV_IS_MISSING = ("error: python3 has no working venv module; "
+                   "on Debian or Ubuntu install the package python3-venv\n")
 FAKE_PYTHONS = {  # what a fake python3 does, and the sentence that the user gets
     "exit 1": "error: Python 3.11 or newer is needed (torch 2.15 needs it), and none is on the PATH\n",
-    '[ "$1" = -c ]': "error: python3 has no working venv module; on Debian or Ubuntu install the package python3-venv\n"}
+    '[ "$1" = -c ]': VENV_IS_MISSING}
 
 
 @pytest.mark.parametrize("behaviour", FAKE_PYTHONS)
 def test_a_python_that_cannot_do_it_is_told_so(behaviour, tmp_path):
-    """demo.sh in a copy without .venv, where python3 is too old, or has no venv module: one sentence, exit code 2."""
+    """demo.sh in a copy without .venv, where python3 is too old or has no venv module: a sentence, code 2."""
     (tmp_path / "bin").mkdir()
     for name in ("python3", *(f"python3.{minor}" for minor in range(11, 15))):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{behaviour}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    (tmp_path / "sre2l").mkdir()
-    for name in ("demo.sh", "requirements.txt", "sre2l/run/setup.sh", "sre2l/run/env.sh", "sre2l/run/preflight.py"):
+    (tmp_path / "sre2l" / "run").mkdir(parents=True)
+    setup = ("setup.sh", "env.sh", "preflight.py")
+    for name in ("demo.sh", "requirements.txt", *(f"sre2l/run/{name}" for name in setup)):
         shutil.copy(ROOT / name, tmp_path / name)
     result = subprocess.run(["sh", str(tmp_path / "demo.sh")], capture_output=True, text=True, check=False,
                             env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"})
     assert (result.returncode, result.stderr) == (2, FAKE_PYTHONS[behaviour])
 
 
+def hear_ctrl_c():
+    """For a child: a background shell ignores SIGINT, and so would the children of a test in such a shell."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_reach_the_user_as_exit_codes(sent, code, tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    process = subprocess.Popen(["sh", str(ROOT / "squeeze" / "squeeze.sh"), "digits", "--name", str(tmp_path / "run"), "--epochs", "999"],
-                               env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background shell ignores it, and we inherit
+    command = ["sh", ROOT / "squeeze" / "squeeze.sh", "digits", "--name", tmp_path / "run", "--epochs", "999"]
+    process = subprocess.Popen([str(word) for word in command], env={**os.environ, "PATH": path}, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_ctrl_c)
     log = tmp_path / "run" / "teacher" / "log.txt"
     deadline = time.monotonic() + 60
     while not (log.exists() and "999 of 999 epochs left" in log.read_text()) and time.monotonic() < deadline:
@@ -110,35 +133,74 @@ def test_signals_reach_the_user_as_exit_codes(sent, code, tmp_path):
     assert "the same command continues" in stderr and "Traceback" not in stderr
 
 
-def test_four_stages_and_both_controls_on_noise(tmp_path):
-    """Squeeze, recover, relabel, validate and the controls through the launchers; stages find each other under one --name."""
+@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_demo_ends_its_stage(sent, code, tmp_path):
+    """To its shell alone, as a process manager sends it. The stage here is a python3 that sleeps."""
+    path = with_python(tmp_path / "bin", f'echo $$ > "{tmp_path}/pid"; exec sleep 60')
+    command = ["sh", str(ROOT / "demo.sh")]
+    demo = subprocess.Popen(command, env={**os.environ, "PATH": path}, preexec_fn=hear_ctrl_c)
+    until = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    stage = int((tmp_path / "pid").read_text())
+    demo.send_signal(sent)
+    assert demo.wait(timeout=30) == code
+    with pytest.raises(ProcessLookupError):
+        os.kill(stage, 0)
+
+
+@pytest.mark.parametrize("gpus, torchrun, wanted", [
+    ("4", "", "--nproc_per_node=4 --standalone"),
+    ("1", "--nnodes 2 --rdzv-id 7", "--nproc_per_node=1 --nnodes 2 --rdzv-id 7")])
+def test_several_processes_are_started_by_torchrun(gpus, torchrun, wanted, tmp_path):
+    """GPUS on this machine, TORCHRUN for several; each process gets its part of the cores."""
+    fake = 'case $1 in -c) echo 8 ;; *) echo "$@"; echo $OMP_NUM_THREADS ;; esac'
+    environment = {"PATH": with_python(tmp_path / "bin", fake), "GPUS": gpus, "TORCHRUN": torchrun}
+    done = launch("recover/recover.sh", "digits", **environment, OMP_NUM_THREADS="")
+    words, threads = done.stdout.splitlines()
+    assert words.startswith(f"-m torch.distributed.run {wanted} -m recover.recover --dataset digits")
+    assert int(threads) == 8 // int(gpus)
+    done = launch("recover/recover.sh", "digits", **environment, OMP_NUM_THREADS="3")
+    assert done.stdout.splitlines()[1] == "3"
+
+
+def test_four_stages_and_both_controls_on_noise(tmp_path, monkeypatch, capsys):
+    """All stages and both controls as the launchers start them; they find each other under one --name."""
+    monkeypatch.chdir(tmp_path)
     names = [f"c{i}" for i in range(10)]
     noise_folder(tmp_path / "real" / "train", names, 4)
     noise_folder(tmp_path / "real" / "val", names, 2, seed=1)
     common = ("cifar10", "--name", tmp_path / "run")
     real = ("--real-data", "real")  # relative to where the user stands
-    steps = [("squeeze/squeeze.sh", *real, "--arch", SMALL, "--epochs", 1, "--batch-size", 20, "--workers", 0),
-             ("recover/recover.sh", "--iteration", 2, "--ipc-end", 2, "--batch-size", 10, "--snapshot-every", 1, "--lossless"),
+    steps = [("squeeze/squeeze.sh", *real, "--arch", SMALL, "--epochs", 1, "-b", 20, "-j", 0),
+             ("recover/recover.sh", "--iteration", 2, "--ipc-end", 2, "--batch-size", 10,
+              "--snapshot-every", 1, "--lossless"),
              ("relabel/relabel.sh", "--epochs", 2, "--batch-size", 8, "--workers", 1),
              ("validate/train.sh", *real, "--model", SMALL, "--epochs", 2, "--workers", 1, "--seeds", "0-1"),
              ("validate/train.sh", *real, "--model", SMALL, "--epochs", 2, "--workers", 0, "--hard-labels"),
              ("validate/random_real.sh", *real, "--model", SMALL)]
     for launcher, *flags in steps:
-        result = launch(ROOT / launcher, common[0], *flags, *common[1:], cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
+        run_main(*planned(tmp_path, ROOT / launcher, common[0], *flags, *common[1:], cwd=tmp_path))
     run = tmp_path / "run"
-    assert all(len(list(run.glob(f"{folder}/new*/class*_id*.png"))) == 20 for folder in ("images", "random_real/images"))
+    for folder in ("images", "random_real/images"):
+        assert len(list(run.glob(f"{folder}/new*/class*_id*.png"))) == 20
     assert len(list(run.glob("labels/epoch_*/batch_*.tar"))) == 2 * 3
-    assert all((run / name).stat().st_size > 0 for name in ("images.png", "images.gif", "labels.manifest.json", "labels.sha256"))
+    for name in ("images.png", "images.gif", "labels.manifest.json", "labels.sha256"):
+        assert (run / name).stat().st_size > 0
     results = json.loads((run / f"student_{SMALL}" / "results.json").read_text())
     assert set(results["seeds"]) == {"0", "1"} and results["top1"]["std"] is not None
     assert all(seconds > 0 for seconds in results["seconds"].values())
     control = json.loads((run / "random_real" / f"student_{SMALL}" / "results.json").read_text())
     assert control["protocol"]["labels"]["num_images"] == 20
-    plan = json.loads(launch("validate/random_real.sh", "cifar10", "--name", run, "--model", SMALL, "--overwrite", "--dry-run").stdout)
-    assert [(Path(part["folder"]).name, part["files"]) for part in plan["deletes"]] == [("images", 20), ("labels", 2 * 3), (f"student_{SMALL}", 7)]
-    repeated = plan["repeated"]
-    assert (repeated["relabel"]["batch_size"], repeated["relabel"]["epochs"], repeated["relabel"]["mix"]) == (8, 2, "mixup")
-    assert (repeated["validate"]["model"], repeated["validate"]["epochs"]) == (SMALL, 2)
-    differing = {key for key in results["protocol"] if key != "labels" and results["protocol"][key] != control["protocol"][key]}
-    assert not differing
+    capsys.readouterr()
+    again = ("cifar10", "--name", run, "--model", SMALL, "--overwrite", "--dry-run")
+    run_main(*planned(tmp_path, "validate/random_real.sh", *again))
+    plans = json.loads("[" + capsys.readouterr().out.replace("\n}\n{", "\n},\n{") + "]")
+    deletes = [(Path(plan["deletes"]["folder"]).name, plan["deletes"]["files"]) for plan in plans]
+    assert deletes == [("images", 20), ("labels", 2 * 3), (f"student_{SMALL}", 7)]
+    _, relabelled, trained = (plan["settings"] for plan in plans)
+    assert (relabelled["batch_size"], relabelled["epochs"], relabelled["mix"]) == (8, 2, "mixup")
+    assert (trained["model"], trained["epochs"]) == (SMALL, 2)
+    differing = {key for key in results["protocol"] if results["protocol"][key] != control["protocol"][key]}
+    assert differing <= {"labels"}

@@ -1,4 +1,4 @@
-"""Teachers from anywhere: every key layout, families with odd heads, stems, hashes; a second network as verifier."""
+"""Teachers from anywhere: every key layout, families with odd heads, stems, hashes; a verifier."""
 import json
 
 import pytest
@@ -9,25 +9,36 @@ from recover.objective import PlainEngine, Weights, statistics_layers
 from recover.views import View
 from relabel import relabel
 from sre2l.data.datasets import DATASETS
-from sre2l.nets.models import build_network, hash_weights, load_teacher
+from sre2l.nets.checkpoints import hash_weights
+from sre2l.nets.models import build_network
+from sre2l.nets.teacher import load_teacher
 from sre2l.run.errors import UserError
-from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
-from validate import train
+from tests.helpers import (
+    SMALL,
+    bare_checkpoint,
+    keep_last_images,
+    noise_folder,
+    refused,
+    run_main,
+    synthetic_folder,
+)
 from validate import evaluate as measuring
+from validate import train
 
 LAYOUTS = {
     "torchvision references": lambda w: {"model": w, "epoch": 3},
     "DataParallel": lambda w: {"state_dict": {f"module.{key}": value for key, value in w.items()}},
     "kuangliu": lambda w: {"net": w, "acc": 95.0},
     "bare": lambda w: w,
-    "DataParallel without batch counters": lambda w: {f"module.{k}": v for k, v in w.items() if not k.endswith("num_batches_tracked")},
-}
+    "DataParallel without batch counters": lambda w: {f"module.{key}": value for key, value in w.items()
+                                                      if not key.endswith("num_batches_tracked")}}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_checkpoint_layout_loads_the_same_weights(layout, tmp_path):
     bare = load_teacher(DATASETS["cifar10"], bare_checkpoint(tmp_path / "bare.pth"), SMALL)
-    teacher = load_teacher(DATASETS["cifar10"], bare_checkpoint(tmp_path / "t.pth", wrap=LAYOUTS[layout]), SMALL)
+    path = bare_checkpoint(tmp_path / "t.pth", wrap=LAYOUTS[layout])
+    teacher = load_teacher(DATASETS["cifar10"], path, SMALL)
     assert teacher.sha256 == bare.sha256
     assert not teacher.network.training and not any(p.requires_grad for p in teacher.network.parameters())
 
@@ -39,7 +50,8 @@ def test_the_hash_sees_one_changed_buffer():
     assert hash_weights(network) != before
 
 
-@pytest.mark.parametrize("stem, first, second", [("conv3x3", 32, 32), ("conv3x3-s2", 16, 16), ("torchvision", 16, 8)])
+@pytest.mark.parametrize("stem, first, second",
+                         [("conv3x3", 32, 32), ("conv3x3-s2", 16, 16), ("torchvision", 16, 8)])
 def test_stems_keep_the_resolution_they_promise(stem, first, second):
     network, _ = build_network("resnet18", 10, stem)
     features = network.conv1(torch.zeros(1, 3, 32, 32))
@@ -60,21 +72,26 @@ def test_a_teacher_with_an_auxiliary_head_that_never_runs(tmp_path):
     torch.save(full.state_dict(), tmp_path / "g.pth")
     teacher = load_teacher(DATASETS["cifar10"], tmp_path / "g.pth", "googlenet")
     engine = PlainEngine(teacher.network, Weights(0.1, 10, 0, 0))
-    terms, gradient = engine.loss_and_gradient(torch.randn(1, 2, 3, 32, 32), torch.tensor([[0, 1]]), [View(None, False, (0, 0))])
+    view = View(None, False, (0, 0))
+    terms, gradient = engine.loss_and_gradient(torch.randn(1, 2, 3, 32, 32), torch.tensor([[0, 1]]), [view])
     assert torch.isfinite(terms.bn) and gradient.abs().sum() > 0
 
 
 def test_a_verifier_is_measured_and_logged(tmp_path, monkeypatch):
-    """The verifier's top-1 in the metrics of the last iteration is the share of the written batch that it puts into the class."""
-    lasts, optimise = [], recover.optimise
-    monkeypatch.setattr(recover, "optimise", lambda *args: lasts.append(optimise(*args).clone()) or lasts[-1])
+    """The last iteration's top-1 is the share of the written batch that the verifier puts into its class."""
+    lasts = keep_last_images(monkeypatch)
     bare_checkpoint(tmp_path / "t.pth")
-    flags = ("--dataset", "cifar10", "--name", tmp_path / "run", "--teacher", tmp_path / "t.pth", "--arch", SMALL, "--iteration", 2, "--ipc-end", 1)
-    run_main(recover, *flags, "--batch-size", 5, "--verifier", SMALL, "--verifier-arch-path", tmp_path / "t.pth", "--device", "cpu", "--print-period", 1)
-    rows = [row for row in map(json.loads, open(tmp_path / "run" / "images.metrics.jsonl")) if "iteration" in row]
-    assert [row["iteration"] for row in rows] == [0, 1, 0, 1] and all(0 <= row["verifier_top1"] <= 100 for row in rows)
+    flags = ("--dataset", "cifar10", "--name", tmp_path / "run", "--teacher", tmp_path / "t.pth", "--arch",
+             SMALL, "--iteration", 2, "--ipc-end", 1)
+    run_main(recover, *flags, "--batch-size", 5, "--verifier", SMALL, "--verifier-arch-path",
+             tmp_path / "t.pth", "--device", "cpu", "--print-period", 1)
+    lines = map(json.loads, open(tmp_path / "run" / "images.metrics.jsonl"))
+    rows = [row for row in lines if "iteration" in row]
+    assert [row["iteration"] for row in rows] == [0, 1, 0, 1]
+    assert all(0 <= row["verifier_top1"] <= 100 for row in rows)
     verifier = load_teacher(DATASETS["cifar10"], tmp_path / "t.pth", SMALL).network
-    shares = [100 * (verifier(images[0]).argmax(1) == torch.arange(5) + 5 * i).double().mean().item() for i, images in enumerate(lasts)]
+    hits = [verifier(images).argmax(1) == torch.arange(5) + 5 * i for i, images in enumerate(lasts)]
+    shares = [100 * hit.double().mean().item() for hit in hits]
     assert [row["verifier_top1"] for row in rows[1::2]] == shares and sum(shares) > 0
 
 
@@ -84,21 +101,23 @@ def test_evaluate_measures_a_students_checkpoint(tmp_path, capsys):
     weights["fc.weight"].zero_()
     weights["fc.bias"].copy_(torch.eye(10)[3])
     torch.save({"state_dict": weights}, tmp_path / "s.pth")
-    run_main(train, "--dataset", "digits", "--evaluate", tmp_path / "s.pth", "--model", SMALL, "--device", "cpu")
+    flags = ("--dataset", "digits", "--evaluate", tmp_path / "s.pth", "--model", SMALL, "--device", "cpu")
+    run_main(train, *flags)
     assert f"top1 {100 * 83 / 797:.2f}%" in capsys.readouterr().out
     assert "no such checkpoint" in refused(train, "--dataset", "digits", "--evaluate", tmp_path / "none.pth")
     for flag in ("--compile", "--tensorboard", "--hard-labels", "--overwrite"):
-        assert f"{flag} would do nothing" in refused(train, "--dataset", "digits", "--evaluate", tmp_path / "s.pth", "--model", SMALL, "--device", "cpu", flag)
+        assert f"{flag} would do nothing" in refused(train, *flags, flag)
 
 
 def test_evaluate_shows_images_at_the_students_own_size(tmp_path, capsys, monkeypatch):
-    bare_checkpoint(tmp_path / "s.pth", wrap=lambda w: {"format": "sre2l-teacher-1", "arch": SMALL, "stem": "torchvision", "num_classes": 10,
+    bare_checkpoint(tmp_path / "s.pth", wrap=lambda w: {"format": "sre2l-teacher-1", "arch": SMALL,
+                                                        "stem": "torchvision", "num_classes": 10,
                                                         "size": 64, "model": w})
     shown = []
     original = measuring.evaluate
 
     def evaluate(network, images, *rest, **options):
-        shown.append(images.items[0].shape)
+        shown.append(images.pixels(0).shape)
         return original(network, images, *rest, **options)
     monkeypatch.setattr(measuring, "evaluate", evaluate)
     run_main(train, "--dataset", "digits", "--evaluate", tmp_path / "s.pth", "--device", "cpu")
@@ -106,12 +125,15 @@ def test_evaluate_shows_images_at_the_students_own_size(tmp_path, capsys, monkey
 
 
 def test_a_normalisation_given_by_flags_reaches_images_and_labels(tmp_path):
-    """A checkpoint from elsewhere knows no normalisation: --mean and --std say it, and the manifest carries it to the student."""
+    """A checkpoint from elsewhere knows none: --mean and --std say it, the manifest tells the student."""
     bare_checkpoint(tmp_path / "t.pth")
     synthetic_folder(tmp_path / "run" / "images")
     common = ("--dataset", "cifar10", "--name", tmp_path / "run", "--device", "cpu", "-j", 0)
-    run_main(relabel, *common, "--teacher", tmp_path / "t.pth", "--arch", SMALL, "--epochs", 1, "-b", 10, "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
-    assert json.loads((tmp_path / "run" / "labels.manifest.json").read_text())["settings"]["std"] == [0.25, 0.25, 0.25]
+    run_main(relabel, *common, "--teacher", tmp_path / "t.pth", "--arch", SMALL, "--epochs", 1, "-b", 10,
+             "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
+    manifest = json.loads((tmp_path / "run" / "labels.manifest.json").read_text())
+    assert manifest["settings"]["std"] == [0.25, 0.25, 0.25]
     noise_folder(tmp_path / "val", [f"c{i}" for i in range(10)], 1)
     run_main(train, *common, "--val-dir", tmp_path, "--model", SMALL, "--epochs", 1)
-    assert json.loads((tmp_path / "run" / f"student_{SMALL}" / "results.json").read_text())["protocol"]["std"] == [0.25, 0.25, 0.25]
+    results = json.loads((tmp_path / "run" / f"student_{SMALL}" / "results.json").read_text())
+    assert results["protocol"]["std"] == [0.25, 0.25, 0.25]

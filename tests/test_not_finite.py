@@ -8,24 +8,25 @@ import torch
 from torch import nn
 
 from recover import health, recover
+from recover.batches import ImageBatch, draw_batch
+from recover.engines import make_fast_engine
 from recover.fast import FastEngine
-from recover.objective import Terms, Weights
-from recover.step import TERMS, Stepper
-from sre2l.kernels.adam import adam_step
-from recover.batches import Unit, draw_unit
+from recover.objective import TERMS, Terms, Weights
+from recover.step import Stepper
 from recover.views import draw_view
-from sre2l.run.errors import UserError
-from sre2l.nets.training import check_finite
 from squeeze import squeeze
-from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused
+from sre2l.kernels.adam import adam_step
+from sre2l.nets.training import check_finite
+from sre2l.run.errors import UserError
+from tests.helpers import SMALL, bare_checkpoint, refused
 from tests.nets import SmallNet
-from tests.worlds import NAMES, recover_flags, train_flags
+from tests.worlds import common, recover_flags, train_flags
 
 NAN, INF = float("nan"), float("inf")
 
 
 class Scripted:
-    """An engine whose terms of two batches are what `script` says of (iteration, batch, term), else 1; its gradient is 0."""
+    """Terms of two batches as `script` says of (iteration, batch, term), else 1; a gradient of 0."""
     adam_step = staticmethod(adam_step)
 
     def __init__(self, script, captures=False):
@@ -36,13 +37,17 @@ class Scripted:
 
     def loss_and_gradient(self, images, targets, view):
         self.calls += 1
-        values = {key: torch.tensor([self.script.get((int(view), batch, key), 1.0) for batch in range(len(images))]) for key in TERMS}
+        values = {}
+        for key in TERMS:
+            scripted = [self.script.get((int(view), batch, key), 1.0) for batch in range(len(images))]
+            values[key] = torch.tensor(scripted)
         return Terms(**values), torch.zeros_like(images)
 
 
 def started(engine, steps=6):
     stepper = Stepper(engine, torch.full((3, 1, 1), -1.0), torch.full((3, 1, 1), 1.0))
-    stepper.start(torch.zeros(2, 1, 3, 4, 4), torch.zeros(2, 1, dtype=torch.int64), [None] * steps, [0.1] * steps)
+    targets = torch.zeros(2, 1, dtype=torch.int64)
+    stepper.start(torch.zeros(2, 1, 3, 4, 4), targets, [None] * steps, [0.1] * steps)
     return stepper
 
 
@@ -52,14 +57,15 @@ def test_the_first_iteration_of_each_batch_and_term_that_is_not_finite():
     found = []
     for iteration in range(6):
         stepper.step(iteration)
-        found.append(stepper.faults())
-    assert found[:2] == [[None, None]] * 2 and found[3] == [None, (2, ["bn"])] and found[5] == [(4, ["tv", "l2"]), (2, ["bn"])]
+        found.append(stepper.nonfinite_terms())
+    assert found[:2] == [[None, None]] * 2 and found[3] == [None, (2, ["bn"])]
+    assert found[5] == [(4, ["tv", "l2"]), (2, ["bn"])]
     stepper.start(stepper.images, stepper.targets, [None] * 6, [0.1] * 6)
-    assert stepper.faults() == [None, None]
+    assert stepper.nonfinite_terms() == [None, None]
 
 
 def test_capturing_leaves_no_trace_of_a_term_that_was_not_finite(monkeypatch):
-    """A graph that is made, warm-up included, before the first replay: here what is captured also runs, and every run of it fails."""
+    """A graph is made, with a warm-up, before the first replay. Here its capture also runs, and fails."""
     engine = Scripted({(0, 0, "ce"): NAN}, captures=True)
     stepper = started(engine)
 
@@ -74,45 +80,51 @@ def test_capturing_leaves_no_trace_of_a_term_that_was_not_finite(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda _: None))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=replay))
     stepper.step(0)
-    assert engine.calls == 4 and stepper.faults() == [None, None]
+    assert engine.calls == 4 and stepper.nonfinite_terms() == [None, None]
     stepper.step(4)
-    assert stepper.faults() == [None, (4, ["bn"])]
+    assert stepper.nonfinite_terms() == [None, (4, ["bn"])]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_a_gpu_the_graph_keeps_the_first_iteration():
     """A weight that is not finite from the third iteration on, changed in place under the captured graph."""
     network = SmallNet().cuda().eval().requires_grad_(False)
-    engine = FastEngine(network, Weights(0.1, 10.0, 0.0, 0.0), 32)
+    engine = make_fast_engine(network, Weights(0.1, 10.0, 0.0, 0.0), 32)
     stepper = Stepper(engine, *(torch.full((3, 1, 1), edge, device="cuda") for edge in (-2.0, 2.0)))
-    _, views = draw_unit(Unit(0, ((0, 0),)), 0, 32, 6, partial(draw_view, 32, 4, False, True))
-    stepper.start(torch.randn(1, 4, 3, 32, 32, device="cuda"), torch.zeros(1, 4, dtype=torch.int64, device="cuda"), [[view] for view in views], [0.1] * 6)
+    _, views = draw_batch(ImageBatch(0, ((0, 0),)), 0, 32, 6, partial(draw_view, 32, 4, False, True))
+    noise = torch.randn(1, 4, 3, 32, 32, device="cuda")
+    targets = torch.zeros(1, 4, dtype=torch.int64, device="cuda")
+    stepper.start(noise, targets, [[view] for view in views], [0.1] * 6)
     for iteration in range(6):
         if iteration == 3:
             engine.network.get_parameter("fc2.weight").fill_(NAN)
         stepper.step(iteration)
-    assert stepper.faults() == [(3, ["ce"])]
+    assert stepper.nonfinite_terms() == [(3, ["ce"])]
 
 
 def test_the_sentence_names_unit_iteration_and_term():
     names, terms = ["unit 3", "unit 4"], ["ce", "bn"]
     assert health.describe_fault([None, None], names, terms, "fp32") is None
     found = health.describe_fault([None, (37, ["ce"])], names, terms, "fp32")
-    assert found.startswith("unit 4: ce is not finite from iteration 37 on; nothing of it is written: a smaller --lr")
+    assert found.startswith("unit 4: ce is not finite from iteration 37 on; nothing of it is written: "
+                            "a smaller --lr")
     found = health.describe_fault([(37, ["ce", "bn"]), (40, ["bn"])], names, terms, "fp16")
-    assert found.startswith("unit 3: the images are not finite after iteration 36, or the network overflowed on them: ce and bn are not finite "
-                            "from iteration 37 on (and 1 more")
+    assert found.startswith("unit 3: the images are not finite after iteration 36, or the network overflowed "
+                            "on them: ce and bn are not finite from iteration 37 on (and 1 more")
     assert "--precision bf16" in found
-    assert "images" not in health.describe_fault([(0, ["ce", "bn"]), None], names, terms, "fp32").partition(";")[0]  # the noise is finite
+    found = health.describe_fault([(0, ["ce", "bn"]), None], names, terms, "fp32")
+    assert "images" not in found.partition(";")[0]  # the noise is finite
 
 
 def no_images(root, name="new"):
     return not list((root / name / "images").rglob("*.jpg"))
 
 
-@pytest.mark.parametrize("broken, wanted", [("ce", "unit 1: ce is not finite from iteration 3 on"), ("bn", "unit 1: bn is not finite from iteration 3 on"),
-                                            ("gradient", "unit 1: the images are not finite after iteration 3;")])
-def test_recover_stops_at_a_loss_that_is_not_finite_and_writes_no_image(broken, wanted, tmp_path, monkeypatch):
+@pytest.mark.parametrize("broken, wanted", [
+    ("ce", "unit 1: ce is not finite from iteration 3 on"),
+    ("bn", "unit 1: bn is not finite from iteration 3 on"),
+    ("gradient", "unit 1: the images are not finite after iteration 3;")])
+def test_recover_stops_where_a_loss_is_not_finite_and_writes_no_image(broken, wanted, tmp_path, monkeypatch):
     """The second of two units; the first is written."""
     calls, original = [], FastEngine.loss_and_gradient
 
@@ -129,7 +141,7 @@ def test_recover_stops_at_a_loss_that_is_not_finite_and_writes_no_image(broken, 
     with monkeypatch.context() as patch:
         patch.setattr("recover.engines.why_not_fast", lambda *_: None)
         patch.setattr(FastEngine, "loss_and_gradient", loss_and_gradient)
-        flags = (*recover_flags(tmp_path)[1:], "--iteration", 5, "--ipc-end", 2, "--batch-size", 10, "--print-period", 5)
+        flags = (*recover_flags(tmp_path)[1:], "--iteration", 5, "--ipc-end", 2, "--print-period", 5)
         message = refused(recover, *flags)
     assert message.startswith(wanted) and "nothing of it is written" in message
     names = sorted(path.name for path in (tmp_path / "new" / "images").rglob("*.jpg"))
@@ -137,35 +149,35 @@ def test_recover_stops_at_a_loss_that_is_not_finite_and_writes_no_image(broken, 
 
 
 def test_a_teacher_with_a_weight_that_is_not_finite(tmp_path):
-    bare_checkpoint(tmp_path / "teacher.pth", wrap=lambda weights: {**weights, "fc.bias": weights["fc.bias"] + INF})
+    def spoil(weights):
+        return {**weights, "fc.bias": weights["fc.bias"] + INF}
+    bare_checkpoint(tmp_path / "teacher.pth", wrap=spoil)
     message = refused(*recover_flags(tmp_path))
-    assert message.startswith("unit 0: ce is not finite from iteration 0 on; nothing of it is written: the noise is finite") and no_images(tmp_path)
+    assert message.startswith("unit 0: ce is not finite from iteration 0 on; nothing of it is written: "
+                              "the noise is finite")
+    assert no_images(tmp_path)
 
 
 def test_training_stops_where_loss_weight_or_statistic_is_not_finite():
     network = nn.BatchNorm2d(3)
     check_finite(1.0, network, 1, "--lr", "fp32")
-    with pytest.raises(UserError, match="epoch 7: the loss, inf, is not finite; no checkpoint of it is written.* smaller --lr or --precision bf16$"):
+    with pytest.raises(UserError, match="epoch 7: the loss, inf, is not finite; no checkpoint of it is "
+                                        "written.* smaller --lr or --precision bf16$"):
         check_finite(INF, network, 7, "--lr", "fp16")
     for tensor in (network.weight, network.running_var):
         with torch.no_grad():
             tensor[1] = NAN
-        with pytest.raises(UserError, match="epoch 7: a weight or a running statistic of the network is not finite.* smaller --lr$"):
+        with pytest.raises(UserError, match="epoch 7: a weight or a running statistic of the network is not "
+                                            "finite.* smaller --lr$"):
             check_finite(1.0, network, 7, "--lr", "fp32")
         with torch.no_grad():
             tensor[1] = 1.0
 
 
-def test_squeeze_writes_no_checkpoint_of_an_epoch_that_is_not_finite(tmp_path):
-    noise_folder(tmp_path / "train", NAMES, 2)
-    noise_folder(tmp_path / "val", NAMES, 1)
-    message = refused(squeeze, "--dataset", "cifar10", "--real-data", tmp_path, "--arch", SMALL, "--epochs", 2, "-b", 4, "-j", 0, "--name", tmp_path / "r",
-                      "--device", "cpu", "--lr", 1e30)
-    assert message.startswith("epoch 1: the loss, nan, is not finite") and "smaller --lr" in message
-    assert not list((tmp_path / "r" / "teacher").glob("*.pth"))
-
-
-def test_validate_writes_no_checkpoint_of_an_epoch_that_is_not_finite(world, tmp_path):
-    message = refused(*train_flags(world, "--output-dir", tmp_path / "s", "--sgd", "-lr", 1e30))
-    assert message.startswith("epoch 1: the loss, nan, is not finite") and "smaller -lr" in message
-    assert not list((tmp_path / "s").rglob("*.pth"))
+def test_training_writes_no_checkpoint_of_an_epoch_that_is_not_finite(world, tmp_path):
+    teacher = ("--real-data", world / "real", "--arch", SMALL, "--epochs", 2, "-b", 4, "-j", 0)
+    student = train_flags(world, "--output-dir", tmp_path / "student", "--sgd")
+    for flags, rate in (((squeeze, *common(world, tmp_path), *teacher), "--lr"), (student, "-lr")):
+        message = refused(*flags, rate, 1e30)
+        assert message.startswith("epoch 1: the loss, nan, is not finite") and f"smaller {rate}" in message
+    assert not list(tmp_path.rglob("*.pth"))

@@ -1,4 +1,4 @@
-"""Crops, flips, mixes, normalisation: against torchvision and the formulas of spec section 4, pixel for pixel."""
+"""Crops, flips, mixes, normalisation: pixel for pixel torchvision's and the formulas of spec section 4."""
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,14 +6,22 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from tests.helpers import SMALL, bare_checkpoint, run_main
 from torchvision import transforms
 from torchvision.transforms import functional as t_F
 
 from relabel import relabel
-from sre2l.data.augment import (Crops, Mix, apply_crops, apply_mix, draw_crops, draw_cutmix_box, draw_mix, mixed_share, normalise,
-                           pixel_windows)
+from sre2l.data.augment import (
+    Crops,
+    Mix,
+    apply_mix,
+    draw_crops,
+    draw_cutmix_box,
+    draw_mix,
+    normalise,
+)
 from sre2l.data.datasets import DATASETS
+from sre2l.data.resize import apply_crops, pixel_windows
+from tests.helpers import SMALL, bare_checkpoint, run_main
 from validate import train
 from validate.losses import hard_targets
 
@@ -26,17 +34,19 @@ def noise_images(sizes, seed=0):
 
 
 def by_torchvision(image, box, flip, size):
-    """Round the box, crop (black outside), resize, flip, as torchvision does on a PIL image -> (3, size, size) uint8."""
+    """Round the box, crop (black outside), resize, flip, as torchvision does -> (3, size, size) uint8."""
     height, width = image.shape[:2]
     top, left, h, w = (round(float(part) * side) for part, side in zip(box, (height, width, height, width)))
-    view = t_F.resized_crop(t_F.to_pil_image(image), top, left, h, w, [size, size], transforms.InterpolationMode.BILINEAR)
+    view = t_F.resized_crop(t_F.to_pil_image(image), top, left, h, w, [size, size],
+                            transforms.InterpolationMode.BILINEAR)
     return t_F.pil_to_tensor(t_F.hflip(view) if flip else view)
 
 
 @pytest.mark.parametrize("size", (32, 64, 224))
 def test_resized_crops_equal_torchvisions_in_every_pixel(size):
     images = noise_images(SIZES * 4)
-    crops = draw_crops([image.shape[:2] for image in images], "resized", (0.08, 1), 0, True, np.random.default_rng(size))
+    crops = draw_crops([image.shape[:2] for image in images], "resized", (0.08, 1), 0, True,
+                       np.random.default_rng(size))
     ours = apply_crops(images, crops, size)
     assert ours.shape == (len(images), 3, size, size) and ours.dtype == torch.uint8
     for image, box, flip, view in zip(images, crops.boxes, crops.flips, ours):
@@ -46,11 +56,13 @@ def test_resized_crops_equal_torchvisions_in_every_pixel(size):
 
 @pytest.mark.parametrize("size", (32, 45))
 def test_padded_crops_are_shifts_with_black_outside(size):
-    """(t/H, l/W, 1, 1): pixel (i, j) is the image's (i + t, j + l), black where there is none; also by torchvision."""
-    images, padding = noise_images([(size, size)] * 40), 4
+    """(t/H, l/W, 1, 1): pixel (i, j) is the image's (i + t, j + l), black where there is none."""
+    images = noise_images([(size, size)] * 40)
+    padding = 4
     crops = draw_crops([(size, size)] * 40, "padded", (0.08, 1), padding, True, np.random.default_rng(0))
     for image, box, flip, view in zip(images, crops.boxes, crops.flips, apply_crops(images, crops, size)):
-        top, left = round(box[0].item() * size), round(box[1].item() * size)
+        top = round(box[0].item() * size)
+        left = round(box[1].item() * size)
         framed = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
         wanted = framed[padding + top:padding + top + size, padding + left:padding + left + size]
         assert np.array_equal(view.permute(1, 2, 0).numpy(), wanted[:, ::-1] if flip else wanted)
@@ -86,15 +98,18 @@ def test_pixels_survive_the_trip_through_fractions():
     for side in range(32, 513):
         places = np.arange(-(-(side + 1) // 4) * 4)
         fractions = (places / side).astype(np.float32)
-        back = pixel_windows(fractions.reshape(-1, 4), np.full((len(places) // 4, 2), side)).reshape(-1).tolist()
+        sizes = np.full((len(places) // 4, 2), side)
+        back = pixel_windows(fractions.reshape(-1, 4), sizes).reshape(-1).tolist()
         assert back == places.tolist()
-        lost, total = lost + (np.trunc(fractions.astype(np.float64) * side) != places).sum(), total + len(places)
+        lost += (np.trunc(fractions.astype(np.float64) * side) != places).sum()
+        total += len(places)
     assert lost / total > 0.1
 
 
 def test_pixel_windows_take_rows_by_height_and_columns_by_width():
     boxes = torch.tensor([[5 / 33, 7 / 91, 20 / 33, 60 / 91], [0, 0, 1e-4, 1e-4]])
-    assert pixel_windows(boxes, np.array([[33, 91], [33, 91]])).tolist() == [[5, 7, 20, 60], [0, 0, 1, 1]]  # never empty
+    # never empty
+    assert pixel_windows(boxes, np.array([[33, 91], [33, 91]])).tolist() == [[5, 7, 20, 60], [0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -102,13 +117,15 @@ def test_normalise_equals_torchvision_bit_for_bit(dataset):
     """All 256 grey levels in all channels, ToTensor + Normalize."""
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
     spec = DATASETS[dataset]
-    theirs = transforms.Compose([transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)])(Image.fromarray(levels))
+    steps = [transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
+    theirs = transforms.Compose(steps)(Image.fromarray(levels))
     ours = normalise(torch.from_numpy(levels).permute(2, 0, 1)[None], spec.mean, spec.std)
     assert ours.dtype == torch.float32 and torch.equal(ours[0], theirs)
 
 
 def test_mixup_is_the_weighted_sum_of_partners():
-    x, partner = torch.randn(6, 3, 8, 8, dtype=torch.float64), torch.tensor([5, 1, 0, 2, 4, 3])
+    x = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    partner = torch.tensor([5, 1, 0, 2, 4, 3])
     mixed = apply_mix(x, Mix(partner, 0.3))
     for row in range(6):
         assert (mixed[row] - (0.3 * x[row] + 0.7 * x[partner[row]])).abs().max() < 1e-15
@@ -116,8 +133,10 @@ def test_mixup_is_the_weighted_sum_of_partners():
 
 @pytest.mark.parametrize("box", ([2, 3, 7, 8], [0, 0, 8, 8], [4, 4, 4, 6], [0, 7, 1, 8]))
 def test_cutmix_takes_the_box_from_the_unmixed_partner(box):
-    x, partner = torch.randn(5, 3, 8, 8), torch.tensor([1, 2, 3, 4, 0])
-    before, mixed = x.clone(), apply_mix(x, Mix(partner, 0.4, box))
+    x = torch.randn(5, 3, 8, 8)
+    partner = torch.tensor([1, 2, 3, 4, 0])
+    before = x.clone()
+    mixed = apply_mix(x, Mix(partner, 0.4, box))
     for row in range(5):
         for i in range(8):
             for j in range(8):
@@ -126,16 +145,12 @@ def test_cutmix_takes_the_box_from_the_unmixed_partner(box):
     assert torch.equal(x, before)
 
 
-def test_no_mix_changes_nothing():
-    x = torch.randn(4, 3, 8, 8)
-    assert torch.equal(apply_mix(x, draw_mix("none", None, 4, 8, np.random.default_rng(0))), x)
-
-
 @pytest.mark.parametrize("size", (32, 33, 224))
 @pytest.mark.parametrize("lam", (0.0, 0.01, 0.37, 0.5, 0.9, 0.9999, 1.0))
 def test_cutmix_box_is_a_clipped_square_around_a_uniform_centre(size, lam):
     """h = int(S sqrt(1 - lam)) // 2; rows clip(r - h)..clip(r + h), r uniform in 0..S-1, columns likewise."""
-    half, rng = int(size * (1 - lam) ** 0.5) // 2, np.random.default_rng(size)
+    half = int(size * (1 - lam) ** 0.5) // 2
+    rng = np.random.default_rng(size)
     spans = [(max(r - half, 0), min(r + half, size)) for r in range(size)]
     boxes = [draw_cutmix_box(size, lam, rng) for _ in range(12 * size)]
     assert all(type(v) is int for box in boxes for v in box)
@@ -157,19 +172,11 @@ def test_mix_draws_a_permutation_and_a_beta_lam(kind, alpha):
     assert len({tuple(mix.partner.tolist()) for mix in mixes}) > 1500
 
 
-def test_share_of_the_first_image_is_the_share_of_its_pixels():
-    """White images mixed with black partners: the mean that remains; cutmix's is 1 - box area / S^2, not the lam drawn."""
-    x = torch.tensor([1.0, 0]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
-    for kind in ("cutmix", "mixup"):
-        for seed in range(50):
-            mix = draw_mix(kind, 1.0, 2, 32, np.random.default_rng(seed))
-            mix = Mix(torch.tensor([1, 0]), mix.lam, mix.box)
-            assert mixed_share(mix, 32) == pytest.approx(apply_mix(x, mix)[0].double().mean().item(), abs=1e-6)
-
-
 def test_hard_targets_share_the_classes_like_the_pixels():
-    labels, partner = torch.tensor([3, 0, 1, 1]), torch.tensor([1, 3, 2, 0])
-    for mix, lam in ((Mix(partner, 0.9, [4, 0, 12, 16]), 1 - 8 * 16 / 32 ** 2), (Mix(partner, 0.9), 0.9), (Mix(partner, 0.1, [4, 9, 4, 20]), 1),
+    labels = torch.tensor([3, 0, 1, 1])
+    partner = torch.tensor([1, 3, 2, 0])
+    for mix, lam in ((Mix(partner, 0.9, [4, 0, 12, 16]), 1 - 8 * 16 / 32 ** 2), (Mix(partner, 0.9), 0.9),
+                     (Mix(partner, 0.1, [4, 9, 4, 20]), 1),
                      (Mix(), 1)):
         wanted = torch.zeros(4, 5)
         for row in range(4):
@@ -188,7 +195,8 @@ class Recorder:
     """Keeps what the networks of the smallest architecture are shown: each input with the mode."""
 
     def __init__(self, monkeypatch):
-        self.seen, kind = [], torchvision.models.ShuffleNetV2
+        self.seen = []
+        kind = torchvision.models.ShuffleNetV2
         forward = kind.forward
 
         def recording(network, x):
@@ -197,9 +205,10 @@ class Recorder:
         monkeypatch.setattr(kind, "forward", recording)
 
     def take(self, training):
-        """The batches seen in this mode since the last call; the single blank image of the size check left out."""
-        taken, self.seen = [entry.images for entry in self.seen if entry.training == training and len(entry.images) > 1], []
-        return taken
+        """The batches seen in this mode since the last call, without the blank image of the size check."""
+        chosen = [entry for entry in self.seen if entry.training == training and len(entry.images) > 1]
+        self.seen = []
+        return [entry.images for entry in chosen]
 
 
 def stored_images(root, sizes, num_classes=4):
@@ -211,18 +220,24 @@ def stored_images(root, sizes, num_classes=4):
     return root
 
 
-@pytest.mark.parametrize("crop, sizes", (("resized", [(48, 40), (32, 32), (61, 99), (36, 70)]), ("padded", [(32, 32)] * 4)))
+@pytest.mark.parametrize("crop, sizes",
+                         (("resized", [(48, 40), (32, 32), (61, 99), (36, 70)]), ("padded", [(32, 32)] * 4)))
 @pytest.mark.parametrize("mix", ("cutmix", "mixup", "none"))
 def test_student_sees_the_pixels_the_teacher_saw(tmp_path, monkeypatch, mix, crop, sizes):
-    """Both stages as users run them; 16 images in batches of 6, 6 and 4, each batch in two micro-batches; bit for bit."""
-    images, labels = stored_images(tmp_path / "images", sizes), tmp_path / "labels"
+    """Both stages as users run them; batches of 6, 6 and 4, each in two micro-batches; bit for bit."""
+    images = stored_images(tmp_path / "images", sizes)
+    labels = tmp_path / "labels"
     recorder = Recorder(monkeypatch)
-    monkeypatch.setattr(relabel, "prepare_teacher", lambda network, *_: (network, "fp32", None))  # one rewritten by torch.fx never calls forward
-    common = ("--dataset", "cifar10", "--num-classes", 4, "--stem", "torchvision", "--device", "cpu", "--fkd-path", labels, "--mix-type", mix, "-j", 0)
-    run_main(relabel, *common, "--teacher", bare_checkpoint(tmp_path / "net.pth", num_classes=4), "--arch", SMALL, "--data", images,
+    # one rewritten by torch.fx never calls forward
+    monkeypatch.setattr(relabel, "prepare_teacher", lambda network, *_: (network, "fp32", None))
+    common = ("--dataset", "cifar10", "--num-classes", 4, "--stem", "torchvision", "--device", "cpu",
+              "--fkd-path", labels, "--mix-type", mix, "-j", 0)
+    run_main(relabel, *common, "--teacher", bare_checkpoint(tmp_path / "net.pth", num_classes=4), "--arch",
+             SMALL, "--data", images,
              "--epochs", 3, "--batch-size", 6, "--crop", crop)
     teacher = recorder.take(training=False)
-    run_main(train, *common, "--model", SMALL, "--train-dir", images, "--val-dir", images, "--output-dir", tmp_path / "student", "--epochs", 3)
+    run_main(train, *common, "--model", SMALL, "--train-dir", images, "--val-dir", images, "--output-dir",
+             tmp_path / "student", "--epochs", 3)
     student = iter(recorder.take(training=True))
     assert [len(batch) for batch in teacher] == [6, 6, 4] * 3
     for batch in teacher:
@@ -231,4 +246,5 @@ def test_student_sees_the_pixels_the_teacher_saw(tmp_path, monkeypatch, mix, cro
             parts.append(next(student))
         assert torch.equal(torch.cat(parts), batch)
     assert next(student, None) is None
-    assert len({batch[0].sum().item() for batch in teacher}) == 9  # every batch of every epoch has crops of its own
+    # every batch of every epoch has crops of its own
+    assert len({batch[0].sum().item() for batch in teacher}) == 9

@@ -1,4 +1,4 @@
-"""The recover loop: schedule, Adam, clamp, noise, bytes, and which images share a unit."""
+"""The recover loop: schedule, Adam, clamp, noise, bytes, and which images share a batch."""
 import dataclasses
 import math
 from functools import partial
@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.helpers import bare_checkpoint, run_main
 
 from recover import recover
+from recover.batches import BatchGroup, ImageBatch, draw, group_batches, plan_batches
 from recover.objective import Terms
 from recover.pictures import to_pixels
-from recover.recover import cosine_rates, optimise
+from recover.recover import cosine_rates
 from recover.step import Stepper
-from sre2l.kernels.adam import adam_step
-from recover.batches import Unit, draw_unit, make_units
 from recover.views import draw_view
 from sre2l.data.datasets import DATASETS
-from sre2l.run.errors import UserError
 from sre2l.data.image_folder import decode, encode
+from sre2l.kernels.adam import adam_step
+from sre2l.run.errors import UserError
+from tests.helpers import bare_checkpoint, keep_last_images, optimise, run_main
 
 SPEC = dataclasses.replace(DATASETS["imagenet1k"], size=8)  # three different means and stds
 
@@ -41,36 +41,25 @@ class FakeEngine:
         return Terms(zero, zero, zero, zero), self.gradient_of(len(self.seen) - 1, images)
 
 
-def run_loop(engine, steps, lr, seed=0, unit=0, batch=2, spec=SPEC):
-    """optimise with a fake engine, one batch at a time -> every iterate (B, 3, S, S), the last one included."""
-    draw = partial(draw_view, spec.size, 2, False, True)
-    drawn = draw_unit(Unit(unit, tuple((0, label) for label in range(batch))), seed, spec.size, steps, draw)
+def run_loop(engine, steps, lr, seed=0, index=0, batch=2, spec=SPEC):
+    """optimise with a fake engine, one batch -> every iterate (B, 3, S, S), the last one included."""
+    group = BatchGroup((ImageBatch(index, tuple((0, label) for label in range(batch))),))
+    noise, views = draw(group, seed, spec.size, steps, partial(draw_view, spec.size, 2, False, True))
     stepper = Stepper(engine, *(edge.float() for edge in bounds(spec)))
-    last = optimise(stepper, [drawn], torch.arange(batch)[None], cosine_rates(lr, steps), lambda *_: None)
+    last = optimise(stepper, noise, views, group.targets("cpu"), cosine_rates(lr, steps), lambda *_: None)
     return [images[0] for images in engine.seen] + [last[0].clone()]
 
 
 def scripted(steps, shape=(2, 3, 8, 8)):
     """Gradients of all magnitudes from 1e-10 to 1, so that eps matters too."""
     g = torch.Generator().manual_seed(5)
-    return [torch.randn(shape, generator=g) * 10 ** (-10 * torch.rand(shape, generator=g)) for _ in range(steps)]
+    return [torch.randn(shape, generator=g) * 10 ** (-10 * torch.rand(shape, generator=g))
+            for _ in range(steps)]
 
 
 def bounds(spec):
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (spec.mean, spec.std))
     return -mean / std, (1 - mean) / std
-
-
-def test_learning_rate_is_the_cosine_at_every_step():
-    """With an equal gradient at every step, Adam moves by exactly lr_t."""
-    steps, lr = 9, 0.02
-    seen = run_loop(FakeEngine(lambda t, x: torch.ones_like(x)), steps, lr)
-    low, high = bounds(SPEC)
-    inside = ((seen[0] < high) & (seen[0] > low + steps * lr)).all(1, keepdim=True).expand_as(seen[0])
-    assert inside.sum() > 60
-    for t in range(steps):
-        moved = (seen[t] - seen[t + 1])[inside]
-        assert moved == pytest.approx(lr * (1 + math.cos(math.pi * t / steps)) / 2, abs=1e-6)
 
 
 def test_iterates_equal_adam_written_out_with_the_clamp():
@@ -83,6 +72,7 @@ def test_iterates_equal_adam_written_out_with_the_clamp():
     for t, g in enumerate(g.double() for g in gradients):
         m, v = 0.5 * m + 0.5 * g, 0.9 * v + 0.1 * g ** 2
         lr_t = lr * (1 + math.cos(math.pi * t / steps)) / 2
+        assert cosine_rates(lr, steps)[t] == pytest.approx(lr_t, rel=1e-12, abs=1e-15)
         x = x - lr_t * (m / (1 - 0.5 ** (t + 1))) / ((v / (1 - 0.9 ** (t + 1))).sqrt() + 1e-8)
         x = torch.minimum(torch.maximum(x, low), high)
         assert (seen[t + 1] - x).abs().max() < 2e-5
@@ -99,23 +89,39 @@ def test_iterates_are_clamped_to_black_and_white_per_channel(sign):
 
 
 def test_noise_is_standard_normal():
-    first = run_loop(FakeEngine(lambda t, x: torch.zeros_like(x)), 1, 0.1, batch=100, spec=dataclasses.replace(SPEC, size=16))[0].double()
+    engine = FakeEngine(lambda t, x: torch.zeros_like(x))
+    first = run_loop(engine, 1, 0.1, batch=100, spec=dataclasses.replace(SPEC, size=16))[0].double()
     assert abs(first.mean()) < 0.02 and abs(first.std() - 1) < 0.02
     assert abs((first.abs() < 1).double().mean() - 0.6827) < 0.01
 
 
-def test_noise_and_views_depend_on_seed_and_unit_alone():
-    def run(seed, unit):
+def test_noise_and_views_depend_on_seed_and_batch_alone():
+    def run(seed, index):
         engine = FakeEngine(lambda t, x: x.sin())
-        return run_loop(engine, 6, 0.1, seed, unit), engine.views
+        return run_loop(engine, 6, 0.1, seed, index), engine.views
 
-    (first, views), others = run(3, 1), [run(3, 0), run(3, 2), run(1, 3), run(4, 1)]
+    first, views = run(3, 1)
+    others = [run(3, 0), run(3, 2), run(1, 3), run(4, 1)]
     torch.manual_seed(99)
     np.random.seed(99)
-    (again, views_again) = run(3, 1)
+    again, views_again = run(3, 1)
     assert views == views_again and all(torch.equal(a, b) for a, b in zip(first, again))
     for other, other_views in others:
         assert not torch.allclose(first[0], other[0], atol=0.1) and views != other_views
+
+
+def test_a_group_draws_what_its_batches_draw_alone():
+    draw_one_view = partial(draw_view, 8, 2, False, True)
+    batches = plan_batches([0, 1, 2], 4, 0, 3)
+    group, = group_batches(batches, 3)
+    noise, views = draw(group, 5, 8, 4, draw_one_view)
+    alone = [draw(BatchGroup((batch,)), 5, 8, 4, draw_one_view) for batch in batches]
+    assert noise.shape == (3, 4, 3, 8, 8) and noise.dtype == torch.float32
+    assert torch.equal(noise, torch.cat([one for one, _ in alone]))
+    assert views == [[*of_iteration[0], *of_iteration[1], *of_iteration[2]]
+                     for of_iteration in zip(*(views for _, views in alone))]
+    assert (group.name, BatchGroup(batches[1:2]).name) == ("unit 0-2", "unit 1")
+    assert group.targets("cpu").tolist() == [[0, 1, 2, 0], [1, 2, 0, 1], [2, 0, 1, 2]]
 
 
 def test_pixels_are_truncated_and_clamped():
@@ -132,40 +138,31 @@ def test_pixels_are_truncated_and_clamped():
 
 
 @pytest.mark.parametrize("size", (8, 33, 64))
-def test_jpeg_has_pillows_default_bytes(tmp_path, size):
+def test_a_jpeg_has_pillows_default_bytes_and_a_png_loses_nothing(tmp_path, size):
     pixels = np.random.default_rng(size).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    (tmp_path / "ours.jpg").write_bytes(encode(pixels))
     Image.fromarray(pixels).save(tmp_path / "pillow.jpg")
-    assert (tmp_path / "ours.jpg").read_bytes() == (tmp_path / "pillow.jpg").read_bytes()
+    assert encode(pixels) == (tmp_path / "pillow.jpg").read_bytes()
+    (tmp_path / "ours.png").write_bytes(encode(pixels, ".png"))
+    assert np.array_equal(decode(tmp_path / "ours.png"), pixels)
 
 
-def expected_units(classes, batch, ipcs):
-    """Spec section 2: the units from ipc 0 on, as lists of (ipc, class), until `ipcs` images per class are covered."""
+def expected_batches(classes, batch, ipcs):
+    """The batches from ipc 0 on by the spec, section 2, as lists of (ipc, class), for `ipcs` per class."""
     if len(classes) >= batch:
-        return [[(ipc, c) for c in classes[at:at + batch]] for ipc in range(ipcs) for at in range(0, len(classes), batch)]
+        starts = range(0, len(classes), batch)
+        return [[(ipc, c) for c in classes[at:at + batch]] for ipc in range(ipcs) for at in starts]
     flat = [(ipc, c) for ipc in range(ipcs + batch) for c in classes]
     return [flat[at:at + batch] for at in range(0, ipcs * len(classes), batch)]
 
 
-@pytest.mark.parametrize("classes, batch", (([0, 1, 2, 3, 4, 5, 6], 3), ([2, 5, 7, 8], 4), ([1, 4, 6], 5), ([9], 4), ([0, 3], 1),
-                                            (list(range(1000)), 100)))
-def test_units_are_composed_as_specified(classes, batch):
-    units = make_units(classes, batch, 0, 6)
-    assert [list(unit.pairs) for unit in units] == expected_units(classes, batch, 6)
-    assert [unit.index for unit in units] == list(range(len(units)))
+CASES = (list(range(7)), 3), ([2, 5, 7, 8], 4), ([1, 4, 6], 5), ([9], 4), ([0, 3], 1), ([1, 2, 3], 7)
 
 
-@pytest.mark.parametrize("classes, batch", (([0, 1, 2, 3, 4, 5, 6], 3), ([2, 5, 7, 8], 4), ([1, 4, 6], 5), ([9], 4), ([1, 2, 3], 7)))
-def test_ranges_cut_the_same_units_and_cover_every_image_once(classes, batch):
-    """Any split of ipc 0-5: each range's units are those of the whole set, and hold each of its images exactly once."""
-    whole = {i: [tuple(p) for p in pairs] for i, pairs in enumerate(expected_units(classes, batch, 6))}
-    for cuts in ((0, 6), (0, 1, 6), (0, 2, 3, 6), (0, 1, 2, 3, 4, 5, 6), (0, 5, 6)):
-        for start, end in zip(cuts, cuts[1:]):
-            units = make_units(classes, batch, start, end)
-            assert all(list(unit.pairs) == whole[unit.index] for unit in units)
-            pairs = [pair for unit in units for pair in unit.pairs if start <= pair[0] < end]
-            assert sorted(pairs) == [(ipc, c) for ipc in range(start, end) for c in classes]
-            assert all(any(start <= ipc < end for ipc, _ in unit.pairs) for unit in units)
+@pytest.mark.parametrize("classes, batch", (*CASES, (list(range(1000)), 100)))
+def test_batches_are_composed_as_specified(classes, batch):
+    batches = plan_batches(classes, batch, 0, 6)
+    assert [list(one.pairs) for one in batches] == expected_batches(classes, batch, 6)
+    assert [one.index for one in batches] == list(range(len(batches)))
 
 
 @pytest.fixture(scope="module")
@@ -175,21 +172,22 @@ def teacher(tmp_path_factory):
 
 def recover_images(root, teacher, batch, start, end, *flags):
     """recover.main with two iterations -> {file name: its bytes}."""
-    run_main(recover, "--dataset", "cifar10", "--num-classes", 5, "--teacher", teacher, "--stem", "torchvision", "--arch", "shufflenet_v2_x0_5",
-             "--device", "cpu", "--iteration", 2, "--batch-size", batch, "--jitter", 4, "--ipc-start", start, "--ipc-end", end,
-             "--syn-data-path", root, *flags)
+    run_main(recover, "--dataset", "cifar10", "--num-classes", 5, "--device", "cpu", "--syn-data-path", root,
+             "--teacher", teacher, "--stem", "torchvision", "--arch", "shufflenet_v2_x0_5", "--iteration", 2,
+             "--batch-size", batch, "--jitter", 4, "--ipc-start", start, "--ipc-end", end, *flags)
     return {path.name: path.read_bytes() for path in (root / "images").glob("new*/*")}
 
 
 @pytest.mark.parametrize("flags, suffix", (((), ".jpg"), (("--lossless",), ".png")))
 def test_file_holds_the_last_iterate(tmp_path, teacher, monkeypatch, flags, suffix):
-    """The bytes written are the encoding of what the loop left after its last step, two units, the second one short."""
-    lasts = []
-    monkeypatch.setattr(recover, "optimise", lambda *args: lasts.append(optimise(*args).clone()) or lasts[-1])
+    """The bytes written encode what the loop left after its last step: two batches, the second one short."""
+    lasts = keep_last_images(monkeypatch)
     files = recover_images(tmp_path, teacher, 3, 0, 1, *flags)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (DATASETS["cifar10"].mean, DATASETS["cifar10"].std))
-    grey = ((torch.cat([images[0] for images in lasts]) * std + mean).clamp(0, 1) * 255).floor().byte().permute(0, 2, 3, 1).contiguous().numpy()
-    assert [images.shape[:2] for images in lasts] == [(1, 3), (1, 2)]
+    spec = DATASETS["cifar10"]
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+    levels = (torch.cat(lasts) * std + mean).clamp(0, 1) * 255
+    grey = levels.floor().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    assert [len(images) for images in lasts] == [3, 2]
     assert files == {f"class{label:03d}_id000{suffix}": encode(grey[label], suffix) for label in range(5)}
 
 
@@ -203,16 +201,9 @@ def test_a_folder_holds_one_kind_of_files(tmp_path, teacher, flags):
         recover_images(tmp_path, teacher, 5, 0, 1, *dry, *flags)
 
 
-@pytest.mark.parametrize("size", (8, 33, 64))
-def test_a_png_loses_nothing(tmp_path, size):
-    pixels = np.random.default_rng(size).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    (tmp_path / "ours.png").write_bytes(encode(pixels, ".png"))
-    assert np.array_equal(decode(tmp_path / "ours.png"), pixels)
-
-
 @pytest.mark.parametrize("batch, classes", ((2, "0-4"), (5, "0-4"), (4, "0,1,4")))
 def test_image_is_the_same_in_any_range(tmp_path, teacher, batch, classes):
-    """Range 0-2 in one run equals 1-2 and 0-1 apart: short last block, one block, units cut by the range."""
+    """Range 0-2 equals 1-2 and 0-1 apart: short last block, one block, batches cut by the range."""
     whole = recover_images(tmp_path / "whole", teacher, batch, 0, 2, "--classes", classes)
     second = recover_images(tmp_path / "parts", teacher, batch, 1, 2, "--classes", classes)
     first = recover_images(tmp_path / "first", teacher, batch, 0, 1, "--classes", classes)

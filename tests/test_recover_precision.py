@@ -1,4 +1,4 @@
-"""Half precision, batches at a time and several processes in recover: close to fp32, loud where it overflows, the same images."""
+"""Half precision, batches at a time, several processes in recover: near fp32, loud where it overflows."""
 import json
 
 import numpy as np
@@ -7,9 +7,8 @@ import torch
 from PIL import Image
 
 from recover import fast, recover
-from recover.engines import choose_groups
-from recover.fast import FastEngine
-from recover.batches import make_units
+from recover.batches import plan_batches
+from recover.engines import choose_groups, make_fast_engine
 from tests.helpers import SMALL, bare_checkpoint, refused, run_main
 from tests.parity import ALL, KEYS, check_parity, draw_case, network_of
 from tests.test_processes import run
@@ -18,22 +17,26 @@ from tests.test_processes import run
 def in_precision(network, size, precision, groups=2, batch=8):
     """-> (Terms, gradient) of the fast engine."""
     images, targets, views = draw_case(size, groups, batch)
-    engine = FastEngine(network, ALL, size, precision)
+    engine = make_fast_engine(network, ALL, size, precision)
     return engine.loss_and_gradient(images.float(), targets, engine.tabulate([views])[0])
 
 
-@pytest.mark.parametrize("arch, precision, least", (("small", "fp16", 0.999), ("small", "bf16", 0.99), ("resnet18", "fp16", 0.97), ("resnet18", "bf16", 0.9)))
+@pytest.mark.parametrize("arch, precision, least", (("small", "fp16", 0.999), ("small", "bf16", 0.99),
+                                                    ("resnet18", "fp16", 0.97), ("resnet18", "bf16", 0.9)))
 def test_half_precision_points_where_fp32_does(arch, precision, least):
-    """Cosine of the gradients, their norms within 5 % (so no loss scale is left in them), terms within 1 %, the cross-entropy, which rounding in bf16
-    moves by 0.7 % (root mean square over draws), within 3 %; images stay fp32."""
+    """Cosine of the gradients, their norms within 5 % (so no loss scale is left
+    in them), terms within 1 %, the cross-entropy, which rounding in bf16 moves
+    by 0.7 % (root mean square over draws), within 3 %; images stay fp32."""
     network = network_of(arch, 32).float()
-    (terms, gradient), (exact_terms, exact) = in_precision(network, 32, precision), in_precision(network, 32, "fp32")
+    terms, gradient = in_precision(network, 32, precision)
+    exact_terms, exact = in_precision(network, 32, "fp32")
     assert gradient.dtype == terms.bn.dtype == terms.ce.dtype == torch.float32
     for group in range(2):
         assert torch.cosine_similarity(gradient[group].flatten(), exact[group].flatten(), 0) > least
         assert gradient[group].norm().item() == pytest.approx(exact[group].norm().item(), rel=0.05)
     for key in KEYS:
-        assert torch.allclose(getattr(terms, key), getattr(exact_terms, key), rtol=3e-2 if key == "ce" else 1e-2)
+        rtol = 3e-2 if key == "ce" else 1e-2
+        assert torch.allclose(getattr(terms, key), getattr(exact_terms, key), rtol=rtol)
 
 
 @pytest.mark.parametrize("scale", (2.0 ** 12, 2.0 ** -3))
@@ -45,12 +48,14 @@ def test_a_loss_scale_drops_out(scale, monkeypatch):
 
 
 def recover_flags(root, *flags, name="run", teacher="teacher.pth"):
-    return (recover, "--dataset", "cifar10", "--name", root / name, "--device", "cpu", "--teacher", root / teacher, "--arch", SMALL, "--iteration", 2,
-            "--batch-size", 2, "--ipc-end", 1, "--jitter", 4, *flags)
+    return (recover, "--dataset", "cifar10", "--name", root / name, "--device", "cpu",
+            "--teacher", root / teacher, "--arch", SMALL, "--iteration", 2, "--batch-size", 2, "--ipc-end", 1,
+            "--jitter", 4, *flags)
 
 
 def images_of(root, name):
-    return {path.name: np.asarray(Image.open(path)).astype(int) for path in (root / name / "images").rglob("*.jpg")}
+    paths = (root / name / "images").rglob("*.jpg")
+    return {path.name: np.asarray(Image.open(path)).astype(int) for path in paths}
 
 
 def manifest(root, name="run"):
@@ -64,10 +69,15 @@ def root(tmp_path):
 
 
 def test_an_overflow_in_fp16_is_one_sentence_and_nothing_is_written(root):
-    """A teacher whose activations pass 65504 after its first convolution. In bf16, which the sentence names, the run continues."""
-    bare_checkpoint(root / "large.pth", wrap=lambda w: {key: value * 1e6 if key == "conv1.0.weight" else value for key, value in w.items()})
+    """Activations pass 65504 after the first convolution. In bf16, which the sentence names, it goes on."""
+    def enlarge(weights):
+        return {**weights, "conv1.0.weight": weights["conv1.0.weight"] * 1e6}
+
+    bare_checkpoint(root / "large.pth", wrap=enlarge)
     message = refused(*recover_flags(root, "--precision", "fp16", teacher="large.pth"))
-    assert "not finite" in message and "half precision overflowed" in message and "--precision bf16" in message and "\n" not in message
+    for part in ("not finite", "half precision overflowed", "--precision bf16"):
+        assert part in message
+    assert "\n" not in message
     assert not images_of(root, "run")
     run_main(*recover_flags(root, "--precision", "bf16", teacher="large.pth"))
     assert len(images_of(root, "run")) == 10 and manifest(root)["precision"] == "bf16"
@@ -75,16 +85,18 @@ def test_an_overflow_in_fp16_is_one_sentence_and_nothing_is_written(root):
 
 @pytest.mark.parametrize("precision", ("bf16", "fp16"))
 def test_a_run_in_half_precision_is_recorded_and_near_fp32(precision, root):
-    """fp16 with a teacher of its range; the noise, the views and the first step's direction are those of fp32."""
+    """fp16 with a teacher of its range; noise, views and the first step's direction are those of fp32."""
     for name, flags in (("fp32", ()), (precision, ("--precision", precision))):
         run_main(*recover_flags(root, "--r-bn", 1e-3, "--iteration", 1, "--lr", 0.1, *flags, name=name))
         assert manifest(root, name)["precision"] == name
-    exact, half = images_of(root, "fp32"), images_of(root, precision)
-    assert exact.keys() == half.keys() and np.mean([np.abs(exact[key] - half[key]).mean() for key in exact]) < 3
+    exact = images_of(root, "fp32")
+    found = images_of(root, precision)
+    assert exact.keys() == found.keys()
+    assert np.mean([np.abs(exact[key] - found[key]).mean() for key in exact]) < 3
 
 
 def test_batches_at_a_time_give_the_images_of_one_at_a_time(root):
-    """Five batches of two, three at a time: up to rounding, which moves a few pixels by a few grey levels at most."""
+    """Five batches of two, three at a time: rounding moves a few pixels by a few grey levels at most."""
     found = {}
     for groups in (1, 3):
         run_main(*recover_flags(root, "--groups", groups, name=f"groups{groups}"))
@@ -103,7 +115,8 @@ def test_a_run_keeps_the_number_of_batches_at_a_time_it_began_with(root, capsys)
     before = gone.read_bytes()
     gone.unlink()
     run_main(*recover_flags(root))
-    assert manifest(root)["groups"] == 3 and "3 batches at a time" in capsys.readouterr().out and gone.read_bytes() == before
+    assert manifest(root)["groups"] == 3 and "3 batches at a time" in capsys.readouterr().out
+    assert gone.read_bytes() == before
     message = refused(*recover_flags(root, "--groups", 2))
     assert "groups: there 3, here 2" in message
     run_main(*recover_flags(root, name="other"))
@@ -111,20 +124,25 @@ def test_a_run_keeps_the_number_of_batches_at_a_time_it_began_with(root, capsys)
 
 
 def test_on_a_cpu_one_batch_at_a_time():
-    engine = FastEngine(network_of("small", 20), ALL, 20)
-    assert choose_groups(engine, make_units(list(range(5)), 2, 0, 9), 20, torch.device("cpu")) == 1
+    engine = make_fast_engine(network_of("small", 20), ALL, 20)
+    assert choose_groups(engine, plan_batches(list(range(5)), 2, 0, 9), 20, torch.device("cpu")) == 1
 
 
 def test_two_processes_write_what_one_writes(root):
-    """The same bytes of every image and of the manifest, in one log: two batches of three at a time, one left over, and a short one."""
+    """Every byte of images and manifest, in one log. Each computes two batches, the first both at once."""
     found = []
     for processes in (1, 2):
-        done = run("recover.recover", *recover_flags(root, "--groups", 2, "--batch-size", 3, name=f"{processes}")[1:], processes=processes)
+        _, *flags = recover_flags(root, "--groups", 2, "--batch-size", 3, name=f"{processes}")
+        done = run("recover.recover", *flags, processes=processes)
         assert done.returncode == 0 and done.stdout.count("done: 10 images") == 1, done.stderr
         folder = root / str(processes)
         found.append({path.name: path.read_bytes() for path in (folder / "images").rglob("*.jpg")})
         found[-1] |= {name: (folder / name).read_bytes() for name in ("images.manifest.json", "images.png")}
     assert found[0] == found[1] and len(found[0]) == 12
-    assert {path.name for path in (root / "2").iterdir()} - {path.name for path in (root / "1").iterdir()} == {"images.metrics.rank1.jsonl"}
-    shares = [[json.loads(line) for line in open(root / "2" / f"images.metrics{name}.jsonl")] for name in ("", ".rank1")]
-    assert [{row["unit"] for row in share if "unit" in row} for share in shares] == [{0, 1, 3}, {2}]  # each batch is computed once
+    by_one, by_two = ({path.name for path in (root / name).iterdir()} for name in ("1", "2"))
+    assert by_two - by_one == {"images.metrics.rank1.jsonl"}
+
+    # Each batch is computed once.
+    files = [root / "2" / f"images.metrics{name}.jsonl" for name in ("", ".rank1")]
+    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
+    assert [{row["unit"] for row in some if "unit" in row} for some in rows] == [{0, 2}, {1, 3}]

@@ -6,14 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+
+from sre2l.data import resize
+from sre2l.kernels import compiled as compiled_kernels
+from sre2l.run.paths import ROOT
 from tests.crops import by_gpu_kernel, by_pillow, check_shown, draw_case, mixed_batches, odd_cases
 
-from sre2l.kernels import compiled as compiled_kernels
-from sre2l.data import resize
-from sre2l.run.paths import ROOT
-
 SIZES = (32, 33, 64, 100, 224, 299)
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+on_gpu = pytest.mark.gpu
 
 
 def compiled():
@@ -45,11 +45,13 @@ def test_odd_windows_on_the_cpu_equal_pillows(cropper, size):
 
 
 def test_the_order_of_the_passes_is_pillows(cropper):
-    """Pillow 13 takes the columns first where that is cheaper, which changes roundings: all small shapes, both sides of its rule."""
-    rng, size = np.random.default_rng(2), 16
+    """Pillow 13 takes columns first where that is cheaper: all small shapes, both sides of its rule."""
+    rng = np.random.default_rng(2)
+    size = 16
     shapes = [(height, width) for height in range(10, 44, 3) for width in range(10, 44)]
     images = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in shapes]
-    windows, flips = np.array([(0, 0, *shape) for shape in shapes]), np.zeros(len(shapes), bool)
+    windows = np.array([(0, 0, *shape) for shape in shapes])
+    flips = np.zeros(len(shapes), bool)
     assert torch.equal(cropper(images, windows, flips, size), by_pillow(images, windows, flips, size))
 
 
@@ -59,13 +61,17 @@ def test_no_images_make_no_crops(cropper):
 
 def test_a_view_into_a_larger_array_is_cropped_like_a_copy(cropper):
     whole = np.random.default_rng(3).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    window, flips = np.array([[2, 3, 20, 30]]), np.array([True])
-    assert torch.equal(cropper([whole[10:50, 5:65]], window, flips, 24), cropper([whole[10:50, 5:65].copy()], window, flips, 24))
+    window = np.array([[2, 3, 20, 30]])
+    flips = np.array([True])
+    assert torch.equal(cropper([whole[10:50, 5:65]], window, flips, 24),
+                       cropper([whole[10:50, 5:65].copy()], window, flips, 24))
 
 
 def test_the_gpu_kernel_equals_pillow_in_tritons_interpreter():
-    pytest.importorskip("triton", minversion="3.7")  # 3.6's interpreter fails with numpy 2.5; its compiled kernels are right
-    done = subprocess.run([sys.executable, "-m", "tests.crops"], cwd=ROOT, capture_output=True, text=True, check=False,
+    # 3.6's interpreter fails with numpy 2.5; its compiled kernels are right
+    pytest.importorskip("triton", minversion="3.7")
+    done = subprocess.run([sys.executable, "-m", "tests.crops"], cwd=ROOT, capture_output=True, text=True,
+                          check=False,
                           env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)})
     assert done.stdout == "every pixel equal\n", done.stderr[-2000:]
 
@@ -77,14 +83,16 @@ def test_crops_on_the_gpu_equal_pillows_in_every_pixel(size, padded):
     rng = np.random.default_rng(size)
     for _ in range(4):
         images, windows, flips = draw_case(rng, size, 64, padded=padded)
-        assert torch.equal(by_gpu_kernel(images, windows, flips, size, "cuda").cpu(), by_pillow(images, windows, flips, size))
+        assert torch.equal(by_gpu_kernel(images, windows, flips, size, "cuda").cpu(),
+                           by_pillow(images, windows, flips, size))
 
 
 @on_gpu
 @pytest.mark.parametrize("size", (1, 7, 32, 224))
 def test_odd_windows_on_the_gpu_equal_pillows(size):
     images, windows, flips = odd_cases(np.random.default_rng(1))
-    assert torch.equal(by_gpu_kernel(images, windows, flips, size, "cuda").cpu(), by_pillow(images, windows, flips, size))
+    assert torch.equal(by_gpu_kernel(images, windows, flips, size, "cuda").cpu(),
+                       by_pillow(images, windows, flips, size))
 
 
 @on_gpu

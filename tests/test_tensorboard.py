@@ -1,4 +1,4 @@
-"""--tensorboard: event files hold what metrics.jsonl holds, also over a run that was stopped, and no run takes them for a stranger's."""
+"""--tensorboard: event files hold what metrics.jsonl holds, also over a run that was stopped."""
 import sys
 import time
 
@@ -27,16 +27,20 @@ def scalars_of(folder):
 def scalars_in(lines, step, *others):
     """The same from lines of metrics.jsonl."""
     names = {name for line in lines for name in line} - {step, *others, "seconds"}
-    return {name: {line[step]: pytest.approx(line[name], rel=1e-6) for line in lines if name in line} for name in names}
+    found = {}
+    for name in names:
+        found[name] = {line[step]: pytest.approx(line[name], rel=1e-6) for line in lines if name in line}
+    return found
 
 
 def next_second():
-    """TensorBoard reads files in the order of their names, which have the second; within one, a number in which 10 comes before 9."""
+    """TensorBoard reads files by name, which has the second; within one, a number: 10 before 9."""
     time.sleep(1.1)
 
 
 def squeeze_flags(world, name, *flags):
-    return squeeze, *common(world, name), "--real-data", world / "real", "--arch", SMALL, "--epochs", 3, "-b", 10, "-j", 0, "--eval-every", 2, *flags
+    real = ("--real-data", world / "real", "--arch", SMALL, "--epochs", 3, "-b", 10, "-j", 0)
+    return squeeze, *common(world, name), *real, "--eval-every", 2, *flags
 
 
 def test_events_are_the_metrics_of_each_stage(world):
@@ -46,26 +50,32 @@ def test_events_are_the_metrics_of_each_stage(world):
     teacher = world / "board" / "teacher"
     lines = read_metrics(teacher / "metrics.jsonl")
     assert len(lines) == 3 and scalars_of(teacher / "tensorboard") == scalars_in(lines, "epoch")
-    run_main(*recover_flags(world, "--tensorboard", "--iteration", 4, "--ipc-end", 2, "--groups", 2, "--print-period", 1, name="board"))
+    run_main(*recover_flags(world, "--tensorboard", "--iteration", 4, "--ipc-end", 2, "--groups", 2,
+                            "--print-period", 1, name="board"))
     lines = [line for line in read_metrics(world / "board" / "images.metrics.jsonl") if "iteration" in line]
     assert len(lines) == 8
     for unit in (0, 1):
         own = [line for line in lines if line["unit"] == unit]
-        assert scalars_of(world / "board" / "images.tensorboard" / f"unit{unit}") == scalars_in(own, "iteration", "unit")
+        found = scalars_of(world / "board" / "images.tensorboard" / f"unit{unit}")
+        assert found == scalars_in(own, "iteration", "unit")
     student = world / "board" / "student"
-    run_main(*train_flags(world, "--tensorboard", "--epochs", 2, "--eval-every", 1, "--seeds", "0-1", "--output-dir", student))
+    run_main(*train_flags(world, "--tensorboard", "--epochs", 2, "--eval-every", 1, "--seeds", "0-1",
+                          "--output-dir", student))
     for seed in (0, 1):
         own = [line for line in read_metrics(student / "metrics.jsonl") if line["seed"] == seed]
-        assert len(own) == 2 and scalars_of(student / "tensorboard" / f"seed{seed}") == scalars_in(own, "epoch", "seed")
+        assert len(own) == 2
+        assert scalars_of(student / "tensorboard" / f"seed{seed}") == scalars_in(own, "epoch", "seed")
 
 
 @pytest.mark.parametrize("stage", (squeeze, train))
 def test_a_run_that_was_stopped_goes_on_at_its_step(stage, world, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     if stage is squeeze:
-        flags, events = squeeze_flags(world, tmp_path / "run", "--tensorboard", "--eval-every", 1), tmp_path / "run" / "teacher" / "tensorboard"
+        flags = squeeze_flags(world, tmp_path / "run", "--tensorboard", "--eval-every", 1)
+        events = tmp_path / "run" / "teacher" / "tensorboard"
     else:
-        flags = train_flags(world, "--tensorboard", "--epochs", 2, "--eval-every", 1, "--save-every-sec", 0, "--output-dir", tmp_path / "student")
+        flags = train_flags(world, "--tensorboard", "--epochs", 2, "--eval-every", 1, "--output-dir",
+                            tmp_path / "student")
         events = tmp_path / "student" / "tensorboard" / "seed0"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, stage, 2)
@@ -74,7 +84,8 @@ def test_a_run_that_was_stopped_goes_on_at_its_step(stage, world, tmp_path, monk
     next_second()
     run_main(*flags)
     assert len(list(events.iterdir())) == 2
-    assert set(scalars_of(events)["loss"]) == set(scalars_of(events)["top1"]) == set(range(1, 4 if stage is squeeze else 3))
+    epochs = set(range(1, 4 if stage is squeeze else 3))
+    assert set(scalars_of(events)["loss"]) == set(scalars_of(events)["top1"]) == epochs
 
 
 def test_steps_that_are_done_once_more_count_once(tmp_path):
@@ -87,31 +98,36 @@ def test_steps_that_are_done_once_more_count_once(tmp_path):
         scalars.add({"unit": 7, "images": 10, "precision": "fp32"})  # the last line of a unit
         assert not scalars.writers
         next_second()
-    assert scalars_of(tmp_path / "unit7") == {"ce": {0: 0, 1: 1, 2: 2, **{iteration: 30 + iteration for iteration in range(3, 9)}}}
+    second = {iteration: 30 + iteration for iteration in range(3, 9)}
+    assert scalars_of(tmp_path / "unit7") == {"ce": {0: 0, 1: 1, 2: 2, **second}}
 
 
 def test_without_the_package_the_flag_is_refused_before_any_work(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    for flags in (squeeze_flags(world, "none"), recover_flags(world, name="none"), train_flags(world, "--output-dir", world / "none" / "student")):
+    for flags in (squeeze_flags(world, "none"), recover_flags(world, name="none"),
+                  train_flags(world, "--output-dir", world / "none" / "student")):
         assert "pip install tensorboard" in refused(*flags, "--tensorboard")
     assert not (world / "none").exists()
 
 
 def test_event_files_are_a_runs_own(world, capsys):
-    """A run continues beside them, check and --overwrite know them, and a stranger's file among them is nobody's."""
+    """A run continues beside them, check and --overwrite know them; a stranger's file is nobody's."""
     pytest.importorskip("tensorboard")
     folder, student = world / "own", world / "own" / "student"
-    for flags, events in ((squeeze_flags(world, "own"), folder / "teacher" / "tensorboard"), (recover_flags(world, name="own"), folder / "images.tensorboard"),
+    for flags, events in ((squeeze_flags(world, "own"), folder / "teacher" / "tensorboard"),
+                          (recover_flags(world, name="own"), folder / "images.tensorboard"),
                           (train_flags(world, "--output-dir", student), student / "tensorboard")):
         run_main(*flags, "--tensorboard")
         first = {path for path in events.rglob("*") if path.is_file()}
         run_main(*flags, "--tensorboard")
-        assert first and first == {path for path in events.rglob("*") if path.is_file()}  # nothing was left to do
+        # nothing was left to do
+        assert first and first == {path for path in events.rglob("*") if path.is_file()}
         run_main(*flags, "--tensorboard", "--overwrite")
         assert "--overwrite: deleting" in capsys.readouterr().out
         second = {path for path in events.rglob("*") if path.is_file()}
         assert len(second) == len(first) and not second & first
     run_main(check, *common(world, "own")[:4])
     (student / "tensorboard" / "seed0" / "notes.txt").touch()
-    assert "notes.txt: no file of a run" in refused(*train_flags(world, "--output-dir", student, "--tensorboard", "--overwrite"))
+    assert "notes.txt: no file of a run" in refused(*train_flags(world, "--output-dir", student,
+                                                                 "--tensorboard", "--overwrite"))
     assert second <= {path for path in events.rglob("*") if path.is_file()}

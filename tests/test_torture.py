@@ -1,4 +1,6 @@
-"""Killed at random instants, each stage's command, run again, ends with what an undisturbed run writes. The long form: sh stress/torture.sh."""
+"""Killed at random instants and run again, each stage's command ends with what an undisturbed run writes.
+
+The long form: sh stress/torture.sh."""
 import os
 import subprocess
 import sys
@@ -10,9 +12,9 @@ from stress.compare import differences
 
 
 def run(*words, tmp_path):
-    """A script of this folder in a process of its own, which forks only where no other thread runs -> its output."""
-    done = subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)})
+    """A script of stress/ in a process of its own, which forks where no other thread runs -> its output."""
+    done = subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True,
+                          check=False, env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -31,9 +33,13 @@ def test_every_difference_is_named(tmp_path):
         (folder / "labels").mkdir(parents=True)
         for name in ("labels/batch_0.tar", "images.log.txt", "metrics.rank1.jsonl", f"only_{text}"):
             (folder / name).write_text(text)
-        torch.save({"model": torch.zeros(2), "history": [{"top1": 1.0}]}, folder / f"{text}.pth")  # the file's name goes into it
+        # The name of a checkpoint's file goes into its bytes.
+        torch.save({"model": torch.zeros(2), "history": [{"top1": 1.0}]}, folder / f"{text}.pth")
         (folder / f"{text}.pth").rename(folder / "same.pth")
         torch.save({"model": torch.tensor([1.0, ord(text)])}, folder / "changed.pth")
     assert (one / "same.pth").read_bytes() != (other / "same.pth").read_bytes()
-    assert differences(one, other) == ["missing: only_a", "left over: only_b", "other contents: changed.pth", "other contents: labels/batch_0.tar"]
-    assert differences(one, other, may_differ=("changed.pth", "labels/batch_0.tar")) == ["missing: only_a", "left over: only_b"]
+    assert differences(one, other) == [
+        "missing: only_a", "left over: only_b", "other contents: changed.pth",
+        "other contents: labels/batch_0.tar"]
+    two_differ = ("changed.pth", "labels/batch_0.tar")
+    assert differences(one, other, may_differ=two_differ) == ["missing: only_a", "left over: only_b"]

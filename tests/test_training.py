@@ -1,23 +1,29 @@
 """Losses, accumulation, schedules, weight decay and evaluation against formulas written out here."""
 import math
-from functools import partial
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
-from tests.nets import SmallNet, like_trained
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torchvision import transforms
 
-from sre2l.data.augment import Mix
+from sre2l.data.augment import Mix, apply_mix
 from sre2l.data.image_folder import Images
 from sre2l.data.real_images import show
-from sre2l.nets.training import evaluate, lr_factor, set_lr, weight_decay_groups
-from validate.losses import backward_in_micro_batches, distillation_loss, hard_targets, soft_targets
-from validate.shares import micro_batches, share_of
+from sre2l.nets.evaluation import evaluate
+from sre2l.nets.training import lr_factor, set_lr, weight_decay_groups
+from tests.fp64 import show_batch64
+from tests.helpers import SMALL, run_main
+from tests.nets import SmallNet, like_trained
+from tests.worlds import labelled_images, train_flags
+from validate import student, train
+from validate.data import find_data, load_stored_batches
+from validate.losses import distillation_loss, hard_targets, micro_batches, soft_targets
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -47,32 +53,55 @@ def test_soft_loss_equals_kl_of_tempered_softmaxes(temperature, dtype):
 
 def test_hard_loss_is_cross_entropy_to_the_mixed_classes():
     """mean_b -(lam log q[y] + (1 - lam) log q[y of the partner])."""
-    labels, partner, outputs = torch.tensor([2, 0, 1]), torch.tensor([1, 2, 0]), torch.randn(3, 4, dtype=torch.float64)
+    labels, partner = torch.tensor([2, 0, 1]), torch.tensor([1, 2, 0])
+    outputs = torch.randn(3, 4, dtype=torch.float64)
     targets, log_q, lam = hard_targets(labels, Mix(partner, 0.25), 4, 32), softmax(outputs).log(), 0.25
     wanted = -sum(lam * log_q[b, labels[b]] + (1 - lam) * log_q[b, labels[partner[b]]] for b in range(3)) / 3
-    assert nn.functional.cross_entropy(outputs, targets.double()).item() == pytest.approx(wanted.item(), rel=1e-12)
+    found = nn.functional.cross_entropy(outputs, targets.double())
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
 
 
 def plain_network():
+    """Without BatchNorm or dropout, so that micro-batches change nothing."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 5)).double()
+    layers = nn.Flatten(), nn.Linear(3 * 32 * 32, 9), nn.Tanh(), nn.Linear(9, 10)
+    return nn.Sequential(*layers).double()
 
 
-@pytest.mark.parametrize("rows", (8, 7, 5, 3))
-@pytest.mark.parametrize("steps", (1, 2, 4))
-def test_micro_batches_give_the_gradient_and_step_of_the_whole_batch(rows, steps):
-    """Batch of 8 in 1, 2 or 4 micro-batches, short last batches too: the loss of all rows, written out, fp64."""
-    g = torch.Generator().manual_seed(1)
-    x, logits = torch.randn(rows, 3, 2, 2, dtype=torch.float64, generator=g), torch.randn(rows, 5, dtype=torch.float64, generator=g)
-    whole, split = plain_network(), plain_network()
-    loss = soft_loss(whole(x), logits, 4)
-    loss.backward()
-    total = backward_in_micro_batches(split, partial(distillation_loss, temperature=4), x, softmax(logits / 4), share_of(rows, Mix(), 8 // steps, 0, 1))
-    assert total.item() == pytest.approx(loss.item(), rel=1e-6)
-    for network in (whole, split):
-        torch.optim.AdamW(network.parameters(), 1e-3).step()
-    for a, b in zip(whole.parameters(), split.parameters()):
-        assert (a.grad - b.grad).abs().max() < 1e-12 and (a - b).abs().max() < 1e-12
+def train_on_whole_batches(args):
+    """AdamW without weight decay on the loss of all rows of each batch, two epochs -> the network."""
+    network, cpu = plain_network(), torch.device("cpu")
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0)
+    spec = train.data_spec(args)
+    data = find_data(args, spec, cpu, Path(args.output_dir))
+    mean, std = (torch.tensor(value, dtype=torch.float64).view(3, 1, 1) for value in (spec.mean, spec.std))
+    for batch, pixels, labels in load_stored_batches(args, data, 0, cpu):
+        outputs = network(apply_mix((pixels.double() / 255 - mean) / std, labels.mix))
+        p, q = soft_targets(labels.logits, 4).double(), softmax(outputs / 4)
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1, 0.5)[batch.epoch]
+        optimizer.zero_grad()
+        ((p * (p.log() - q.log())).sum() / len(pixels)).backward()
+        optimizer.step()
+    return network
+
+
+def test_micro_batches_give_the_gradient_and_step_of_the_whole_batch(tmp_path, monkeypatch):
+    """Batches of 16, 16 and 8 images in 1, 2, 4 or 8 micro-batches: the weights after six steps, fp64."""
+    flags = (*labelled_images(tmp_path, "cutmix"), "--device", "cpu", "--model", SMALL, "-T", 4,
+             "--adamw-weight-decay", 0)
+    monkeypatch.setattr(student, "build_for", lambda *_: (plain_network(), "torchvision"))
+    monkeypatch.setattr(train, "show_batch", show_batch64)
+    monkeypatch.setattr(train, "evaluate", lambda *_, **__: (0.0, 0.0))
+    wanted = None
+    for steps in (1, 2, 4, 8):
+        folder = tmp_path / str(steps)
+        run_main(train, *flags, "--gradient-accumulation-steps", steps, "--output-dir", folder)
+        if wanted is None:
+            args = train.get_args([str(flag) for flag in (*flags, "--output-dir", folder)])
+            train.choose_folders(args, tmp_path / "run")
+            wanted = train_on_whole_batches(args).state_dict()
+        found = torch.load(folder / "seed0" / "checkpoint.pth")["model"]
+        assert all((found[key] - value).abs().max() < 1e-10 for key, value in wanted.items())
 
 
 def test_micro_batches_cover_every_row_once_and_leave_no_single_row():
@@ -88,18 +117,23 @@ def test_micro_batches_cover_every_row_once_and_leave_no_single_row():
 @pytest.mark.parametrize("epochs", (1, 7, 300))
 def test_learning_rate_is_a_cosine_over_the_epochs(epochs):
     for epoch in range(epochs):
-        assert lr_factor(epoch, epochs) == pytest.approx((1 + math.cos(math.pi * epoch / epochs)) / 2, abs=1e-12)
+        wanted = (1 + math.cos(math.pi * epoch / epochs)) / 2
+        assert lr_factor(epoch, epochs) == pytest.approx(wanted, abs=1e-12)
     assert lr_factor(epochs - 1, epochs) > 0
 
 
 @pytest.mark.parametrize("epochs", (6, 50, 100))
 def test_warm_up_and_cosine_equal_torchs_schedulers(epochs):
-    """SequentialLR of LinearLR(0.01, 5) and CosineAnnealingLR, as the published Tiny-ImageNet recipe has it; set_lr sets all groups."""
-    theirs, ours = (torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)], lr=0.2) for _ in range(2))
-    schedule = SequentialLR(theirs, [LinearLR(theirs, 0.01, total_iters=5), CosineAnnealingLR(theirs, epochs - 5)], [5])
+    """LinearLR(0.01, 5), then CosineAnnealingLR, as Tiny-ImageNet's recipe has it; set_lr sets all groups."""
+    def optimizer():
+        return torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)], lr=0.2)
+    theirs, ours = optimizer(), optimizer()
+    parts = [LinearLR(theirs, 0.01, total_iters=5), CosineAnnealingLR(theirs, epochs - 5)]
+    schedule = SequentialLR(theirs, parts, [5])
     for epoch in range(epochs):
         set_lr(ours, 0.2 * lr_factor(epoch, epochs, 5))
-        assert [group["lr"] for group in ours.param_groups] == pytest.approx([group["lr"] for group in theirs.param_groups], rel=1e-6, abs=1e-9)
+        rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in (ours, theirs)]
+        assert rates[0] == pytest.approx(rates[1], rel=1e-6, abs=1e-9)
         theirs.step()
         schedule.step()
 
@@ -114,9 +148,10 @@ def decayed_names(network, decay_all):
 
 
 def test_weight_decay_is_on_weights_of_several_dimensions():
-    """In a ResNet: convolutions and the head; never BatchNorm or biases; and on everything where asked for."""
+    """In a ResNet: convolutions and the head, never BatchNorm or biases; on request everything."""
     network = torchvision.models.resnet18(num_classes=4)
-    matrices = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    layers = network.named_modules()
+    matrices = {f"{name}.weight" for name, layer in layers if isinstance(layer, (nn.Conv2d, nn.Linear))}
     assert decayed_names(network, False) == matrices and len(matrices) == 21
     assert decayed_names(network, True) == {name for name, _ in network.named_parameters()}
 
@@ -133,7 +168,8 @@ def test_top1_and_top5_equal_a_direct_count(num_classes, batch_size):
     """A linear network's scores counted image by image; fewer than five classes too."""
     torch.manual_seed(num_classes)
     rng = np.random.default_rng(num_classes)
-    items, labels = [rng.integers(0, 256, (6, 6, 3), dtype=np.uint8) for _ in range(30)], rng.integers(0, num_classes, 30)
+    items = [rng.integers(0, 256, (6, 6, 3), dtype=np.uint8) for _ in range(30)]
+    labels = rng.integers(0, num_classes, 30)
     network = nn.Sequential(nn.Flatten(), nn.Linear(108, num_classes))
     weight, bias = (p.detach().double().numpy() for p in network[1].parameters())
     ranks = []
@@ -142,8 +178,8 @@ def test_top1_and_top5_equal_a_direct_count(num_classes, batch_size):
         scores = weight @ x + bias
         ranks.append((scores > scores[label]).sum())
     found = evaluate(network, Images(items, labels, [], ""), MEAN, STD, torch.device("cpu"), batch_size)
-    assert found == pytest.approx((100 * np.mean(np.array(ranks) < 1), 100 * np.mean(np.array(ranks) < 5)), abs=1e-3)
-    assert 0 < found[0] < 100
+    wanted = [100 * np.mean(np.array(ranks) < best) for best in (1, 5)]
+    assert found == pytest.approx(wanted, abs=1e-3) and 0 < found[0] < 100
 
 
 @pytest.mark.parametrize("training", (True, False))
@@ -159,8 +195,23 @@ def test_evaluation_runs_in_eval_mode_and_restores_the_mode(training):
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("height, width", ((256, 256), (300, 401), (401, 300), (257, 255), (255, 512), (100, 37), (31, 90), (641, 333), (256, 700)))
+SIZES = ((256, 256), (300, 401), (401, 300), (257, 255), (255, 512), (100, 37), (31, 90), (641, 333),
+         (256, 700))
+
+
+@pytest.mark.parametrize("height, width", SIZES)
 def test_evaluation_shows_resize_256_and_the_centre_224(height, width):
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     wanted = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])(Image.fromarray(image))
     assert np.array_equal(show(image, 224, 256), np.asarray(wanted))
+
+
+def test_a_student_ends_with_a_page_or_says_why_not(world, page, tmp_path, monkeypatch, capsys):
+    """One that lies outside of the run folder has a page of its own."""
+    run_main(*train_flags(world, "--output-dir", tmp_path / "student"))
+    assert f"report: {tmp_path / 'student' / 'report.html'}" in capsys.readouterr().out
+    assert (tmp_path / "student" / "report.html").exists()
+    monkeypatch.setattr("sys.executable", "/no/such/python")
+    run_main(*train_flags(world, "--output-dir", tmp_path / "other"))
+    out = capsys.readouterr().out
+    assert re.search(r"\nno report: .*/no/such/python", out) and "done: top1" in out

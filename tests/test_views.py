@@ -1,4 +1,6 @@
 """The view as a table, against the view as an operation and as dense matrices."""
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,16 +11,20 @@ SIZES = (2, 7, 12, 33, 64)
 
 
 def views_of(size):
-    """Drawn ones, and those at the edges: no window, the whole, single rows, columns and pixels, rolls beyond a full turn."""
+    """Drawn ones, and edges: no window, the whole, single rows, columns, pixels, rolls beyond a turn."""
     rng = np.random.default_rng(size)
-    drawn = [draw_view(size, size // 2, signed, crop_flip, rng) for signed in (False, True) for crop_flip in (True, True, True, False) for _ in range(6)]
+    kinds = [(signed, crop_flip) for signed in (False, True) for crop_flip in (True, True, True, False)]
+    drawn = [draw_view(size, size // 2, *kind, rng) for kind in kinds for _ in range(6)]
     edge = size - 1
-    windows = (None, (0, 0, size, size), (0, 0, 1, 1), (edge, edge, 1, 1), (0, edge, size, 1), (edge, 0, 1, size), (edge // 2, 0, 2, edge))
-    return drawn + [View(window, flip, roll) for window in windows for flip in (False, True) for roll in ((0, 0), (edge, -edge), (-size, 2 * size + 1))]
+    windows = (None, (0, 0, size, size), (0, 0, 1, 1), (edge, edge, 1, 1), (0, edge, size, 1),
+               (edge, 0, 1, size), (edge // 2, 0, 2, edge))
+    rolls = ((0, 0), (edge, -edge), (-size, 2 * size + 1))
+    edges = itertools.product(windows, (False, True), rolls)
+    return drawn + [View(window, flip, roll) for window, flip, roll in edges]
 
 
 def dense(size, first, length, flip, roll):
-    """(S, S): one axis of the view as a matrix, centres at i + 1/2, edge pixels repeated, then flip, then roll."""
+    """(S, S): one axis of the view as a matrix; centres at i + 1/2, edge pixels repeated; flip, then roll."""
     matrix = torch.zeros(size, size, dtype=torch.float64)
     for i in range(size):
         place = min(max((i + 0.5) * length / size - 0.5, 0), length - 1)
@@ -46,7 +52,7 @@ def forward_matrix(lines):
 
 
 def backward_matrix(lines):
-    """What FIRST, STOP and SHIFT say: the stored pixel r gathers from the places of its range, after flip and roll, by their weights."""
+    """FIRST, STOP and SHIFT: the pixel r gathers from its range, after flip and roll, by the weights."""
     size = lines.shape[1]
     matrix = torch.zeros(size, size, dtype=torch.float64)
     roll, flip = int(lines[SHIFT, 0]), bool(lines[SHIFT, 1])
@@ -63,7 +69,8 @@ def backward_matrix(lines):
 @pytest.mark.parametrize("size", SIZES)
 def test_a_view_is_these_matrices(size):
     """apply_view itself, and its gradient, against roll, flip and crop as two matrix products."""
-    x = torch.randn(2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, size, size, dtype=torch.float64, generator=g).requires_grad_()
     for view in views_of(size):
         rows, columns = matrices(size, view)
         seen = apply_view(x, view)
@@ -79,13 +86,14 @@ def test_the_table_says_the_same_forwards_and_backwards(size):
     table = tabulate(views, size)
     assert table.shape == (len(views), 10, size)
     for view, lines in zip(views, table):
-        for half, matrix in zip((lines[:5], lines[5:]), matrices(size, view)):
-            assert (forward_matrix(half) - matrix).abs().max() < 1e-12
-            assert (backward_matrix(half) - forward_matrix(half).T).abs().max() == 0
+        for axis, matrix in zip((lines[:5], lines[5:]), matrices(size, view)):
+            assert (forward_matrix(axis) - matrix).abs().max() < 1e-12
+            assert (backward_matrix(axis) - forward_matrix(axis).T).abs().max() == 0
 
 
 def test_whole_numbers_of_the_table_are_exact_in_single_precision():
     table = tabulate(views_of(224), 224)
     whole = [line for line in range(10) if line % 5 != WEIGHT]
-    assert torch.equal(table[:, whole].float().double(), table[:, whole]) and torch.equal(table[:, whole].round(), table[:, whole])
+    assert torch.equal(table[:, whole].float().double(), table[:, whole])
+    assert torch.equal(table[:, whole].round(), table[:, whole])
     assert ((table[:, [WEIGHT, 5 + WEIGHT]] >= 0) & (table[:, [WEIGHT, 5 + WEIGHT]] < 1)).all()

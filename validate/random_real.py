@@ -1,58 +1,62 @@
-"""Control: IPC random real images per class in place of the recovered ones, relabelled and validated exactly as the run was.
+"""Control: random real images in place of the recovered ones, as many, labelled and validated as those.
 
-Run: python -m validate.random_real --dataset digits      (or sh random_real.sh digits, after relabel.sh and train.sh)
+Run: python -m validate.random_real --dataset digits      (or sh random_real.sh digits, after train.sh)
 Time: that of relabel and train.
 Result: runs/<name>/random_real/ with images, labels and the student's results.json.
 """
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from relabel import relabel
-from sre2l.data.loader import in_order
-from sre2l.run.claims import claim
-from sre2l.run.processes import barrier, rank, start
-from sre2l.run.files import sidecar, hash_json, read_json
+from sre2l.check.verify import read_checked, verify_images
 from sre2l.data.flags import add_run_flags, data_spec
-from sre2l.run.flags import Parser, number
 from sre2l.data.image_folder import encode, image_path, suffix_of
-from sre2l.check.manifest import merge_hashes, missing_files, write_recorded
 from sre2l.data.real_images import read_real, show
+from sre2l.run.ahead import in_order
 from sre2l.run.device import pick_device
 from sre2l.run.errors import UserError
-from sre2l.run.log import print_plan
+from sre2l.run.files import read_json, sidecar
+from sre2l.run.flags import Parser, number
+from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
+from sre2l.run.processes import barrier, rank, start
 from sre2l.run.seeds import unit_rng
 from sre2l.run.start import run_script
-from sre2l.run.settings import finish, keep_settings, planned_deletion, refuse_unclaimed, start_afresh
-from sre2l.check.verify import read_checked, verify_images
-from validate import protocol, train
+from validate import train
 
+DEFAULTS = {"lossless": False}  # older folders did not record it where it was off
 NUM_WRITERS = 4  # threads: each file waits for the disk
+NOT_REPEATED = ("dry_run", "overwrite")
 
 
 def saved_flags(path):
-    """The flags of an earlier run, from its args.json, to be parsed again."""
+    """The command line of an earlier run, made of its args.json: {"mean": [0.5, 0.5]} is --mean 0.5,0.5."""
     if not path.exists():
         raise UserError(f"{path}: the control repeats a run's settings; run relabel.sh and train.sh first")
     flags = []
     for key, value in read_json(path).items():
-        if value is None or value is False or key in ("dry_run", "overwrite"):
+        if value is None or value is False or key in NOT_REPEATED:
             continue
         flags.append(f"--{key.replace('_', '-')}")
-        if value is not True:
-            flags.append(",".join(map(str, value)) if isinstance(value, list) else str(value))
+        if isinstance(value, list):
+            flags.append(",".join(map(str, value)))
+        elif value is not True:
+            flags.append(str(value))
     return flags
 
 
 def are_lossless(paths):
-    """Are the distilled images PNG files? True or None, as recover's setting of that name; their folder may have no manifest."""
-    return sum(Path(path).suffix == ".png" for path in paths) > len(paths) / 2 or None
+    """Are most of the distilled images PNG files? Their folder may have no manifest that says so."""
+    return sum(Path(path).suffix == ".png" for path in paths) > len(paths) / 2
 
 
 def draw_real_images(images, ipc, seed):
-    """-> {(ipc, class): flat index}: `ipc` images of each class, drawn without replacement. The first m do not depend on ipc."""
+    """Draw `ipc` images of each class without replacement -> {(ipc, class): flat index}.
+
+    The first images of a class do not depend on how many are drawn."""
     chosen = {}
     for label in np.unique(images.labels).tolist():
         rows = unit_rng(seed, label).permutation(np.flatnonzero(images.labels == label))
@@ -62,63 +66,76 @@ def draw_real_images(images, ipc, seed):
     return chosen
 
 
-def store_images(root, real, chosen, size, num_classes, suffix):
-    """Write the chosen real images as the evaluation shows them, those that are not there as they were recorded. chosen: of draw_real_images.
+def write_image(folder, real, size, rows, name):
+    """Write one chosen image as the evaluation shows it. rows: {name: its place among the real images}."""
+    pixels = show(real.pixels(rows[name]), size, size)
+    folder.write({name: encode(pixels, Path(name).suffix)})
 
-    Of several processes the first writes."""
-    rows = {image_path("", label, index, num_classes, suffix).as_posix(): row for (index, label), row in chosen.items()}
-    missing = missing_files(root, list(rows), NUM_WRITERS, "images")
-    if rank() == 0:
-        for _ in in_order(lambda name: write_recorded(root, {name: encode(show(real.pixels(rows[name]), size, size), suffix)}), missing, NUM_WRITERS):
-            pass
-        merge_hashes(root)
+
+def store_images(folder, real, chosen, size, num_classes, suffix):
+    """Write the chosen images that are not there as they were recorded. chosen: of draw_real_images."""
+    rows = {image_path("", label, index, num_classes, suffix).as_posix(): row
+            for (index, label), row in chosen.items()}
+    missing = folder.missing(list(rows), NUM_WRITERS)
+    for _ in in_order(partial(write_image, folder, real, size, rows), missing, NUM_WRITERS):
+        pass
+    folder.finish(list(rows))
 
 
 def main(args):
+    # Plan: the flags of the run's own relabel and validate, with other folders.
     run = run_folder(args)
+    root = run / "random_real"
+    images = OutputFolder(root / "images", "images", args.overwrite, DEFAULTS)
     relabel_flags = saved_flags(sidecar(run / "labels", "args.json"))
     train_flags = saved_flags(run / f"student_{args.model}" / "args.json")
-    relabelled = relabel.get_args(relabel_flags)
-    spec, command = data_spec(relabelled), hash_json(vars(args) | {"dry_run": False})
-    distilled = read_checked(verify_images(relabelled.data, spec.num_classes, relabelled.classes))
+    # What this command line says about the control itself goes to both stages.
+    again = ["--overwrite"] * args.overwrite + ["--dry-run"] * args.dry_run
+    inputs = ["--fkd-path", str(root / "labels")]
+    to_relabel = relabel.get_args([*relabel_flags, *again, *inputs, "--data", str(images.root)])
+    to_train = train.get_args([*train_flags, *again, *inputs, "--train-dir", str(images.root),
+                               "--output-dir", str(root / f"student_{args.model}")])
+
+    # The control has as many images of the same classes, size and kind of file as the distilled set.
+    spec = data_spec(to_relabel)
+    run_images = relabel.get_args(relabel_flags).data
+    distilled = read_checked(verify_images(run_images, spec.num_classes, to_relabel.classes))
     classes = sorted(set(distilled.labels.tolist()))
-    ipc = len(distilled) // len(classes)
-    folder = run / "random_real"
-    root, labels, student = folder / "images", folder / "labels", folder / f"student_{args.model}"
-    again, manifest = ["--overwrite"] * args.overwrite, sidecar(root, "manifest.json")
-    to_relabel = relabel.get_args([*relabel_flags, *again, "--data", str(root), "--fkd-path", str(labels)])
-    to_train = train.get_args([*train_flags, *again, "--train-dir", str(root), "--fkd-path", str(labels), "--output-dir", str(student)])
-    size, lossless = distilled.pixels(0).shape[0], are_lossless(distilled.items)
-    if args.dry_run:
-        repeated = {"relabel": relabel.make_settings(to_relabel, spec), "validate": protocol.make_settings(to_train, data_spec(to_train))}
-        outputs = ((manifest, root, "images", command), (sidecar(labels, "manifest.json"), labels, "labels", hash_json(vars(to_relabel))),
-                   (student / "settings.json", student, "student", hash_json(vars(to_train))))
-        deletes = [planned_deletion(*output) for output in outputs] if args.overwrite else None
-        return print_plan(vars(args), images=len(distilled), ipc=ipc, repeated=repeated, output=str(folder), deletes=deletes)
+    settings = {"seed": args.seed, "ipc": len(distilled) // len(classes), "classes": classes,
+                "size": distilled.pixels(0).shape[0], "lossless": are_lossless(distilled.items)}
+    if args.dry_run:  # three plans, one after the other
+        images.print_plan(settings, images=len(distilled))
+        relabel.main(to_relabel)
+        return train.main(to_train)
 
-    start(pick_device(relabelled.device))
-    real = read_real(spec, args.real_data, "train", classes)
-    claim(root)
-    if args.overwrite:
-        start_afresh(manifest, root, "images", command)
-    refuse_unclaimed(root)
-    keep_settings(manifest, {"source": real.root, "seed": args.seed, "ipc": ipc, "size": size, "classes": classes, "lossless": lossless})
-    store_images(root, real, draw_real_images(real, ipc, args.seed), size, spec.num_classes, suffix_of(lossless))
-    finish(manifest, sidecar(root, "sha256"))
+    # Images: the first process writes them, the others wait.
+    start(pick_device(to_relabel.device))
+    if rank() == 0:
+        real = read_real(spec, args.real_data, "train", classes)
+        chosen = draw_real_images(real, settings["ipc"], args.seed)
+        images.begin({**settings, "source": real.root})
+        suffix = suffix_of(settings["lossless"])
+        store_images(images, real, chosen, settings["size"], spec.num_classes, suffix)
+        print(f"{len(chosen)} real images ({settings['ipc']} per class, seed {args.seed}) "
+              f"from {real.root} -> {images.root}")
     barrier()
-    print(f"{len(distilled)} real images ({ipc} per class, seed {args.seed}) from {real.root} -> {root}")
 
+    # Labels and student, as of the recovered images; no process may validate before all labels are there.
     relabel.main(to_relabel)
+    barrier()
     train.main(to_train)
 
 
 def get_args(argv=None):
     parser = Parser(__doc__)
     add_run_flags(parser)
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the choice of images")
-    parser.add_argument("--real-data", type=os.path.abspath, metavar="DIR", help="folder with train/ and val/ (digits: built in)")
-    parser.add_argument("--overwrite", action="store_true", help="start afresh: delete what an earlier run left in random_real/")
-    parser.add_argument("--model", default="resnet18", metavar="ARCH", help="the student whose run is repeated")
+    add = parser.add_argument
+    add("--seed", type=number(int, 0), default=0, help="of the choice of images")
+    add("--real-data", type=os.path.abspath, metavar="DIR",
+        help="folder with train/ and val/ (digits: built in)")
+    add("--overwrite", action="store_true",
+        help="start afresh: delete what an earlier run left in random_real/")
+    add("--model", default="resnet18", metavar="ARCH", help="the student whose run is repeated")
     return parser.parse_args(argv)
 
 

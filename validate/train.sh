@@ -1,6 +1,6 @@
 #!/bin/sh
 # Train and measure a student.   sh train.sh [dataset] --val-dir DIR [--flag value ...]      (no data set: imagenet1k)
-# GPUS=4 sh train.sh ... starts four processes, one a GPU; several machines: validate/README.md
+# GPUS=4 sh train.sh ... starts four processes, one a GPU; several machines: docs/faq.md
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/sre2l/run/env.sh"

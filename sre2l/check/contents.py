@@ -1,4 +1,4 @@
-"""What is in the files of an image folder and of a label folder, byte for byte and field for field: the deep part of verify.py."""
+"""The deep part of verify.py: the files of image and label folders, byte by byte and field by field."""
 import hashlib
 import math
 import re
@@ -11,114 +11,167 @@ import torch
 from tqdm import tqdm
 
 from sre2l.check.agreement import Agreement, frequencies, top1_hits
-from sre2l.data.loader import Batches, in_order
-from sre2l.run.errors import UserError
-from sre2l.run.files import sidecar
+from sre2l.check.verify import Finding, again, most_common, planned_labels
 from sre2l.data.image_folder import decode
 from sre2l.data.label_files import label_name, label_path, read_label_batch
-from sre2l.run.settings import LAYOUT
-from sre2l.check.verify import AGAIN, Finding, facts_of
+from sre2l.data.loader import Batches
+from sre2l.run.ahead import in_order
+from sre2l.run.errors import UserError
+from sre2l.run.files import sidecar
+from sre2l.run.layout import LAYOUT
 
 CLEAR = 6  # standard deviations: among a million label files, none is so far from the others by chance
 
 
-class Shown(NamedTuple):
-    """What one label file tells about its images: rows whose top-1 is the class of the image or of its partner, those by luck, all rows."""
+class ImageLook(NamedTuple):
+    """What one image file shows: sha256 of its bytes, height and width, a fault; None = unknown."""
     name: str
-    hits: int
-    luck: float
-    rows: int
+    digest: str | None
+    shape: tuple | None
+    fault: str | None
+
+
+class LabelLook(NamedTuple):
+    """What one label file shows: a hash of its contents, a fault, and its rows whose top-1 is the class of
+    the image or of its partner (hits), as many as luck gives, and all rows. hits is None without the images'
+    classes."""
+    name: str
+    digest: bytes | None = None
+    fault: str | None = None
+    hits: int | None = None
+    luck: float = 0.0
+    rows: int = 0
 
 
 def look_at_image(root, hashes, path):
-    """Read and decode one image -> (its name, sha256, shape, fault or None)."""
+    """Read and decode one image -> ImageLook. hashes: the recorded ones by name, None for none."""
     name = Path(path).relative_to(root).as_posix()
     try:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if hashes is not None and hashes[name] != digest:
-            return name, digest, None, f"{path}: its sha256 is not the one in {sidecar(root, 'sha256')}; {AGAIN['images']}"
-        return name, digest, decode(path).shape[:2], None
-    except (UserError, OSError) as error:
-        return name, None, None, str(error) if isinstance(error, UserError) else f"{path}: not readable ({error.strerror})"
+            fault = f"{path}: its sha256 is not the one in {sidecar(root, 'sha256')}; {again('images')}"
+            return ImageLook(name, digest, None, fault)
+        return ImageLook(name, digest, decode(path).shape[:2], None)
+    except UserError as error:
+        return ImageLook(name, None, None, str(error))
+    except OSError as error:
+        return ImageLook(name, None, None, f"{path}: not readable ({error.strerror})")
+
+
+def repeated(looks):
+    """The looks whose digest an earlier one has -> pairs (name, earlier name)."""
+    first = {}
+    for look in looks:
+        if look.digest and first.setdefault(look.digest, look.name) != look.name:
+            yield look.name, first[look.digest]
 
 
 def verify_pixels(images, settings, hashes, threads):
-    """The deep part for images: every byte hashed, every image decoded and of one size. Yield a Finding -> whether it is without fault."""
-    root, finding = images.root, Finding(f"{images.root}, contents")
-    look = in_order(partial(look_at_image, root, hashes), images.items, threads)
-    looks = list(tqdm(look, "images", total=len(images), unit="image", disable=None, leave=False))
-    finding.faults += [fault for _, _, _, fault in looks if fault]
-    shapes = Counter(shape for _, _, shape, _ in looks if shape)
-    uniform = all(re.fullmatch(LAYOUT["images"][0], name) for name in images.class_names)
-    if shapes and uniform:
-        size = (settings["size"],) * 2 if settings else shapes.most_common(1)[0][0]
-        finding.faults += [f"{root}/{name}: is {shape[0]} by {shape[1]} pixels, the set has {size[0]} by {size[1]}" for name, _, shape, _ in looks
-                           if shape and shape != size]
-    if uniform and not settings:  # of recovered images no two are equal; a manifest's hashes tell anyway
-        seen = {}
-        finding.faults += [f"{root}/{name}: is {seen[digest]} once more" for name, digest, _, _ in looks if digest and seen.setdefault(digest, name) != name]
-    sizes = " and ".join(f"{height} by {width}" for height, width in sorted(shapes)) if len(shapes) < 3 else f"{len(shapes)} sizes"
-    finding.text = f"{len(images)} of {len(images)} decode, {sizes} pixels" + (f", {len(hashes)} hashes right" if hashes is not None else "")
+    """The deep part for images: every byte hashed, every image decoded and of one size. Yield a Finding ->
+    whether it is without fault."""
+    root = images.root
+    finding = Finding(f"{root}, contents")
+    looks = in_order(partial(look_at_image, root, hashes), images.items, threads)
+    looks = list(tqdm(looks, "images", total=len(images), unit="image", disable=None, leave=False))
+    finding.faults += [look.fault for look in looks if look.fault]
+
+    shapes = Counter(look.shape for look in looks if look.shape)
+    is_synthetic = all(re.fullmatch(LAYOUT["images"][0], name) for name in images.class_names)
+    if shapes and is_synthetic:
+        size = (settings["size"],) * 2 if settings else most_common(shapes.elements())
+        odd = [look for look in looks if look.shape and look.shape != size]
+        finding.faults += [f"{root}/{look.name}: is {look.shape[0]} by {look.shape[1]} pixels, "
+                           f"the set has {size[0]} by {size[1]}" for look in odd]
+    if is_synthetic and not settings:  # of recovered images no two are equal; a manifest's hashes tell anyway
+        finding.faults += [f"{root}/{name}: is {earlier} once more" for name, earlier in repeated(looks)]
+
+    sizes = " and ".join(f"{height} by {width}" for height, width in sorted(shapes))
+    sizes = sizes if len(shapes) < 3 else f"{len(shapes)} sizes"
+    finding.text = f"{len(images)} of {len(images)} decode, {sizes} pixels{count_right(hashes)}"
     yield finding
     return not finding.faults
 
 
-def look_at_label_file(root, facts, size, hashes, labels, frequency, batch):
-    """Read one label file and check its fields -> (Shown or None without labels, hash of its contents, fault or None)."""
-    name, path = label_name(batch.epoch, batch.index), label_path(root, batch.epoch, batch.index)
+def count_right(hashes):
+    return "" if hashes is None else f", {len(hashes)} hashes right"
+
+
+def look_at_label_file(root, plan, size, hashes, labels, frequency, batch):
+    """Read one label file and check its fields -> LabelLook. plan: a LabelFolder; size: of the networks'
+    input; labels: the classes of all images, None where not known; frequency: the share of each class."""
+    name = label_name(batch.epoch, batch.index)
+    path = label_path(root, batch.epoch, batch.index)
     try:
-        sheet = read_label_batch(root, batch.epoch, batch.index, len(batch.rows), facts.num_classes, hashes)
+        stored = read_label_batch(root, batch.epoch, batch.index, len(batch.rows), plan.num_classes, hashes)
     except UserError as error:
-        return None, None, str(error)
-    if (sheet.mix.kind, sheet.logits.dtype) != (facts.mix, facts.dtype):
-        return None, None, f"{path}: {sheet.mix.kind} and {sheet.logits.dtype}, the set has {facts.mix} and {facts.dtype}"
-    if sheet.mix.box and max(sheet.mix.box) > size:
-        return None, None, f"{path}: its cutmix box {sheet.mix.box} reaches out of {size} pixels"
-    digest = hashlib.sha256(sheet.logits.numpy().tobytes() + sheet.crops.boxes.numpy().tobytes()).digest()
+        return LabelLook(name, fault=str(error))
+    kind = stored.mix.kind
+    dtype = stored.logits.dtype
+    if (kind, dtype) != (plan.mix, plan.dtype):
+        return LabelLook(name, fault=f"{path}: {kind} and {dtype}, the set has {plan.mix} and {plan.dtype}")
+    if stored.mix.box and max(stored.mix.box) > size:
+        return LabelLook(name, fault=f"{path}: its cutmix box {stored.mix.box} reaches out of {size} pixels")
+
+    digest = hashlib.sha256(stored.logits.numpy().tobytes() + stored.crops.boxes.numpy().tobytes()).digest()
     if labels is None:
-        return None, digest, None
-    hits, luck = top1_hits(sheet, torch.from_numpy(labels[batch.rows]), frequency)
-    return Shown(name, hits, luck, len(batch.rows)), digest, None
+        return LabelLook(name, digest)
+    hits, luck = top1_hits(stored, torch.from_numpy(labels[batch.rows]), frequency)
+    return LabelLook(name, digest, None, hits, luck, len(batch.rows))
 
 
-def out_of_place(shown):
-    """The files whose logits agree with their images no better than by luck, clearly unlike the others: exchanged, or of another batch."""
-    lucky = [part for part in shown if part.hits - part.luck < 3 * math.sqrt(max(part.luck * (1 - part.luck / part.rows), 1))]
-    names = {part.name for part in lucky}
-    others = [part for part in shown if part.name not in names]
-    share = sum(part.hits for part in others) / max(sum(part.rows for part in others), 1)
-    return [part for part in lucky if part.rows * share - part.hits > CLEAR * math.sqrt(max(part.rows * share * (1 - share), 1))]
+def out_of_place(looks):
+    """The files whose logits fit their images no better than luck, unlike the others: exchanged ones."""
+    def luck_explains(look):
+        return look.hits - look.luck < 3 * math.sqrt(max(look.luck * (1 - look.luck / look.rows), 1))
+
+    others = [look for look in looks if not luck_explains(look)]
+    share = sum(look.hits for look in others) / max(sum(look.rows for look in others), 1)
+
+    def is_unlike(look):
+        return look.rows * share - look.hits > CLEAR * math.sqrt(max(look.rows * share * (1 - share), 1))
+
+    return [look for look in looks if luck_explains(look) and is_unlike(look)]
 
 
 def verify_label_files(root, info, settings, hashes, images, num_pixels, order_seed, threads):
-    """The deep part for labels: every byte hashed, every field checked. images: those they belong to, or None. Yield Findings."""
-    finding, facts = Finding(f"{root}, contents"), facts_of(root, settings, info)
-    batches = Batches(facts.num_images, facts.batch_size, settings["order_seed"] if settings else order_seed, info.epochs)
+    """The deep part for labels: every byte hashed, every field checked. Yield Findings.
+
+    images: those that the labels belong to, None where not known; num_pixels, order_seed: the input size and
+    the order of the images, for labels without a manifest."""
+    plan = planned_labels(info, settings)
+    order_seed = settings["order_seed"] if settings else order_seed
+    size = settings["input_size"] if settings else num_pixels
+    batches = Batches(plan.num_images, plan.batch_size, order_seed, info.epochs)
     labels = images.labels if images else None
     frequency = frequencies(labels) if images else None
-    size = settings["input_size"] if settings else num_pixels
-    look = in_order(partial(look_at_label_file, root, facts, size, hashes, labels, frequency), batches, threads)
-    looks = list(tqdm(look, "labels", total=len(batches), unit="file", disable=None, leave=False))
-    finding.faults += [fault for _, _, fault in looks if fault]
-    shown, seen = [part for part, _, _ in looks if part], {}
-    for batch, (_, digest, _) in zip(batches, looks):
-        name = label_name(batch.epoch, batch.index)
-        if digest and seen.setdefault(digest, name) != name:
-            finding.faults.append(f"{root}/{name}: is {seen[digest]} once more")
-    finding.text = f"{len(looks)} of {len(looks)} load and have the right fields" + (f", {len(hashes)} hashes right" if hashes is not None else "")
+
+    finding = Finding(f"{root}, contents")
+    look_at = partial(look_at_label_file, root, plan, size, hashes, labels, frequency)
+    looks = in_order(look_at, batches, threads)
+    looks = list(tqdm(looks, "labels", total=len(batches), unit="file", disable=None, leave=False))
+    finding.faults += [look.fault for look in looks if look.fault]
+    finding.faults += [f"{root}/{name}: is {earlier} once more" for name, earlier in repeated(looks)]
+    finding.text = f"{len(looks)} of {len(looks)} load and have the right fields{count_right(hashes)}"
     yield finding
-    if images and shown:
-        yield verify_agreement(root, shown, settings)
+
+    compared = [look for look in looks if look.hits is not None]
+    if compared:
+        yield verify_agreement(root, compared, settings)
 
 
-def verify_agreement(root, shown, settings):
-    """-> the Finding of all label files' top-1. With a manifest it is a warning at most: a teacher may be that bad."""
-    rows = sum(part.rows for part in shown)
-    found = Agreement(sum(part.hits for part in shown) / rows, sum(part.luck for part in shown) / rows, rows)
-    finding = Finding(f"{root}, agreement with the images", found.text, notes=[found.warning] if found.warning else [])
-    if not settings and found.is_chance:
-        finding.faults.append(f"{root}: {found.text}: these labels do not belong to these images, or the order has another seed")
-    if not settings:
-        finding.faults += [f"{root}/{name}: the top-1 of {hits} of its {m} logits fits the images, in all files it is {100 * found.share:.1f}%: "
-                           f"is it another batch's file?" for name, hits, _, m in out_of_place(shown)]
+def verify_agreement(root, looks, settings):
+    """-> the Finding of all label files' top-1, with a manifest a warning at most: the teacher may be bad."""
+    rows = sum(look.rows for look in looks)
+    found = Agreement(sum(look.hits for look in looks) / rows, sum(look.luck for look in looks) / rows, rows)
+    notes = [found.warning] if found.warning else []
+    finding = Finding(f"{root}, agreement with the images", found.text, notes=notes)
+    if settings:
+        return finding
+    if found.is_chance:
+        finding.faults.append(f"{root}: {found.text}: these labels do not belong to these images, "
+                              f"or the order has another seed")
+    for look in out_of_place(looks):
+        finding.faults.append(f"{root}/{look.name}: the top-1 of {look.hits} of its {look.rows} logits fits "
+                              f"the images, in all files it is {100 * found.share:.1f}%: "
+                              f"is it another batch's file?")
     return finding

@@ -1,6 +1,5 @@
-"""Crops, flips, mixup and cutmix: draw_* turns a generator into a small record, apply_* uses it. Relabel draws and
-applies; validate only applies, so the student sees the pixels that the teacher saw.
-"""
+"""Crops, flips, mixup and cutmix: draw_* turns a generator into a small record, apply_* uses it. Relabel
+draws and applies; validate only applies, so the student sees the pixels that the teacher saw. """
 import functools
 import math
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ import numpy as np
 import torch
 
 from sre2l.kernels.compiled import why_no_triton
-from sre2l.data.resize import crop_images
 
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of RandomResizedCrop, width over height
 TRIES = 10              # torchvision gives up after ten windows that do not fit
@@ -17,14 +15,16 @@ TRIES = 10              # torchvision gives up after ten windows that do not fit
 
 @dataclass(frozen=True)
 class Crops:
-    """One crop and flip per image. boxes (m, 4) float32: top/H, left/W, height/H, width/W of the stored image, flips (m,) bool."""
+    """One crop and flip per image. boxes (m, 4) float32: top/H, left/W, height/H, width/W of the stored
+    image, flips (m,) bool."""
     boxes: torch.Tensor
     flips: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How a batch is mixed. partner (m,) int64; lam in [0, 1]; box (row1, col1, row2, col2) pixels for cutmix; None where unused."""
+    """How a batch is mixed. partner (m,) int64; lam in [0, 1]; box (row1, col1, row2, col2) pixels for
+    cutmix; None where unused."""
     partner: torch.Tensor | None = None
     lam: float | None = None
     box: list | None = None
@@ -37,26 +37,30 @@ class Mix:
 
 
 def central_window(height, width):
-    """torchvision's fallback: the largest centred window whose aspect ratio is allowed -> (top, left, height, width)."""
-    h, w = height, width
+    """torchvision's fallback: the largest centred window of an allowed aspect -> top, left, height, width."""
+    inner_height = height
+    inner_width = width
     if width / height < RATIO[0]:
-        h = round(width / RATIO[0])
+        inner_height = round(width / RATIO[0])
     elif width / height > RATIO[1]:
-        w = round(height * RATIO[1])
-    return (height - h) // 2, (width - w) // 2, h, w
+        inner_width = round(height * RATIO[1])
+    return (height - inner_height) // 2, (width - inner_width) // 2, inner_height, inner_width
 
 
 def draw_resized_windows(sizes, scale, rng):
-    """RandomResizedCrop's windows: area uniform in scale, log aspect uniform in RATIO, the first of TRIES that fits. sizes (m, 2) height,
-    width -> (m, 4) top, left, height, width, pixels."""
+    """RandomResizedCrop's windows: area uniform in scale, log aspect uniform in RATIO, the first of TRIES
+    that fits. sizes (m, 2) height, width -> (m, 4) top, left, height, width, pixels."""
     draws = rng.random((len(sizes), 2 * TRIES + 2))  # image by image: areas, aspects, place
     areas = sizes.prod(1)[:, None] * (scale[0] + (scale[1] - scale[0]) * draws[:, :TRIES])
     low, high = map(math.log, RATIO)
     aspects = np.exp(low + (high - low) * draws[:, TRIES:2 * TRIES])
-    extents = np.rint(np.sqrt(np.stack((areas / aspects, areas * aspects), 2))).astype(np.int64)  # (m, TRIES, 2)
+    extents = np.sqrt(np.stack((areas / aspects, areas * aspects), 2))
+    extents = np.rint(extents).astype(np.int64)  # (m, TRIES, 2)
+
     fits = ((extents > 0) & (extents <= sizes[:, None])).all(2)
-    extents = extents[np.arange(len(sizes)), fits.argmax(1)]
-    windows = np.concatenate(((draws[:, 2 * TRIES:] * (sizes - extents + 1)).astype(np.int64), extents), 1)
+    extents = extents[np.arange(len(sizes)), fits.argmax(1)]  # of each image the first that fits
+    corners = (draws[:, 2 * TRIES:] * (sizes - extents + 1)).astype(np.int64)
+    windows = np.concatenate((corners, extents), 1)
     for row in np.flatnonzero(~fits.any(1)):
         windows[row] = central_window(*sizes[row].tolist())
     return windows
@@ -68,28 +72,32 @@ def draw_resized_window(height, width, scale, rng):
 
 
 def draw_padded_windows(sizes, padding, rng):
-    """Windows of the images' own sizes, shifted by -padding..padding pixels, black outside -> (m, 4) top, left, height, width."""
+    """Windows as large as the images, shifted by -padding..padding -> (m, 4) top, left, height, width."""
     return np.concatenate((rng.integers(-padding, padding + 1, size=(len(sizes), 2)), sizes), 1)
 
 
 def draw_crops(sizes, crop, scale, padding, flip, rng):
-    """One window and one flip for each image of a batch. sizes: (height, width) pairs, pixels; crop: 'resized' or 'padded'."""
+    """A window and a flip for each image. sizes: (height, width) pairs, pixels; crop: 'resized', 'padded'."""
     sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
-    windows = draw_resized_windows(sizes, scale, rng) if crop == "resized" else draw_padded_windows(sizes, padding, rng)
+    if crop == "resized":
+        windows = draw_resized_windows(sizes, scale, rng)
+    else:
+        windows = draw_padded_windows(sizes, padding, rng)
     boxes = windows / np.tile(sizes, 2)
     flips = rng.random(len(sizes)) < (0.5 if flip else 0)
     return Crops(torch.from_numpy(boxes.astype(np.float32)), torch.from_numpy(flips))
 
 
 def draw_cutmix_box(size, lam, rng):
-    """A box of about (1 - lam) of the image around a uniform centre, clipped -> [row1, col1, row2, col2], pixels; may be empty."""
+    """A box of about (1 - lam) of the image, clipped -> [row1, col1, row2, col2], pixels; may be empty."""
     half = int(size * math.sqrt(1 - lam)) // 2
     row, col = rng.integers(0, size, size=2).tolist()
-    return [min(max(v, 0), size) for v in (row - half, col - half, row + half, col + half)]
+    return [min(max(place, 0), size) for place in (row - half, col - half, row + half, col + half)]
 
 
 def draw_mix(kind, alpha, num_images, size, rng):
-    """Partners by one permutation, lam ~ Beta(alpha, alpha) for the batch. kind: 'none', 'mixup' or 'cutmix'; size in pixels."""
+    """Partners by one permutation, lam ~ Beta(alpha, alpha) for the batch. kind: 'none', 'mixup' or 'cutmix';
+    size in pixels."""
     if kind == "none":
         return Mix()
     partner = torch.from_numpy(rng.permutation(num_images))
@@ -97,28 +105,15 @@ def draw_mix(kind, alpha, num_images, size, rng):
     return Mix(partner, lam, draw_cutmix_box(size, lam, rng) if kind == "cutmix" else None)
 
 
-def pixel_windows(boxes, sizes):
-    """Fractions of the stored images -> (m, 4) top, left, height, width in pixels, at least one high and wide; sizes (m, 2) height, width.
-    Rounds: truncating is off in a third of the cases."""
-    windows = np.rint(np.asarray(boxes, np.float64) * np.tile(sizes, 2)).astype(np.int64)
-    windows[:, 2:] = np.maximum(windows[:, 2:], 1)
-    return windows
-
-
-def apply_crops(images, crops, size):
-    """Crop, resize (Pillow's bilinear), flip. images: m arrays (H, W, 3) uint8 -> (m, 3, size, size) uint8; black outside the image."""
-    sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
-    return crop_images(images, pixel_windows(crops.boxes, sizes), crops.flips.numpy(), size)
-
-
 def normalise(images, mean, std):
-    """(N, 3, S, S) uint8 -> float32 (x / 255 - mean) / std on the same device, in torchvision's order of operations."""
-    mean, std = (torch.as_tensor(v, device=images.device).view(3, 1, 1) for v in (mean, std))  # tensors there: nothing is copied
+    """(N, 3, S, S) uint8 -> float32 (x / 255 - mean) / std on the same device, in torchvision's order."""
+    mean = torch.as_tensor(mean, device=images.device).view(3, 1, 1)  # one that is there is not copied
+    std = torch.as_tensor(std, device=images.device).view(3, 1, 1)
     return images.float().div_(255).sub_(mean).div_(std)
 
 
 def apply_mix(images, mix):
-    """Mix a whole batch, before any split into micro-batches. images (m, 3, S, S) -> the same shape, a new tensor if mixed."""
+    """Mix a whole batch, before any split into micro-batches. (m, 3, S, S) -> the same, not in place."""
     if mix.partner is None:
         return images
     others = images[mix.partner.to(images.device)]
@@ -131,7 +126,8 @@ def apply_mix(images, mix):
 
 
 def show_batch(pixels, mix, mean, std, dtype=torch.float32):
-    """What a network is shown: a whole batch (m, 3, S, S) uint8, normalised and mixed in float32, then in dtype; on a GPU in one kernel."""
+    """What a network is shown: a whole batch (m, 3, S, S) uint8, normalised and mixed in float32, then in
+    dtype; on a GPU in one kernel."""
     if pixels.device.type == "cuda" and not why_no_triton():
         from sre2l.kernels.triton.show import show_on_gpu
         return show_on_gpu(pixels, mix, level_table(tuple(mean), tuple(std), pixels.device), dtype)
@@ -146,7 +142,7 @@ def level_table(mean, std, device):
 
 
 def mixed_share(mix, size):
-    """The share of the first image in a mixed batch: lam, or 1 - box area / size^2 after cutmix's rounding and clipping."""
+    """The first image's share of a mixed batch: lam, or 1 - box area / size^2 of the clipped box."""
     if mix.box is None:
         return mix.lam
     row1, col1, row2, col2 = mix.box

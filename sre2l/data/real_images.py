@@ -1,25 +1,59 @@
-"""Real images: folders {train,val}/<class>/, Tiny-ImageNet as it is distributed, torchvision's CIFAR, the embedded digits."""
+"""Real images: folders {train,val}/<class>/, Tiny-ImageNet as distributed, CIFAR, embedded digits."""
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import torchvision
 from PIL import Image
 
-from sre2l.data.image_folder import Images, check_classes, decode_all, read_folder
-from sre2l.run.links import check_name
+from sre2l.data.image_folder import Images, check_classes, decode_rows, read_folder
 from sre2l.run.errors import UserError
+from sre2l.run.limits import PART_BYTES, fits_gpu, memory_room
+from sre2l.run.links import check_name
 from sre2l.run.paths import ROOT
 
-CIFAR = {"cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py"), "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python")}
+CPU = torch.device("cpu")
+CIFAR = {"cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py"),
+         "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python")}
+
+
+@dataclass
+class ShownImages(Images):
+    """Images, decoded at each use, as an evaluation shows them: short side `short`, centre crop."""
+    size: int = 0
+    short: int = 0
+
+    def pixels(self, index):
+        """Image `index` as a (size, size, 3) uint8 array."""
+        return show(super().pixels(index), self.size, self.short)
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """What one process measures of a set, decoded: pixels (n, S, S, 3) uint8 and labels (n,) int64, both on
+    the CPU or on a GPU.
+
+    total: the number of images over all processes, which is also len()."""
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    total: int
+    root: str
+
+    def __len__(self):
+        return self.total
 
 
 def read_digits(split, size):
-    """The embedded UCI digits: 8x8 scans with 0..16 grey levels, shown as (size, size, 3) uint8; 1,000 train, 797 val."""
+    """The embedded UCI digits: 8x8 scans with 0..16 grey levels, enlarged; 1,000 train, 797 val."""
     with np.load(ROOT / "sre2l" / "data" / "digits.npz") as stored:
         chosen = stored["is_val"] == (split == "val")
-        scans, labels = stored["scans"][chosen], stored["labels"][chosen].astype(np.int64)
+        scans = stored["scans"][chosen]
+        labels = stored["labels"][chosen].astype(np.int64)
     grey = np.rint(scans * (255 / 16)).astype(np.uint8)
-    items = [np.asarray(Image.fromarray(scan).resize((size, size), Image.Resampling.BILINEAR).convert("RGB")) for scan in grey]
+    large = [Image.fromarray(scan).resize((size, size), Image.Resampling.BILINEAR) for scan in grey]
+    items = [np.asarray(image.convert("RGB")) for image in large]
     return Images(items, labels, [str(digit) for digit in range(10)], f"digits/{split}")
 
 
@@ -29,13 +63,13 @@ def read_cifar(name, path, split):
     try:
         data = kind(path or ROOT / "data", train=split == "train", download=path is None)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{name}: torchvision could not load or download it ({error}); "
-                        f"give a folder with --real-data, as {{train,val}}/<class>/ or as torchvision stores it") from None
+        raise UserError(f"{name}: torchvision could not load or download it ({error}); give a folder with "
+                        f"--real-data, as {{train,val}}/<class>/ or as torchvision stores it") from None
     return Images(list(data.data), np.array(data.targets), data.classes, f"{path or ROOT / 'data'} ({split})")
 
 
 def read_tiny_val(folder):
-    """Tiny-ImageNet's val/ as distributed: images/ and val_annotations.txt (file, wnid, box); classes are the sorted wnids."""
+    """Tiny-ImageNet's val/ as distributed: images/ and val_annotations.txt; classes: the sorted wnids."""
     file = folder / "val_annotations.txt"
     rows = [line.split("\t")[:2] for line in file.read_text(errors="replace").splitlines() if line.strip()]
     if not rows or any(len(row) != 2 for row in rows):
@@ -48,13 +82,14 @@ def read_tiny_val(folder):
 
 
 def find_split(spec, path, split):
-    """The images of one split, whatever the layout; no path means the embedded or downloadable source of the data set."""
+    """The images of one split, whatever the layout. path None: the data set's own source."""
     if path is None and spec.name == "digits":
         return read_digits(split, spec.size)
     if spec.name in CIFAR and (path is None or (Path(path) / CIFAR[spec.name][1]).is_dir()):
         return read_cifar(spec.name, path, split)
     if path is None:
-        raise UserError(f"{spec.name} has no embedded images: say where they are with --real-data (a folder with train/ and val/)")
+        raise UserError(f"{spec.name} has no embedded images: say where they are with --real-data "
+                        f"(a folder with train/ and val/)")
     folder = Path(path) / split
     if not folder.is_dir():
         if split == "train":
@@ -68,46 +103,78 @@ def find_split(spec, path, split):
 def read_real(spec, path, split, classes=None, class_names=None):
     """Real images of one split ('train' or 'val'), labelled with class indices of the teacher's output.
 
-    classes: a subset of the teacher's classes (default: all); the folders, sorted, are either all classes or exactly these.
+    classes: a subset of the teacher's classes (default: all); the folders, sorted, are either all classes or
+    exactly these.
     class_names: the teacher's, where it knows them. Raises UserError if the folders are not those classes."""
     images = find_split(spec, path, split)
+    names = images.class_names
     every = list(range(spec.num_classes))
     classes = list(classes or every)
-    found = every if len(images.class_names) == len(every) else classes
+    found = every if len(names) == len(every) else classes
     if class_names:
-        check_classes(images.root, images.class_names, [class_names[c] for c in found], "the teacher")
-    elif len(images.class_names) != len(found):
-        raise UserError(f"{images.root}: {len(images.class_names)} class folders, {spec.name} has {len(every)} classes"
-                        + (f" and --classes names {len(classes)}" if classes != every else "")
-                        + f" (the first folder is '{images.class_names[0]}', the last '{images.class_names[-1]}')")
+        check_classes(images.root, names, [class_names[c] for c in found], "the teacher")
+    elif len(names) != len(found):
+        chosen = f" and --classes names {len(classes)}" if classes != every else ""
+        raise UserError(f"{images.root}: {len(names)} class folders, {spec.name} has {len(every)} classes"
+                        f"{chosen} (the first folder is '{names[0]}', the last '{names[-1]}')")
     return select_classes(images, np.array(found)[images.labels], classes)
 
 
 def select_classes(images, labels, classes):
-    """The images of some classes, under the teacher's class indices (labels, one for each image)."""
+    """The images of some classes. labels: one for each image, the class index in the teacher's output."""
     kept = np.flatnonzero(np.isin(labels, classes))
     return Images([images.items[row] for row in kept], labels[kept], images.class_names, images.root)
 
 
 def show(pixels, size, short):
-    """A real image as an evaluation shows it: short side to `short` pixels, centre crop (H, W, 3) -> (size, size, 3) uint8."""
-    image, (height, width) = Image.fromarray(pixels), pixels.shape[:2]
+    """Short side to `short` pixels, centre crop, as an evaluation does -> (size, size, 3) uint8."""
+    image = Image.fromarray(pixels)
+    height, width = pixels.shape[:2]
     if min(height, width) != short:  # torchvision's Resize: the long side is truncated
-        wanted = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-        image = image.resize(wanted, Image.Resampling.BILINEAR)
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+        long = int(short * max(height, width) / min(height, width))
+        image = image.resize((short, long) if width <= height else (long, short), Image.Resampling.BILINEAR)
+    left = round((image.width - size) / 2)
+    top = round((image.height - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def decode_shown(images, size, short):
-    """All images as `show` gives them, in memory. Raises UserError where they do not fit."""
-    decoded = decode_all(images, lambda pixels: show(pixels, size, short))
-    if decoded is None:
-        raise UserError(f"{images.root}: {len(images)} images of {size} pixels do not fit into half of this machine's memory")
-    return decoded
+def shown_at(images, size, short):
+    """The same images, not decoded yet, as `show` gives them."""
+    return ShownImages(**vars(images), size=size, short=short)
 
 
 def read_val(spec, path, classes=None, class_names=None):
-    """The validation set as the evaluation shows it, decoded and resized once: Images of (size, size, 3) uint8 arrays."""
+    """The validation set -> ShownImages: not decoded yet, in the size and crop of an evaluation.
+
+    `fingerprint` identifies it, `decode_own` decodes a process's part. Raises UserError as read_real."""
     images = read_real(spec, path, "val", classes, class_names)
-    return decode_shown(images, spec.size, round(spec.resize * spec.size / 224) if spec.resize else spec.size)  # 256 at 224, else as they are
+    return shown_at(images, spec.size, round(spec.size * spec.resize_ratio))
+
+
+def decode_own(images, rank=0, world=1, device=CPU):
+    """Decode every world-th image from image `rank` on, which is what process `rank` of `world` measures ->
+    OwnImages: in the GPU's memory where the device is one with room, else in this machine's.
+
+    images: of equal size, such as read_val's. Raises UserError where the part does not fit into memory."""
+    rows = range(rank, len(images), world)
+    shape = images.pixels(0).shape
+    num_bytes = math.prod(shape) * len(rows)
+    if fits_gpu(num_bytes, device):
+        pixels = torch.empty((len(rows), *shape), dtype=torch.uint8, device=device)
+        part_size = max(1, PART_BYTES // math.prod(shape))
+    elif num_bytes > memory_room():
+        raise UserError(f"{images.root}: {len(rows):,} of its {len(images):,} images, which process {rank} "
+                        f"of {world} measures, take {num_bytes / 1e9:.1f} GB as pixels; "
+                        f"its part of the memory is {memory_room() / 1e9:.1f} GB")
+    else:
+        pixels = torch.empty((len(rows), *shape), dtype=torch.uint8)
+        part_size = max(1, len(rows))
+
+    for part in pixels.split(part_size):  # one part in memory, several for a GPU: never a second copy of all
+        own = part if part.device.type == "cpu" else torch.empty(part.shape, dtype=torch.uint8)
+        decode_rows(images, rows[:len(part)], own.numpy().__setitem__)
+        rows = rows[len(part):]
+        if own is not part:
+            part.copy_(own)
+    labels = torch.from_numpy(images.labels[rank::world]).to(pixels.device)
+    return OwnImages(pixels, labels, len(images), images.root)

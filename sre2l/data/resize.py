@@ -1,4 +1,5 @@
-"""Crop and resize on the CPU, every pixel as Pillow's bilinear filter makes it: by a C kernel compiled at first use, else by Pillow."""
+"""Crop and resize on the CPU, every pixel as Pillow's bilinear filter makes it: by a C kernel compiled at
+first use, else by Pillow."""
 import ctypes
 import functools
 import subprocess
@@ -32,10 +33,13 @@ def crop_with_pillow(images, windows, flips, size):
 
 
 def vertical_first(windows, size):
-    """Whether Pillow takes the columns before the rows: from 13.0 on, where the height shrinks, and by more than twice as many pixels as the
-    width. windows (m, 4) -> (m,) bool. Enlarged crops, as of images stored at the size of the crops, are the same in all versions."""
-    height, width = windows[:, 2], windows[:, 3]
-    return (height > size) & (height - size > 2 * (width - size)) & (int(PIL.__version__.split(".")[0]) >= 13)
+    """Whether Pillow takes the columns before the rows: from 13.0 on, where the height shrinks, and by more
+    than twice as many pixels as the width. windows (m, 4) -> (m,) bool. Enlarged crops, as of images stored
+    at the size of the crops, are the same in all versions."""
+    height = windows[:, 2]
+    width = windows[:, 3]
+    is_new = int(PIL.__version__.split(".")[0]) >= 13
+    return (height > size) & (height - size > 2 * (width - size)) & is_new
 
 
 def crop_with_kernel(kernel, images, windows, flips, size):
@@ -43,7 +47,9 @@ def crop_with_kernel(kernel, images, windows, flips, size):
     images = [np.ascontiguousarray(image) for image in images]
     addresses = np.array([image.__array_interface__["data"][0] for image in images], np.int64)
     shapes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
-    windows, flips, tall = np.ascontiguousarray(windows, np.int64), flips.astype(np.uint8), vertical_first(windows, size).astype(np.uint8)
+    tall = vertical_first(windows, size).astype(np.uint8)
+    windows = np.ascontiguousarray(windows, np.int64)
+    flips = flips.astype(np.uint8)
     out = torch.empty((len(images), 3, size, size), dtype=torch.uint8)
     arrays = (array.ctypes.data for array in (addresses, shapes, windows, flips, tall))
     if not kernel(len(images), *arrays, size, out.data_ptr()):
@@ -52,12 +58,14 @@ def crop_with_kernel(kernel, images, windows, flips, size):
 
 
 def agrees_with_pillow(kernel):
-    """Enlarged, reduced in either order, out of the image, flipped: the kernel must give what this Pillow gives."""
+    """Does the kernel give what this Pillow gives, enlarged, reduced in either order, outside, flipped?"""
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in ((40, 31), (90, 77), (32, 32), (90, 50), (90, 50))]
+    shapes = ((40, 31), (90, 77), (32, 32), (90, 50), (90, 50))
+    images = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in shapes]
     windows = np.array([[3, 5, 20, 17], [1, 0, 70, 77], [-3, 4, 32, 32], [0, 0, 70, 50], [0, 0, 90, 50]])
     flips = np.array([0, 1, 1, 0, 0], bool)
-    return torch.equal(crop_with_kernel(kernel, images, windows, flips, 32), crop_with_pillow(images, windows, flips, 32))
+    wanted = crop_with_pillow(images, windows, flips, 32)
+    return torch.equal(crop_with_kernel(kernel, images, windows, flips, 32), wanted)
 
 
 @functools.cache
@@ -74,6 +82,22 @@ def host_cropper():
 
 
 def crop_images(images, windows, flips, size):
-    """Crop, resize (Pillow's bilinear), flip. images: m arrays (H, W, 3) uint8; windows (m, 4) top, left, height, width in pixels, black
-    outside the image; flips (m,) bool -> (m, 3, size, size) uint8. Other threads run meanwhile."""
+    """Crop, resize (Pillow's bilinear), flip. images: m arrays (H, W, 3) uint8; windows (m, 4) top, left,
+    height, width in pixels, black outside the image; flips (m,) bool -> (m, 3, size, size) uint8. Other
+    threads run meanwhile."""
     return host_cropper()[0](images, windows, flips, size)
+
+
+def pixel_windows(boxes, sizes):
+    """Fractions of the stored images -> (m, 4) top, left, height, width in pixels, at least one high and
+    wide; sizes (m, 2) height, width. Rounds: truncating is off in a third of the cases."""
+    windows = np.rint(np.asarray(boxes, np.float64) * np.tile(sizes, 2)).astype(np.int64)
+    windows[:, 2:] = np.maximum(windows[:, 2:], 1)
+    return windows
+
+
+def apply_crops(images, crops, size):
+    """Crop, resize (Pillow's bilinear), flip. images: m arrays (H, W, 3) uint8 -> (m, 3, size, size) uint8;
+    black outside the image."""
+    sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
+    return crop_images(images, pixel_windows(crops.boxes, sizes), crops.flips.numpy(), size)

@@ -1,1 +1,2 @@
-"""A frozen network rewritten by torch.fx (fuse.py), whose BatchNorm layers are one pass each (norms.py) with the sum, clamp and pool after them."""
+"""A frozen network rewritten by torch.fx (fuse.py): each
+BatchNorm layer is one pass with what follows it (norms.py)."""

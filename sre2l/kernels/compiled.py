@@ -1,4 +1,5 @@
-"""C kernels for the CPU, compiled at first use and kept in the user's cache folder; and whether Triton can compile its own for a GPU."""
+"""C kernels for the CPU, compiled at first use and kept in
+the user's cache folder; whether a GPU can have Triton's."""
 import ctypes
 import functools
 import hashlib
@@ -26,15 +27,36 @@ def cpu_name():
     return "\n".join((platform.machine(), platform.processor(), *sorted(kinds)))
 
 
-def compile_kernel(source, *more_flags):
-    """-> the shared library, from the user's cache folder where it was compiled before; the name holds all that it depends on."""
-    compiler, flags = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None), (*FLAGS, *more_flags)
-    if compiler is None:
-        raise OSError("no C compiler")
-    headers = (header.read_text() for header in sorted(source.parent.glob("*.h")))
-    key = hashlib.sha256("\n".join((source.read_text(), *headers, *flags, compiler, cpu_name())).encode()).hexdigest()[:16]
+def find_compiler():
+    """The path of a C compiler. Raises OSError where there is none."""
+    for name in ("cc", "gcc", "clang"):
+        path = shutil.which(name)
+        if path:
+            return path
+    raise OSError("no C compiler")
+
+
+@functools.cache
+def compiler_version(compiler):
+    """What the compiler says of itself."""
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+
+
+def library_path(source, compiler, flags):
+    """Where the compiled library of this source is kept: its name has a hash of all that it depends on."""
+    headers = [header.read_text() for header in sorted(source.parent.glob("*.h"))]
+    parts = (source.read_text(), *headers, *flags, compiler, compiler_version(compiler), cpu_name())
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sre2l"
-    library = folder / f"{source.stem}-{key}.so"
+    return folder / f"{source.stem}-{key}.so"
+
+
+def compile_kernel(source, *more_flags):
+    """-> the shared library, from the user's cache folder where it was compiled before."""
+    compiler = find_compiler()
+    flags = (*FLAGS, *more_flags)
+    library = library_path(source, compiler, flags)
+    folder = library.parent
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -45,13 +67,16 @@ def compile_kernel(source, *more_flags):
 
 
 def load_kernel(name, *more_flags):
-    """The library of a C file of kernels/cpu, compiled if need be. Raises OSError or subprocess.CalledProcessError where that fails."""
-    return ctypes.CDLL(str(compile_kernel(SOURCES / name, *more_flags)))  # a CDLL call lets other threads run
+    """The library of a C file of kernels/cpu, compiled if need be.
+
+    Raises OSError or subprocess.CalledProcessError where that fails."""
+    return ctypes.CDLL(str(compile_kernel(SOURCES / name, *more_flags)))  # its calls let other threads run
 
 
 @functools.cache
 def why_no_triton():
-    """Why Triton's kernels cannot be had on a GPU here, or None: Triton itself looks for a C compiler in these places."""
+    """Why Triton's kernels cannot be had on a GPU here, or None.
+    Triton itself looks for a C compiler in these places."""
     if importlib.util.find_spec("triton") is None:
         return "this torch comes without Triton"
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
@@ -60,10 +85,14 @@ def why_no_triton():
 
 
 def share_threads():
-    """Make the OpenMP that torch has loaded known to C kernels, so that both have the same threads. Raises OSError where torch has none of its own."""
+    """Make the OpenMP that torch has loaded known to C kernels, so that both have the same threads.
+
+    Raises OSError where torch has none of its own."""
     folder = Path(torch.__file__).parent
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
-    own = [path for path in loaded if Path(path).parent in (folder / "lib", folder.with_name("torch.libs"))]
+    folders = (folder / "lib", folder.with_name("torch.libs"))
+    mapped = Path("/proc/self/maps").read_text().splitlines()
+    loaded = {line.split()[-1] for line in mapped if "libgomp" in line}
+    own = [path for path in loaded if Path(path).parent in folders]
     if not own:
         raise OSError("torch has no OpenMP of its own")
     ctypes.CDLL(own[0], ctypes.RTLD_GLOBAL)

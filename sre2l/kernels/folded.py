@@ -1,7 +1,9 @@
-"""A frozen network for labelling alone, on a GPU in half precision: BatchNorm folded into the convolution before it.
+"""A frozen network for labelling alone, on a GPU in half precision: BatchNorm folded into the convolution
+before it.
 
-A convolution with scaled weights, the shift, the residual sum and the ReLU are one kernel of cuDNN; what has another form (a max pool, ReLU6, no
-ReLU at all) keeps its Norm, one pass. The forward pass of ResNet-18 at 224 takes 10.5 us an image for 19.0 as torch runs it (fp16, H200).
+A convolution with scaled weights, the shift, the residual sum and the ReLU are one kernel of cuDNN. What has
+another form (a max pool, ReLU6, no ReLU at all) keeps its Norm, one pass. The forward pass of ResNet-18 at
+224 takes 10.5 us an image, where torch's own takes 19.0 (fp16, H200).
 """
 import torch
 from torch import nn
@@ -11,12 +13,12 @@ from sre2l.kernels.norms import INF, Norm, statistics_layers
 
 
 class Folded(nn.Module):
-    """y = relu(scale conv(x) + shift [+ other]) of a convolution and the Norm after it; scaled in float32, rounded once."""
+    """y = relu(scale conv(x) + shift [+ other]): a convolution and its Norm, scaled in float32."""
 
-    def __init__(self, conv, norm, dtype):
+    def __init__(self, conv, facts, dtype):
         super().__init__()
-        bias = norm.shift if conv.bias is None else norm.shift + norm.scale * conv.bias
-        weight = conv.weight * norm.scale[:, None, None, None]
+        bias = facts.shift if conv.bias is None else facts.shift + facts.scale * conv.bias
+        weight = conv.weight * facts.scale[:, None, None, None]
         self.weight = nn.Parameter(weight.to(dtype, memory_format=torch.channels_last), False)
         self.bias = nn.Parameter(bias.to(dtype), False)
         self.geometry = conv.stride, conv.padding, conv.dilation, conv.groups
@@ -27,22 +29,26 @@ class Folded(nn.Module):
         return torch.cudnn_convolution_add_relu(x, self.weight, other, 1.0, self.bias, *self.geometry)
 
 
-def folds(conv, norm):
+def folds(conv, facts):
     """Is it what cuDNN has as one kernel: a plain convolution, then a ReLU and no pool?"""
     plain = isinstance(conv, nn.Conv2d) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return plain and (norm.low, norm.high) == (0, INF) and not norm.pool
+    return plain and (facts.low, facts.high) == (0, INF) and not facts.pool
 
 
 def fold(traced, dtype):
-    """Put a Folded in the place of each convolution and its Norm, where no one else sees what lies between them."""
+    """Put a Folded in the place of each convolution and Norm that no one else sees between."""
     modules = dict(traced.named_modules())
     called = [node for node in traced.graph.nodes if node.op == "call_module"]
     for node in called:
-        norm, source = modules[node.target], node.args[0]
-        if not isinstance(norm, Norm) or source.op != "call_module" or len(source.users) != 1 or not folds(conv := modules[source.target], norm):
+        norm = modules[node.target]
+        source = node.args[0]
+        if not isinstance(norm, Norm) or source.op != "call_module" or len(source.users) != 1:
+            continue
+        conv = modules[source.target]
+        if not folds(conv, norm.facts):
             continue
         name = f"folded_{node.name}"
-        traced.add_submodule(name, Folded(conv, norm, dtype))
+        traced.add_submodule(name, Folded(conv, norm.facts, dtype))
         with traced.graph.inserting_after(node):
             folded = traced.graph.call_module(name, (source.args[0], *node.args[1:]))
         node.replace_all_uses_with(folded)
@@ -53,11 +59,15 @@ def fold(traced, dtype):
 
 
 def fold_network(network, size, dtype):
-    """A frozen float32 network on a GPU -> its forward pass in fp16 or bf16, a copy. size: of the images, pixels. Raises anything where torch.fx
-    cannot trace it; a network that writes in place under another name comes out wrong, so compare the two."""
-    from sre2l.kernels.triton import norms as kernels  # Triton comes with torch's CUDA builds alone
-    traced, norms = fuse(network, dict.fromkeys(statistics_layers(network), (0.0, 0.0)), size, on_gpu=True, forward_only=True)
+    """A frozen float32 network on a GPU -> its forward pass in fp16 or bf16, a copy. size: of the images,
+    pixels.
+
+    Raises anything where torch.fx cannot trace it. A network that writes in place under another name comes
+    out wrong: compare the two."""
+    from sre2l.kernels.triton.norms import Passes  # here: Triton comes with torch's CUDA builds alone
+    layers = dict.fromkeys(statistics_layers(network), (0.0, 0.0))
+    traced, norms = fuse(network, layers, size, on_gpu=True, forward_only=True)
     for norm in norms:
-        norm.passes = kernels.Passes
+        norm.passes = Passes
     fold(traced, dtype)
     return traced.to(dtype).to(memory_format=torch.channels_last)

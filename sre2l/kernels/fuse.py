@@ -1,6 +1,8 @@
-"""A frozen network rewritten: every BatchNorm, with the sum and the ReLU after it, becomes one Norm; nothing in place.
+"""A frozen network rewritten: every BatchNorm, with the sum and the ReLU after it, becomes one Norm; nothing
+in place.
 
-What a pattern does not fit stays as it is: slower, never wrong. A network that torch.fx cannot trace is not rewritten at all.
+What a pattern does not fit stays as it is: slower, never wrong. A network that torch.fx cannot trace is not
+rewritten at all.
 """
 import copy
 import operator
@@ -19,11 +21,13 @@ RELUS = (F.relu, torch.relu, torch.relu_, F.relu_)
 def clamp_of(node, modules):
     """(low, high) where the node is a ReLU or ReLU6, else None."""
     module = modules.get(node.target) if node.op == "call_module" else None
-    if isinstance(module, nn.ReLU) or (node.op == "call_function" and node.target in RELUS) or (node.op == "call_method" and node.target == "relu"):
+    is_function = node.op == "call_function"
+    is_method = node.op == "call_method" and node.target == "relu"
+    if isinstance(module, nn.ReLU) or is_method or (is_function and node.target in RELUS):
         return 0.0, INF
     if isinstance(module, nn.Hardtanh):  # ReLU6 is one
         return float(module.min_val), float(module.max_val)
-    return (0.0, 6.0) if node.op == "call_function" and node.target is F.relu6 else None
+    return (0.0, 6.0) if is_function and node.target is F.relu6 else None
 
 
 def shape_of(node):
@@ -36,59 +40,73 @@ def added_to(node, add):
     if add.op != "call_function" or add.target not in ADDS or add.kwargs or len(add.args) != 2:
         return None
     other = add.args[1] if add.args[0] is node else add.args[0]
-    fits = isinstance(other, fx.Node) and other is not node and shape_of(other) is not None and shape_of(other) == shape_of(node)
-    return other if fits else None
+    if not isinstance(other, fx.Node) or other is node or shape_of(other) is None:
+        return None
+    return other if shape_of(other) == shape_of(node) else None
 
 
 def only_user(node):
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def absorb(node, norm, modules):
-    """Give the norm what follows its layer: a sum, then a clamp -> (the nodes that it replaces, the sum's other term or None)."""
-    pattern, other, user = [node], None, only_user(node)
-    if user is not None and (other := added_to(node, user)) is not None:
+def absorb(node, facts, modules):
+    """Add to the facts what follows the layer: a sum, then a clamp -> (the nodes that it replaces, the sum's
+    other term or None)."""
+    pattern = [node]
+    user = only_user(node)
+    other = None if user is None else added_to(node, user)
+    if other is not None:
         pattern.append(user)
         user = only_user(user)
-    if user is not None and (clamp := clamp_of(user, modules)) is not None:
-        norm.low, norm.high = clamp
+    clamp = None if user is None else clamp_of(user, modules)
+    if clamp is not None:
+        facts.low, facts.high = clamp
         pattern.append(user)
     return pattern, other
 
 
 def is_stem_pool(module):
     """The max pool of torchvision's ResNets and DenseNets: 3x3, stride 2, padding 1."""
-    plain = isinstance(module, nn.MaxPool2d) and not (module.ceil_mode or module.return_indices)
-    pair = [tuple(v) if isinstance(v, tuple) else (v, v) for v in (module.kernel_size, module.stride, module.padding, module.dilation)] if plain else None
-    return pair == [(3, 3), (2, 2), (1, 1), (1, 1)]
+    if not isinstance(module, nn.MaxPool2d) or module.ceil_mode or module.return_indices:
+        return False
+    sizes = (module.kernel_size, module.stride, module.padding, module.dilation)
+    pairs = [size if isinstance(size, tuple) else (size, size) for size in sizes]
+    return pairs == [(3, 3), (2, 2), (1, 1), (1, 1)]
 
 
-def absorb_pool(last, norm, modules):
-    """Where a ReLU of the norm feeds nothing but such a pool over an even size, take it in as well -> the pool's node in a list, or none."""
-    user, shape = only_user(last), shape_of(last)
-    if user is None or user.op != "call_module" or not is_stem_pool(modules.get(user.target)) or norm.low != 0:
+def absorb_pool(last, facts, modules):
+    """Where a ReLU of the norm feeds nothing but such a pool over an even size, add it too -> the pool's node
+    in a list, or none."""
+    user = only_user(last)
+    shape = shape_of(last)
+    if user is None or user.op != "call_module" or facts.low != 0:
         return []
-    norm.pool = shape is not None and len(shape) == 4 and shape[2] % 2 == shape[3] % 2 == 0
-    return [user] if norm.pool else []
+    if not is_stem_pool(modules.get(user.target)):
+        return []
+    facts.pool = shape is not None and len(shape) == 4 and shape[2] % 2 == shape[3] % 2 == 0
+    return [user] if facts.pool else []
 
 
 def is_thinning(node, modules):
-    """Is it a 1x1 stride-2 convolution, as in the shortcuts of ResNets? It sees every second row and column."""
+    """Is it a 1x1 stride-2 convolution, as in ResNets' shortcuts? It sees every second row and column."""
     conv = modules.get(node.target) if node.op == "call_module" else None
     wanted = {"kernel_size": (1, 1), "stride": (2, 2), "padding": (0, 0)}
     return isinstance(conv, nn.Conv2d) and all(getattr(conv, key) == value for key, value in wanted.items())
 
 
-def split_copies(graph, node, norm, modules, thin):
-    """Where the result goes two ways, hand out two: their gradients meet inside the backward pass. thin: give a 1x1 stride-2 convolution
-    every second row and column alone, and take its stride away."""
+def split_copies(graph, node, facts, modules, thin):
+    """Where the result goes two ways, hand out two: their gradients meet inside the backward pass.
+
+    thin: give a 1x1 stride-2 convolution every second row and column alone, and take its stride away."""
     users = sorted(node.users, key=lambda user: is_thinning(user, modules))
     if len(users) != 2 or any(list(user.all_input_nodes).count(node) != 1 for user in users):
         return
-    norm.copies = 2
-    runs = sum(other.target == users[1].target for other in graph.nodes)  # of a layer that runs twice the stride must stay
-    if thin and not norm.pool and runs == 1 and [is_thinning(user, modules) for user in users] == [False, True]:
-        norm.thins, modules[users[1].target].stride = True, (1, 1)
+    facts.copies = 2
+    one_thins = [is_thinning(user, modules) for user in users] == [False, True]
+    runs = sum(other.target == users[1].target for other in graph.nodes)  # of one module, with one stride
+    if thin and not facts.pool and runs == 1 and one_thins:
+        facts.thins = True
+        modules[users[1].target].stride = (1, 1)
     with graph.inserting_after(node):
         parts = [graph.call_function(operator.getitem, (node, i)) for i in range(2)]
     for part in parts:
@@ -111,8 +129,10 @@ def out_of_place(node):
 
 
 def make_out_of_place(traced):
-    """An operation in place would write into what a Norm has saved. NOTE: where the input is read again under its old name, this changes
-    the network; recover/engines.py and relabel/half.py find that by comparing the two."""
+    """Replace operations in place: they would write into what a Norm has saved.
+
+    NOTE: where the input is read again under its old name, this changes the network. recover/engines.py and
+    relabel/teacher_form.py find that by comparing the two."""
     for module in traced.modules():
         if getattr(module, "inplace", False):
             module.inplace = False
@@ -122,37 +142,63 @@ def make_out_of_place(traced):
             node.kwargs = {**node.kwargs, "inplace": False}
 
 
-def fuse(network, layers, size, on_gpu=False, forward_only=False):
-    """-> (the network rewritten, a copy; its Norms in the order in which they run). Raises anything where torch.fx cannot trace it.
-
-    layers: {BatchNorm layer: (coefficient, weight)}, as Norm has them; size: of the images, pixels; on_gpu: also what kernels.py alone can do;
-    forward_only: nothing that serves a backward pass alone, and norms that write over what they read."""
-    names = {name: layers[layer] for name, layer in network.named_modules() if layer in layers}
+def trace(network, size):
+    """-> the network as torch.fx sees it, a copy, nothing in place; every node knows the shape of its result
+    for images of this size."""
     traced = fx.symbolic_trace(copy.deepcopy(network))
     make_out_of_place(traced)
-    some = next(network.parameters())
+    parameter = next(network.parameters())
+    # Two images: with one, broadcasting over images would not show.
+    images = torch.zeros(2, 3, size, size, dtype=parameter.dtype, device=parameter.device)
     with torch.no_grad():
-        ShapeProp(traced).propagate(torch.zeros(2, 3, size, size, dtype=some.dtype, device=some.device))  # not 1: broadcasting over images must show
-    modules, norms = dict(traced.named_modules()), []
+        ShapeProp(traced).propagate(images)
+    return traced
+
+
+def insert(graph, name, pattern, inputs):
+    """Call the module of this name where the pattern's nodes are, which it replaces -> its node."""
+    last = pattern[-1]
+    with graph.inserting_after(last):
+        fused = graph.call_module(name, inputs)
+    last.replace_all_uses_with(fused)
+    fused.meta = dict(last.meta)
+    for replaced in reversed(pattern):
+        graph.erase_node(replaced)
+    return fused
+
+
+def fuse(network, layers, size, on_gpu=False, forward_only=False):
+    """-> (the network rewritten, a copy; its Norms in the order in which they run). Raises anything where
+    torch.fx cannot trace it.
+
+    layers: {BatchNorm layer: (coefficient, weight)}, as NormFacts has them; size: of the images, pixels;
+    on_gpu: also what Triton's kernels alone can do; forward_only: nothing that serves a backward pass alone,
+    and norms that write over what they read."""
+    wanted = {name: layers[layer] for name, layer in network.named_modules() if layer in layers}
+    traced = trace(network, size)
+    modules = dict(traced.named_modules())
+    norms = []
     for node in list(traced.graph.nodes):
-        if node.op != "call_module" or node.target not in names:
+        if node.op != "call_module" or node.target not in wanted:
             continue
-        norm, source = Norm(modules[node.target], *names[node.target]), node.args[0]
+        norm = Norm(modules[node.target], *wanted[node.target])
+        source = node.args[0]
+
+        # A convolution's result that nobody else reads may be written over, where no backward pass needs it.
         made_here = source.op == "call_module" and isinstance(modules[source.target], (nn.Conv2d, nn.Linear))
-        norm.in_place = forward_only and made_here and only_user(source) is not None
-        pattern, other = absorb(node, norm, modules)
+        norm.facts.in_place = forward_only and made_here and only_user(source) is not None
+
+        # What follows the layer joins its pass: a sum, a clamp, on a GPU the stem's pool.
+        pattern, other = absorb(node, norm.facts, modules)
         if on_gpu and other is None:
-            pattern += absorb_pool(pattern[-1], norm, modules)
+            pattern += absorb_pool(pattern[-1], norm.facts, modules)
+
+        # One module takes the place of all of them. Its readers share what it computes.
         name = f"norm{len(norms)}"
         traced.add_submodule(name, norm)
-        with traced.graph.inserting_after(pattern[-1]):
-            fused = traced.graph.call_module(name, (source,) if other is None else (source, other))
-        pattern[-1].replace_all_uses_with(fused)
-        fused.meta = dict(pattern[-1].meta)
-        for replaced in reversed(pattern):
-            traced.graph.erase_node(replaced)
+        fused = insert(traced.graph, name, pattern, (source,) if other is None else (source, other))
         if not forward_only:
-            split_copies(traced.graph, fused, norm, modules, on_gpu)
+            split_copies(traced.graph, fused, norm.facts, modules, on_gpu)
         norms.append(norm)
     traced.graph.eliminate_dead_code()
     traced.recompile()

@@ -1,47 +1,149 @@
-"""The teacher of a run: where it lies, and the check of its class order on real images before anything relies on it."""
+"""The teacher of a run, frozen: from our own checkpoint, from anybody's, or from torchvision."""
 import dataclasses
 
+from torch import nn
+
 from sre2l.data.flags import override
-from sre2l.nets.models import load_teacher
 from sre2l.data.real_images import read_val
+from sre2l.nets.checkpoints import (
+    TEACHER_FORMAT,
+    V1,
+    find_weights,
+    hash_weights,
+    load_weights,
+    pretrained,
+    read_checkpoint,
+)
+from sre2l.nets.evaluation import evaluate
+from sre2l.nets.models import build_network, check_input_size
 from sre2l.run.errors import UserError
 from sre2l.run.paths import run_folder
-from sre2l.nets.training import evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A frozen network in eval mode, with the facts that an image or a label depends on.
+
+    class_names, top1 and seed are None where the checkpoint does not tell them."""
+    network: nn.Module
+    arch: str
+    stem: str
+    num_classes: int
+    class_names: list | None
+    mean: tuple
+    std: tuple
+    size: int
+    top1: float | None
+    seed: int | None
+    source: str
+    sha256: str
+
+    def describe(self):
+        """The facts for settings and manifests. Where the checkpoint lies is not among them."""
+        keys = ("arch", "stem", "num_classes", "mean", "std", "size", "top1", "seed", "sha256")
+        return {key: getattr(self, key) for key in keys}
+
+
+def same_or_refuse(path, stored, requested, flag):
+    """The checkpoint's own fact, else the flag's value. Raises UserError where they differ."""
+    if stored is not None and requested is not None and stored != requested:
+        raise UserError(f"{path}: the checkpoint says {stored}, {flag} says {requested}")
+    return requested if stored is None else stored
+
+
+def torchvision_network(spec, arch, stem):
+    """torchvision's network with its ImageNet weights."""
+    if stem not in (None, "torchvision"):
+        raise UserError(f"--stem {stem}: torchvision's weights have torchvision's stem; give a checkpoint "
+                        "with --teacher")
+    network = pretrained(arch)
+    if spec.num_classes != 1000:
+        raise UserError(f"torchvision's {arch} has 1000 classes, --num-classes says {spec.num_classes}; "
+                        f"use --classes for a subset")
+    return network
+
+
+def stored_network(spec, path, checkpoint, facts, arch, stem, default_arch):
+    """The network of a checkpoint -> (network, arch, stem).
+
+    facts: what our own checkpoints tell; {} for anybody else's."""
+    if facts.get("dataset", spec.name) != spec.name:
+        raise UserError(f"{path}: was trained on {facts['dataset']}, this run is of {spec.name}")
+    if facts.get("num_classes", spec.num_classes) != spec.num_classes:
+        raise UserError(f"{path}: the teacher has {facts['num_classes']} classes, {spec.name} has "
+                        f"{spec.num_classes}")
+    arch = same_or_refuse(path, facts.get("arch"), arch, "--arch or --model") or default_arch
+    wanted = same_or_refuse(path, facts.get("stem"), stem, "--stem") or spec.stem
+    network, has = build_network(arch, spec.num_classes, wanted, strict_stem=stem is not None)
+    load_weights(network, find_weights(checkpoint, path), path, arch)
+    if not facts and spec.name == "imagenet1k" and hasattr(network, "transform_input"):
+        network.transform_input = True  # what torchvision's weights of inception_v3 and googlenet want
+    return network, arch, has
+
+
+def load_teacher(spec, path, arch=None, stem=None, default_arch="resnet18"):
+    """The teacher for a data set -> Teacher. path: a checkpoint; None means torchvision's ImageNet weights.
+
+    spec: the data set's row. arch, stem: what the user says; None means as the checkpoint says, else
+    default_arch with the data set's stem. Raises UserError where the checkpoint and the user contradict each
+    other, or the weights do not fit."""
+    if path is None:
+        arch = arch or default_arch
+        network = torchvision_network(spec, arch, stem)
+        facts, stem, source = {}, "torchvision", f"torchvision {V1}"
+    else:
+        checkpoint = read_checkpoint(path)
+        facts = checkpoint if checkpoint.get("format") == TEACHER_FORMAT else {}
+        network, arch, stem = stored_network(spec, path, checkpoint, facts, arch, stem, default_arch)
+        source = str(path)
+    check_input_size(network, arch, spec.size)
+    return Teacher(
+        network.eval().requires_grad_(False), arch, stem, spec.num_classes, facts.get("class_names"),
+        tuple(facts.get("mean", spec.mean)), tuple(facts.get("std", spec.std)), facts.get("size", spec.size),
+        facts.get("top1"), facts.get("seed"), source, hash_weights(network))
+
+
+def teacher_path(args):
+    """--teacher, else the file that squeeze leaves in the run folder; None for torchvision's teacher."""
+    if args.teacher is not None or args.dataset == "imagenet1k":
+        return args.teacher
+    return run_folder(args) / "teacher" / "teacher.pth"
 
 
 def find_teacher(args, spec):
-    """The teacher that --teacher names, else torchvision's for imagenet1k, else the one that squeeze left in the run folder.
+    """The run's teacher -> (Teacher, the data set's row with the teacher's normalisation and size).
 
-    -> (Teacher, the data set's row with the teacher's own normalisation, and its size over which --input-size, --mean and --std win)."""
-    path = args.teacher
-    if path is None and args.dataset != "imagenet1k":
-        path = run_folder(args) / "teacher" / "teacher.pth"
-        if not path.exists():
-            raise UserError(f"{path}: no teacher there; train one (sh squeeze/squeeze.sh {args.dataset}"
-                            f"{f' --name {args.name}' if args.name else ''}) or give one with --teacher FILE")
+    --input-size, --mean and --std win over what the teacher's checkpoint says."""
+    path = teacher_path(args)
+    if path is not None and args.teacher is None and not path.exists():
+        name = f" --name {args.name}" if args.name else ""
+        raise UserError(f"{path}: no teacher there; train one (sh squeeze/squeeze.sh {args.dataset}{name}) "
+                        f"or give one with --teacher FILE")
     teacher = load_teacher(spec, path, args.arch, args.stem)
     spec = override(spec, args, mean=teacher.mean, std=teacher.std, size=teacher.size)
     return dataclasses.replace(teacher, mean=spec.mean, std=spec.std), spec
 
 
 def teacher_at_hand(args, spec):
-    """find_teacher for --dry-run -> (Teacher, row), or (None, row as it was) where it would first have to be downloaded or trained."""
-    if args.teacher is None and (args.dataset == "imagenet1k" or not (run_folder(args) / "teacher" / "teacher.pth").exists()):
+    """find_teacher for --dry-run; (None, spec) where the teacher is still to be downloaded or trained."""
+    path = teacher_path(args)
+    if path is None or (args.teacher is None and not path.exists()):
         return None, spec
     return find_teacher(args, spec)
 
 
 def check_top1(teacher, spec, args, device):
-    """Measure the teacher's top-1 in percent where real validation images are given or built in; None where not.
+    """The teacher's top-1 in percent on real validation images; None where none are given or built in.
 
-    Raises UserError below twice chance: the classes are in another order, or the images are normalised otherwise."""
+    Raises UserError below twice chance: the class order or the normalisation is another one."""
     if args.val_dir is None and args.dataset != "digits":
         return None
     images = read_val(spec, args.val_dir, args.classes, teacher.class_names)
-    top1, _ = evaluate(teacher.network, images, teacher.mean, teacher.std, device)
-    print(f"teacher {teacher.arch} ({teacher.source}): top-1 {top1:.2f}% on {len(images)} images of {images.root}")
+    top1, _ = evaluate(teacher.network, images, teacher.mean, teacher.std, device, alone=True)
+    print(f"teacher {teacher.arch} ({teacher.source}): top-1 {top1:.2f}% on {len(images)} images of "
+          f"{images.root}")
     chance = 100 / spec.num_classes
     if top1 < min(2 * chance, (100 + chance) / 2):
-        raise UserError(f"{teacher.source}: top-1 {top1:.2f}% on {images.root} is at chance (1 in {spec.num_classes}); "
-                        f"is the class order, the normalisation or --arch another one?")
+        raise UserError(f"{teacher.source}: top-1 {top1:.2f}% on {images.root} is at chance (1 in "
+                        f"{spec.num_classes}); is the class order, the normalisation or --arch another one?")
     return top1

@@ -1,1 +1,1 @@
-"""What every run stands on: flags, errors, logs, whole files, output folders, signals, processes. Imports nothing above it."""
+"""What every run stands on: flags, errors, logs, whole files, output folders, signals, processes."""

@@ -1,119 +1,73 @@
-"""Files that are there whole or not at all, also after a kill or a power cut, and names that tell which process they are of."""
+"""Files that are there whole or not at all, also after a kill or a power cut."""
 import contextlib
 import errno
-import fcntl
-import functools
 import hashlib
 import io
-import itertools
 import json
 import os
-import re
-import socket
-import time
+import secrets
 from pathlib import Path
 
 import torch
 
 from sre2l.run.errors import UserError
 
-STALE_SEC = 600  # a process of another machine that has given no sign of life for so long counts as dead
-TOKEN = r"([A-Za-z0-9_-]+)\.(\d+)\.(\d+)"
-ONE_NAMESPACE = 0xEFFFFFFC  # the number of the kernel's own process namespace
-counter = itertools.count()
-
-
-@functools.cache
-def host():
-    """This machine, as process numbers mean it: a container with numbers of its own is another."""
-    name = re.sub("[^A-Za-z0-9-]", "-", socket.gethostname())
-    with contextlib.suppress(OSError):
-        if (namespace := os.stat("/proc/self/ns/pid").st_ino) != ONE_NAMESPACE:
-            name += f"_{namespace:x}"
-    return name
-
-
-def start_of(pid):
-    """When a process of this machine began, in the kernel's ticks; None for one that is not there, or is dead and not yet buried."""
-    if not os.path.exists("/proc/self/stat"):  # not Linux: its number must do
-        with contextlib.suppress(PermissionError):
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                return None
-        return 0
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-@functools.cache
-def token_of(pid):
-    return f"{host()}.{pid}.{start_of(pid)}"
-
-
-def token():
-    """The name of this process, of no other now or later: host.pid.start."""
-    return token_of(os.getpid())
-
-
-def is_alive(owner, path, now=None):
-    """Is the process with this token alive? On this machine its number tells, elsewhere the age of `path`, which it touches now and then.
-
-    now: the time by that file system's clock, None for this machine's."""
-    name, pid, start = re.fullmatch(TOKEN, owner).groups()
-    if name == host():
-        return start_of(int(pid)) == int(start)
-    try:
-        return (now or time.time()) - path.stat().st_mtime < STALE_SEC
-    except FileNotFoundError:
-        return False
+TAIL = 2 ** 20  # bytes at the end of a file of lines; one write is shorter
+CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of a file system that cannot, or need not
 
 
 def sidecar(root, suffix):
-    """The path beside a folder of images or labels that tells about it: runs/x/labels, 'manifest.json' -> runs/x/labels.manifest.json."""
+    """The path beside a folder that tells about it: runs/x/labels, 'log.txt' -> runs/x/labels.log.txt."""
     root = Path(os.path.abspath(root))  # a trailing slash or '..' changes nothing
     return root.with_name(f"{root.name}.{suffix}")
 
 
+def name_error(error, path):
+    """The same OSError with the name of its file, which the error of a write does not know."""
+    return OSError(error.errno, error.strerror, str(path))
+
+
 def sync(path):
-    """Have a file, or the names in a folder, on the disk before anything else happens."""
+    """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot, or need not
-            raise OSError(error.errno, error.strerror, str(path)) from None
+        if error.errno not in CANNOT_SYNC:
+            raise name_error(error, path) from None
     finally:
         os.close(handle)
 
 
 def make_folder(folder, within=None):
-    """Make a folder and those above it, each on the disk. within: one that must be there, nothing of it is made: a run's folder that was
-    removed under way shall not come back with the few files of a thread that had not heard of it."""
-    if not folder.is_dir():
-        if folder == within:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-        make_folder(folder.parent, within)
-        folder.mkdir(exist_ok=True)
-        sync(folder.parent)
+    """Make a folder and those above it, each on the disk.
+
+    within: a folder that must be there already. A run's folder that was removed under way shall not come back
+    with the few files of a thread that had not heard of it: that is a FileNotFoundError."""
+    if folder.is_dir():
+        return
+    if folder == within:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    make_folder(folder.parent, within)
+    folder.mkdir(exist_ok=True)
+    sync(folder.parent)
 
 
-def place_of(root):
-    """Where a folder is that may be a link."""
+def resolved(root):
+    """The folder that a link leads to; any other folder itself."""
     return Path(os.path.realpath(root) if os.path.islink(root) else root)
 
 
 @contextlib.contextmanager
 def atomic(path, root=None):
-    """Write to a temporary name, then rename: `with atomic(path) as tmp: save(tmp)`. Once it ends, the file survives a power cut.
+    """Write to a temporary name, then rename: `with atomic(path) as tmp: save(tmp)`. Afterwards the file
+    survives a power cut.
 
-    For a file of an image or label folder `root` the temporary one lies beside the root, since the released reader counts everything in it;
-    where the root is a link, beside what it leads to, which may be another disk."""
+    root: the image or label folder that the file belongs to. The temporary file then lies beside that folder,
+    because the released reader counts everything in it; where the folder is a link, beside its target, which
+    may be on another disk."""
     path = Path(os.path.abspath(path))
-    tmp = sidecar(place_of(root) if root else path, f"{token()}.{next(counter)}.tmp")  # of one process and call: threads and machines share folders
+    tmp = sidecar(resolved(root) if root else path, f"{secrets.token_hex(6)}.tmp")
     make_folder(path.parent, within=sidecar(root, "").parent if root else None)
     try:
         yield tmp
@@ -125,24 +79,34 @@ def atomic(path, root=None):
 
 
 def write_bytes(path, data, root=None):
+    """Write a file whole; root as in `atomic`."""
     with atomic(path, root) as tmp, open(tmp, "wb") as file:
         try:
             file.write(data)
             file.flush()
-        except OSError as error:  # a write's error does not know the file
-            raise OSError(error.errno, error.strerror, str(path)) from None
+        except OSError as error:
+            raise name_error(error, path) from None
 
 
 def append_line(path, text):
-    """Append lines by one write and have them on the disk. text ends with a newline."""
-    is_new, data = not os.path.exists(path), text.encode()
-    with open(path, "ab", buffering=0) as file:
+    """Append lines in one write and wait until they are on the disk. text ends with a newline.
+
+    The part of a line that a killed process left at the end is removed. Of several processes the caller is
+    alone with the file."""
+    is_new = not os.path.exists(path)
+    with open(path, "a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        start = max(0, size - TAIL)
+        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            tail = os.pread(file.fileno(), TAIL, start)
+            file.truncate(start + tail.rfind(b"\n") + 1)
+        data = text.encode()
         try:
             if file.write(data) < len(data):  # the disk filled within it
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from None
+            raise name_error(error, path) from None
     if is_new:
         sync(Path(path).parent)
 
@@ -159,7 +123,7 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """A JSON object from disk; raises UserError for anything else."""
+    """The JSON object in a file. Raises UserError for anything else."""
     try:
         value = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -181,40 +145,3 @@ def hash_json(value):
 
 def hash_file(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def locked(path, flags):
-    """-> the handle of a file or folder that no other process has locked, None where its file system cannot lock it so."""
-    handle = os.open(path, flags, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        return handle
-    except OSError:
-        os.close(handle)
-        return None
-
-
-@contextlib.contextmanager
-def alone_in(folder, purpose=None):
-    """Of several processes with the same folder and purpose, one at a time in here. On a file system without locks, several.
-
-    Locked is the folder itself; for a purpose, and on NFS, which locks only what is open for writing, a file in it that stays."""
-    make_folder(Path(folder))
-    handle = None if purpose else locked(folder, os.O_RDONLY)
-    if handle is None:
-        with contextlib.suppress(OSError):  # a folder that cannot be written
-            handle = locked(Path(folder) / f".{purpose or 'folder'}.lock", os.O_RDWR | os.O_CREAT)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def clear_leftovers(*folders, now=None):
-    """Remove the temporary files and claims that dead processes have left in these folders."""
-    for folder in filter(Path.is_dir, map(Path, folders)):
-        for path in folder.iterdir():
-            name = re.fullmatch(rf".*?\.({TOKEN})(\.\d+\.tmp|\.claim)", path.name)
-            if name and not is_alive(name[1], path, now):
-                path.unlink(missing_ok=True)

@@ -1,12 +1,12 @@
-"""Command-line flags that several stages share, checks of their ranges, and the released flags that mean nothing here."""
+"""Command-line flags: types with ranges, checks, and the released flags that mean nothing here."""
 import argparse
 import os
 import sys
 
-from sre2l.run.processes import fail
 from sre2l.run.errors import UserError
 
-# Flags of the released scripts that users paste and that have no effect here: (number of values, what happens instead).
+# Flags of the released scripts that users paste and that have no effect here: (number of values, what happens
+# instead).
 DEAD = {
     "recover": {
         "--store-best-images": (0, "the last iterate is always stored"),
@@ -20,7 +20,11 @@ DEAD = {
         "--dist-url": (1, "TORCHRUN says where the machines meet"),
         "--dist-backend": (1, "NCCL between GPUs, gloo between CPUs"),
     },
+    "squeeze": {
+        "--save-every-sec": (1, "an epoch ends with a checkpoint, at most one every 30 seconds"),
+    },
     "validate": {
+        "--save-every-sec": (1, "an epoch ends with a checkpoint, at most one every 30 seconds"),
         "--start-epoch": (1, "a run continues from its own checkpoint"),
         "--cos": (0, "the schedule is always cosine"),
         "--keep-topk": (1, "all logits are used, as in the released code"),
@@ -31,13 +35,13 @@ DEAD = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence. doc: the script's docstring, whose first line describes it."""
+    """An argument parser whose errors are one sentence. The first line of `doc` describes the script."""
 
     def __init__(self, doc):
         super().__init__(description=doc.splitlines()[0], allow_abbrev=False)
 
     def error(self, message):
-        fail(f"error: {message} (--help lists the flags)", 2)
+        self.exit(2, f"error: {message} (--help lists the flags)\n")
 
 
 class Ignored(argparse.Action):
@@ -49,21 +53,24 @@ class Ignored(argparse.Action):
 
 def add_dead_flags(parser, stage):
     for flag, (num_values, reason) in DEAD[stage].items():
-        parser.add_argument(flag, nargs=num_values, action=Ignored, metavar=reason, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        hidden = {"dest": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        parser.add_argument(flag, nargs=num_values, action=Ignored, metavar=reason, **hidden)
 
 
 def number(kind, low=None, high=None, above=None):
     """An argparse type: an int or float in low..high, or greater than `above`; the error says the range."""
-    limits = [f"at least {low}" * (low is not None), f"at most {high}" * (high is not None), f"above {above}" * (above is not None)]
-    wanted = f"{kind.__name__} {' and '.join(filter(None, limits))}".strip()
+    limits = {"at least": low, "at most": high, "above": above}
+    words = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
+    wanted = f"{kind.__name__} {' and '.join(words)}".strip()
 
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number ({wanted})") from None
-        inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
-        if not inside or value in (float("inf"), float("-inf")):
+        is_below = (low is not None and value < low) or (above is not None and value <= above)
+        is_above = (high is not None and value > high) or value in (float("inf"), float("-inf"))
+        if is_below or is_above or value != value:
             raise argparse.ArgumentTypeError(f"{text} is out of range: {wanted}")
         return value
     return parse
@@ -84,7 +91,7 @@ def number_list(text):
 
 
 def check_folders(*paths):
-    """Raise UserError for a folder that the user typed and that is not there, before anything is loaded. None = not typed."""
+    """Raise UserError, before anything is loaded, for a folder that the user typed and that is not there."""
     for path in paths:
         if path is not None and os.path.isfile(path):
             raise UserError(f"{path}: is a file; give a folder, that of an unpacked archive for instance")
@@ -93,7 +100,8 @@ def check_folders(*paths):
 
 
 def refuse_useless(args, names, instead):
-    """Raise UserError for the first of these flags that is given where it would do nothing. names: as in args; instead: what is done, a sentence's start."""
+    """Raise UserError for the first of these flags that is given where it would do nothing. names: as in
+    args; instead: what is done, a sentence's start."""
     given = [name for name in names if getattr(args, name)]
     if given:
         raise UserError(f"{instead}: --{given[0].replace('_', '-')} would do nothing; leave it away")

@@ -1,4 +1,5 @@
-"""Has this Python what requirements.txt asks for? Prints the first thing that is missing and exits 1. Runs on any Python 3."""
+"""Has this Python what requirements.txt asks for? Prints the first thing that is missing and exits 1."""
+# ruff: noqa: UP006, UP031, UP036
 import os
 import re
 import sys
@@ -8,7 +9,8 @@ def first_problem():
     if sys.version_info < (3, 11):
         return "Python 3.11 or newer is needed (torch 2.15 needs it), this is %d.%d" % sys.version_info[:2]
     from importlib.metadata import PackageNotFoundError, version
-    for line in open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "requirements.txt")):
+    root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+    for line in open(os.path.join(root, "requirements.txt")):
         name, wanted = re.match(r"([\w-]+)>=([\d.]+)", line).groups()
         try:
             found = version(name)

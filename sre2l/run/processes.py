@@ -1,26 +1,18 @@
-"""Several processes, one a GPU, on one machine or many: who am I, wait for the others, sum over all, end together.
+"""Several processes, one a GPU, on one machine or many: who am I, wait for the others, sum over all.
 
-Without torchrun's environment there is one process, number 0, and everything here costs nothing."""
-import contextlib
-import ctypes
-import json
+torchrun starts them and says in the environment which is which. Without it there is one process, number 0,
+and everything here costs nothing. Recover and relabel only ask who they are; squeeze and validate meet in a
+process group. """
 import os
-import signal
 import socket
-import sys
-import threading
-import time
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from sre2l.run.errors import UserError, first_line
-from sre2l.run.signals import Pending
 
-PATIENCE = timedelta(hours=12)  # for the slowest process: one more unit of recover than the others'. A dead one ends all at once
-GRACE_SEC = 3                   # after a signal; torchrun's own is 30, during which a process that waits for a dead one would sit
-STEP_GRACE_SEC = 25             # the same where a step is under way, which is finished and saved
+PATIENCE = timedelta(hours=2)  # for the slowest process; a process that dies ends all of them at once
 
 
 def rank():
@@ -43,25 +35,31 @@ def local_world_size():
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def launch_id():
+    """What the processes of one torchrun have in common, and no others; None for a single process."""
+    if world_size() == 1:
+        return None
+    return ":".join(os.environ.get(key, "") for key in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def group():
+    """-> (this process's number, how many there are) among those that met in `start`, else (0, 1)."""
+    return (rank(), world_size()) if dist.is_initialized() else (0, 1)
+
+
 def start(device):
-    """Meet the other processes, where there are any: once, before claim, barrier or any sum. gloo between CPUs, NCCL between GPUs.
+    """Meet the other processes, where there are any, before any barrier or sum. gloo between CPUs, NCCL
+    between GPUs.
 
     Raises UserError where they do not come."""
-    if device.index is not None and device.type == "cuda":
-        torch.cuda.set_device(device)  # also of one process: kernels, events and graphs take the current GPU
     if world_size() == 1 or dist.is_initialized():
         return
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"process {rank()} of {world_size()} on {socket.gethostname()} does not reach the others ({first_line(error)}); "
-                        f"can the machines resolve each other's names, and is no port closed between them?") from None
-
-
-def stop():
-    """Part from the other processes."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        here = f"process {rank()} of {world_size()} on {socket.gethostname()}"
+        raise UserError(f"{here} does not reach the others ({first_line(error)}); can the machines resolve "
+                        f"each other's names, and is no port closed between them?") from None
 
 
 def barrier():
@@ -70,54 +68,16 @@ def barrier():
 
 
 def sum_over_processes(tensor):
-    """The sum of a tensor over all processes, in place -> the tensor."""
-    if world_size() > 1:
+    """The sum of a tensor over all processes that have met, in place -> the tensor."""
+    if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
-
-
-def largest(value):
-    """The largest of all processes' integers, the same in all; one process asks nobody."""
-    if world_size() > 1:
-        value = torch.tensor([value])
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-    return int(value)
 
 
 def check_agreement(value, message):
     """Raise UserError(message) in all processes unless the integer `value` is the same in all."""
     pair = torch.tensor([value, -value])
-    if world_size() > 1:
+    if dist.is_initialized():
         dist.all_reduce(pair, dist.ReduceOp.MAX)
     if pair.sum() != 0:
         raise UserError(message)
-
-
-def fail(message, code):
-    """End this process with a message to the user. Of several processes the launcher gets it, and says one of all (launch.py)."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        with open(path, "w") as file:
-            json.dump({"message": message, "timestamp": time.time()}, file)
-    else:
-        print(message, file=sys.stderr)
-    sys.exit(code)
-
-
-def exit_soon_after_signals(before):
-    """See that a signal ends this process even where it waits inside the GPU's or the network's library, out of Python's reach, and that
-    a launcher that is killed takes it along. before() is called ahead of such an end."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a worker's signals are its own
-
-    def wait():
-        while writer and (number := reader.recv(1)[0]) not in (signal.SIGTERM, signal.SIGINT):
-            pass
-        time.sleep(STEP_GRACE_SEC if Pending.in_steps else GRACE_SEC)
-        before()
-        os._exit(128 + number)
-    threading.Thread(target=wait, daemon=True).start()

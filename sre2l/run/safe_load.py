@@ -1,31 +1,52 @@
-"""Files of strangers: torch.load without open pickle, once the checksums of the zip are right, which torch does not look at."""
+"""Files of strangers: torch.load without open pickle, after the zip's checksums, which torch leaves out."""
+import argparse
 import io
 import os
 import pickle
 import re
 import zipfile
 
+import numpy as np
 import torch
 
 from sre2l.run.errors import UserError, first_line
 
-# torchvision asks for open pickle when it loads what it downloaded: torch's own switch denies it to every torch.load of this process.
-os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # torch stops where both are set
+try:
+    from numpy._core.multiarray import scalar as numpy_scalar  # numpy 2
+except ImportError:
+    from numpy.core.multiarray import scalar as numpy_scalar
+# What files may hold besides tensors and plain values. Published label files have numpy integers in their
+# cutmix box, under the names of numpy 1 and 2; torchvision's reference scripts save the flags of a run.
+KNOWN_TYPES = (
+    (numpy_scalar, "numpy.core.multiarray.scalar"), (numpy_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.float64)), argparse.Namespace)
+
+
+def forbid_open_pickle():
+    """Deny open pickle to every torch.load of this process; torchvision asks for it after a download."""
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # torch stops where both are set
+
+
+def allow_known_types():
+    """Let torch.load make KNOWN_TYPES, once: to add and remove them at each file disturbs other threads."""
+    torch.serialization.add_safe_globals(list(KNOWN_TYPES))
 
 
 def check_members(file):
-    """Raise BadZipFile unless every member of a torch.save zip has the bytes that its checksum was taken of; a file in the format of
-    before torch 1.6 has none. Leaves the file at its start."""
+    """Raise BadZipFile unless every member of a torch.save zip has the bytes that its checksum was taken of;
+    a file in the format of before torch 1.6 has none. Leaves the file at its start."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if file.read(4) == b"PK\x03\x04":  # what torch.load goes by, too
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            if sum(member.file_size for member in members) > size:  # torch.save neither compresses nor overlaps
+            # torch.save neither compresses nor overlaps
+            if sum(member.file_size for member in members) > size:
                 raise zipfile.BadZipFile("its members claim more bytes than the file has")
             for member in members:
-                if member.external_attr & 0x10:  # a folder to torch, which then leaves the tensor's memory as it finds it
+                # a folder to torch, which then leaves the tensor's memory as it finds it
+                if member.external_attr & 0x10:
                     raise zipfile.BadZipFile(f"its member {member.filename} is marked as a folder")
                 with archive.open(member) as content:
                     while content.read(2 ** 20):
@@ -34,9 +55,10 @@ def check_members(file):
 
 
 def safe_load(path, what, data=None):
-    """What torch.save wrote into a file, on the CPU, from tensors, plain values and the types registered by name alone.
+    """What torch.save wrote into a file, on the CPU, from tensors, plain values and the types registered by
+    name alone.
 
-    what: 'checkpoint' or 'label file', for the message; data: the file's bytes where they are read already. Raises UserError."""
+    what: 'checkpoint' or 'label file'; data: the file's bytes if they are read. Raises UserError."""
     try:
         with open(path, "rb") if data is None else io.BytesIO(data) as file:
             check_members(file)
@@ -45,13 +67,16 @@ def safe_load(path, what, data=None):
         raise UserError(f"{path}: there is no such {what}") from None
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it holds {found[1]}, which is not part of the format" if found else "it is damaged, or holds what is not part of the format"
-        raise UserError(f"{path}: not a {what} that loads safely ({why})") from None
+        why = f"it holds {found[1]}, which is not" if found else "it is damaged, or holds what is not"
+        raise UserError(f"{path}: not a {what} that loads safely ({why} part of the format)") from None
     except Exception as error:  # damage shows as anything from EOFError to LookupError
-        raise UserError(f"{path}: not a {what} that loads safely (it is damaged, or no file of torch's: {first_line(error)})") from None
+        raise UserError(f"{path}: not a {what} that loads safely "
+                        f"(it is damaged, or no file of torch's: {first_line(error)})") from None
 
 
 def is_whole(value):
-    """Whether a value is a tensor whose elements are all in the file: dense, on the CPU, and not a few that strides of 0 spread out."""
-    return (isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
-            and value.nbytes <= value.untyped_storage().nbytes())
+    """Is a value a tensor whose elements are all in the file: dense, on the CPU, not a few that strides of 0
+    spread out?"""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_nested:
+        return False
+    return value.device.type == "cpu" and value.nbytes <= value.untyped_storage().nbytes()

@@ -1,47 +1,53 @@
-"""Signals and time: the step under way is finished and saved before a run ends; and how often a run saves what it has."""
+"""Signals and time: a run of one process ends after the step under way; and how often a run saves what it
+has.
+
+Of several processes, which wait for each other, none can end by itself: there signals keep their default
+effect. """
 import contextlib
 import os
 import signal
 import sys
 import time
 
-from sre2l.run.errors import UserError
+from sre2l.run.processes import world_size
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-REPEAT_SEC = 1       # signals that come sooner after another are the same one: schedulers and launchers both send theirs
-FIRST_SAVE_SEC = 15  # after the start; then twice as late each time, up to what is asked for: also a run that never lives long gets on
+# signals that come sooner after another are the same one: schedulers and shells both send theirs
+REPEAT_SEC = 1
+# after the start; then twice as late each time, so that a run which never lives long gets on as well
+FIRST_SAVE_SEC = 15
 
 
 class Pending:
-    """What has been asked for while steps are under way: the signal, or a reason to stop."""
-    signal = reason = None
-    since = 0.0  # of the signal, by time.monotonic
-    in_steps = ending = False
-
-
-def has_launcher():
-    """Is this one of several processes that torchrun started? Then the launcher speaks to the user."""
-    return "TORCHELASTIC_ERROR_FILE" in os.environ
+    """The signal that has come while a step is under way."""
+    signal = None
+    since = 0.0  # by time.monotonic
+    in_steps = False
+    ending = False
 
 
 def install():
-    """Handle SIGINT and SIGTERM: at once, or within `finishing_steps` after the step under way; one more is at once again. Of several processes
-    each finishes its step; the launcher's second signal changes nothing, and processes.exit_soon_after_signals sees to the end."""
-    parent, Pending.ending = os.getpid(), False
+    """Handle SIGINT and SIGTERM: at once, or in `finishing_steps` after the step; a second one at once."""
+    if world_size() > 1:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own would raise KeyboardInterrupt
+        return
+    parent = os.getpid()
+    Pending.ending = False
 
     def handle(number, _):
         if os.getpid() != parent:  # a worker process, which inherits this handler
             os._exit(128 + number)
         if Pending.in_steps and Pending.signal is None:
-            Pending.signal, Pending.since = signal.Signals(number), time.monotonic()
-            if not has_launcher():
-                os.write(2, f"\n{WORDS[number]}: finishing this step and saving (once more: stop at once)\n".encode())
+            Pending.signal = signal.Signals(number)
+            Pending.since = time.monotonic()
+            os.write(2, f"\n{WORDS[number]}: finishing this step (once more: stop at once)\n".encode())
             return
-        if (Pending.in_steps or Pending.ending) and (has_launcher() or time.monotonic() - Pending.since < REPEAT_SEC):
+        if (Pending.in_steps or Pending.ending) and time.monotonic() - Pending.since < REPEAT_SEC:
             return
         if Pending.ending:
             os._exit(128 + number)
         end(signal.Signals(number))
+
     for number in WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background job ignores Ctrl-C
             signal.signal(number, handle)
@@ -49,15 +55,16 @@ def install():
 
 def end(number):
     """End this run as the signal asks for: 130 or 143."""
-    if not has_launcher():
-        print(f"{WORDS[number]}; the same command continues", file=sys.stderr)
-    Pending.ending, Pending.since = True, time.monotonic()
+    print(f"{WORDS[number]}; the same command continues", file=sys.stderr)
+    Pending.ending = True
+    Pending.since = time.monotonic()
     sys.exit(128 + number)
 
 
 @contextlib.contextmanager
 def finishing_steps():
-    """Within this, a signal waits until the loop asks `stop_requested`; one that came after the last time it asked waits for the next loop."""
+    """Within this, a signal waits until the loop asks `stop_requested`. One that comes after the loop's last
+    question waits for the next loop."""
     Pending.in_steps = True
     try:
         yield
@@ -65,31 +72,25 @@ def finishing_steps():
         Pending.in_steps = False
 
 
-def stop_because(reason):
-    """Have the run stop after its step, with a UserError of these words."""
-    Pending.reason = reason
-
-
 def stop_requested():
-    """Has a signal come within `finishing_steps`, or is there another reason to stop?"""
-    return Pending.signal is not None or Pending.reason is not None
+    """Has a signal come within `finishing_steps`?"""
+    return Pending.signal is not None
 
 
 def leave():
-    """End the run as was asked for, everything being saved. Of several processes perhaps only another was asked: that is as SIGTERM here."""
-    number, reason = Pending.signal or signal.SIGTERM, Pending.reason
-    Pending.signal = Pending.reason = None
-    if reason is not None:
-        raise UserError(reason)
+    """End the run as the signal asked for, everything being saved."""
+    number = Pending.signal or signal.SIGTERM
+    Pending.signal = None
     end(number)
 
 
 class SaveTimer:
-    """Is it time to save? Every `every_sec` since the last save or finished unit, sooner in the beginning of a run."""
+    """Is it time to save? Every `every_sec` since the last save or finished batch, sooner at the start."""
 
     def __init__(self, every_sec):
         self.every_sec = every_sec
-        self.wait_sec, self.last = min(every_sec, FIRST_SAVE_SEC), time.monotonic()
+        self.wait_sec = min(every_sec, FIRST_SAVE_SEC)
+        self.last = time.monotonic()
 
     def is_due(self):
         return time.monotonic() - self.last >= self.wait_sec
@@ -99,5 +100,5 @@ class SaveTimer:
         self.restart()
 
     def restart(self):
-        """A unit is finished: nothing of it can be lost any more."""
+        """What was under way is finished: nothing of it can be lost any more."""
         self.last = time.monotonic()

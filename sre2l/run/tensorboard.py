@@ -1,4 +1,4 @@
-"""TensorBoard: the numbers of metrics.jsonl as event files, behind --tensorboard. The package is an optional extra."""
+"""TensorBoard: the numbers of metrics.jsonl as event files, behind --tensorboard; an optional package."""
 from pathlib import Path
 
 from sre2l.run.errors import UserError, first_line
@@ -7,18 +7,18 @@ SERIES, STEPS = ("unit", "seed"), ("iteration", "epoch")
 
 
 def check_tensorboard(wanted):
-    """Raise UserError where --tensorboard is given and the package cannot be imported, before there is any work to lose."""
+    """Raise UserError where --tensorboard is given and the package cannot be imported."""
     if not wanted:
         return
     try:
         import torch.utils.tensorboard  # noqa: F401  not above: an extra, and it takes a second
     except ImportError as error:
-        raise UserError(f"--tensorboard: {first_line(error)}; 'python3 -m pip install tensorboard', or run without the flag: "
-                        f"metrics.jsonl has the same numbers") from None
+        raise UserError(f"--tensorboard: {first_line(error)}; 'python3 -m pip install tensorboard', "
+                        f"or run without the flag: metrics.jsonl has the same numbers") from None
 
 
 class Scalars:
-    """Event files in a folder: one folder for each unit or seed, so that TensorBoard draws their curves over each other."""
+    """Event files, a folder for each unit or seed: TensorBoard draws their curves over each other."""
 
     def __init__(self, folder):
         self.folder, self.writers = Path(folder), {}
@@ -32,7 +32,8 @@ class Scalars:
             if series in self.writers:
                 self.writers.pop(series).close()
             return
-        if series not in self.writers:  # purge_step: what a killed run wrote of this step and later ones is hidden
+        # purge_step: what a killed run wrote of this step and later ones is hidden
+        if series not in self.writers:
             self.writers[series] = SummaryWriter(str(self.folder / series), purge_step=step)
         for key, value in values.items():
             if key not in (*SERIES, *STEPS):

@@ -1,7 +1,8 @@
 /* The input gradient of a convolution over few channels: the image. */
 #include "products.h"
 
-/* The gradient of a row of outputs, (width, in), times the weights is what each of them adds to its window of the image. y is REAL here. */
+/* m: the gradient of a row of outputs, (width, in), times the weights. It is
+   what each of the outputs adds to its window of the image. y is REAL here. */
 static void scatter_row(const Job *job, int64_t image, int64_t row, const REAL *m) {
     REAL *y = (REAL *)job->y + image * job->out_height * job->out_width * job->out;
     for (int64_t column = 0; column < job->width; column++) {
@@ -23,14 +24,15 @@ static void scatter_row(const Job *job, int64_t image, int64_t row, const REAL *
 static void first_gradient_part(void *argument) {
     const Job *job = argument;
     int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    int64_t first = job->images * thread / threads, stop = job->images * (thread + 1) / threads;
     int64_t row_values = job->width * job->in, image_values = job->out_height * job->out_width * job->out;
     REAL *v = job->scratch + thread * job->values, *m = v + (job->width + ROWS - 1) / ROWS * ROWS * job->in;
-    for (int64_t image = job->images * thread / threads; image < job->images * (thread + 1) / threads; image++) {
+    for (int64_t image = first; image < stop; image++) {
         memset((REAL *)job->y + image * image_values, 0, image_values * sizeof(REAL));
         for (int64_t row = 0; row < job->height; row++) {
             int64_t begin = (image * job->height + row) * row_values;
             for (int64_t i = 0; i < row_values; i += WIDTH)
-                store(v + i, take(job->x, begin + i, job->half));
+                store(v + i, take(job->x, begin + i, job->bf16));
             for (int64_t k = 0; k < job->columns; k += PANEL)
                 products(v, job->in, job->u + k * job->in, m + k, job->columns, job->width);
             scatter_row(job, image, row, m);

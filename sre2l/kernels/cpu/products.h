@@ -1,7 +1,9 @@
-/* What winograd.c and first_gradient.c share: activations in rows of channels (NHWC), in float32, bfloat16 or, with REAL=double INTEGER=int64_t,
-   float64, and small products of matrices that stay in a core's cache.
+/* What winograd.c and first_gradient.c share: activations, and small products
+   of matrices that stay in a core's cache. Activations are rows of channels
+   (NHWC) in float32, bfloat16 or, with REAL=double INTEGER=int64_t, float64.
 
-   Threads are those of the OpenMP that torch has loaded, as in norms.c. A value of the result has one order of summation, whatever their number. */
+   The threads are those of the OpenMP that torch has loaded, as in norms.c. A
+   value of the result has one order of summation, whatever their number. */
 #include <stdint.h>
 #include <string.h>
 
@@ -28,7 +30,7 @@
 
 typedef REAL Vector __attribute__((vector_size(BYTES)));
 typedef INTEGER Index __attribute__((vector_size(BYTES)));
-typedef uint16_t Half __attribute__((vector_size(BYTES / 2)));
+typedef uint16_t Bf16 __attribute__((vector_size(BYTES / 2)));
 typedef uint32_t Bits __attribute__((vector_size(BYTES)));
 
 void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
@@ -41,8 +43,11 @@ typedef struct {
     const REAL *bias;    /* (out,) or NULL */
     REAL *scratch;       /* (threads, values of one) */
     int64_t images, height, width, in, out_height, out_width, out;
-    int64_t block, half, turned; /* tiles that a thread has in hand; 1: x and y are bfloat16; 1: u is of the convolution whose input gradient this is */
-    int64_t kernel_height, kernel_width, stride_height, stride_width, padding_height, padding_width, columns, values;
+    int64_t block;       /* tiles that a thread has in hand */
+    int64_t bf16;        /* 1: x and y are bfloat16 */
+    int64_t turned;      /* 1: u is of the convolution whose input gradient this is */
+    int64_t kernel_height, kernel_width, stride_height, stride_width, padding_height, padding_width;
+    int64_t columns, values;
 } Job;
 
 int64_t panel(void) { return PANEL; }
@@ -57,10 +62,10 @@ INLINE Vector load(const REAL *values) {
 INLINE void store(REAL *values, Vector v) { memcpy(values, &v, BYTES); }
 
 /* WIDTH values of an activation. */
-INLINE Vector take(const void *values, int64_t at, int half) {
+INLINE Vector take(const void *values, int64_t at, int bf16) {
     Vector v;
-    Half h;
-    if (sizeof(REAL) != 4 || !half)
+    Bf16 h;
+    if (sizeof(REAL) != 4 || !bf16)
         return load((const REAL *)values + at);
     memcpy(&h, (const uint16_t *)values + at, sizeof h);
     Bits bits = __builtin_convertvector(h, Bits) << 16;
@@ -68,15 +73,15 @@ INLINE Vector take(const void *values, int64_t at, int half) {
     return v;
 }
 
-/* bfloat16: to the nearest, ties to even, as norms.c has it. */
-INLINE void put(void *values, int64_t at, Vector v, int half) {
+/* WIDTH values of an activation. bfloat16: rounds to the nearest, ties to even, as in norms.c. */
+INLINE void put(void *values, int64_t at, Vector v, int bf16) {
     Bits bits;
-    if (sizeof(REAL) != 4 || !half) {
+    if (sizeof(REAL) != 4 || !bf16) {
         store((REAL *)values + at, v);
         return;
     }
     memcpy(&bits, &v, BYTES);
-    Half h = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, Half);
+    Bf16 h = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, Bf16);
     memcpy((uint16_t *)values + at, &h, sizeof h);
 }
 

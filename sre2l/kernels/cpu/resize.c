@@ -1,16 +1,18 @@
-/* Crop and resize RGB images exactly as Pillow's bilinear filter does: a pass along rows and one along columns with 22-bit weights, rounded
-   to uint8 in between. Compiled at first use by resize.py. Weights are not negative and sum to 2^22 but for rounding: no clipping needed. */
+/* Crop and resize RGB images exactly as Pillow's bilinear filter does: a pass along rows and one along
+   columns with 22-bit weights, rounded to uint8 in between. sre2l/data/resize.py compiles this file at its
+   first use. The weights are not negative and sum to 2^22 but for rounding: nothing needs clipping. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { BITS = 22, HALF = 1 << (BITS - 1) };
-typedef uint32_t pixel_t;                                 /* red, green, blue and a spare byte */
+typedef uint32_t pixel_t; /* red, green, blue and a spare byte */
 
-typedef struct { int taps, *first, *count; int32_t *weights; } Axis;   /* weights [size][taps] */
+typedef struct { int taps, *first, *count; int32_t *weights; } Axis; /* weights [size][taps] */
 
-/* Which input pixels an output pixel is made of, and their shares: in double precision, in Pillow's order of operations. */
+/* Which input pixels an output pixel is made of, and their shares: in double precision, in Pillow's order of
+   operations. -> 0 where memory ran out. */
 static int find_taps(Axis *axis, int extent, int size)
 {
     double scale = (double)extent / size, support = scale < 1 ? 1 : scale, inverse = 1 / support;
@@ -19,7 +21,10 @@ static int find_taps(Axis *axis, int extent, int size)
     axis->count = malloc(sizeof(int) * size);
     axis->weights = malloc(sizeof(int32_t) * size * axis->taps);
     double *shares = malloc(sizeof(double) * axis->taps);
-    if (!axis->first || !axis->count || !axis->weights || !shares) { free(shares); return 0; }
+    if (!axis->first || !axis->count || !axis->weights || !shares) {
+        free(shares);
+        return 0;
+    }
     for (int i = 0; i < size; i++) {
         double centre = (i + 0.5) * scale, sum = 0;
         int first = (int)(centre - support + 0.5), last = (int)(centre + support + 0.5);
@@ -39,13 +44,20 @@ static int find_taps(Axis *axis, int extent, int size)
     return 1;
 }
 
-static void free_axis(Axis *axis) { free(axis->first); free(axis->count); free(axis->weights); }
-
-/* The weighted sum of `count` runs of `length` bytes, `stride` apart, rounded: the inner step of both passes. */
-static inline void blend(const uint8_t *restrict from, size_t stride, int count, const int32_t *restrict weights, int length,
-                         int32_t *restrict sums, uint8_t *restrict made)
+static void free_axis(Axis *axis)
 {
-    if (count == 2)                                       /* wherever a crop is enlarged, away from the edges */
+    free(axis->first);
+    free(axis->count);
+    free(axis->weights);
+}
+
+/* The weighted sum of `count` runs of `length` bytes,
+   `stride` apart, rounded: the inner step of both passes. */
+static inline void blend(const uint8_t *restrict from, size_t stride, int count,
+                         const int32_t *restrict weights, int length, int32_t *restrict sums,
+                         uint8_t *restrict made)
+{
+    if (count == 2) /* wherever a crop is enlarged, away from the edges */
         for (int j = 0; j < length; j++)
             made[j] = (HALF + from[j] * weights[0] + from[stride + j] * weights[1]) >> BITS;
     else {
@@ -62,8 +74,8 @@ static void across_pass(const pixel_t *lines, const Axis *axis, int size, int fl
     for (int i = 0; i < size; i++) {
         pixel_t four[4], *place = rows + (flip ? size - 1 - i : i);
         int32_t sums[16];
-        blend((const uint8_t *)(lines + 4 * (size_t)axis->first[i]), 16, axis->count[i], axis->weights + (size_t)i * axis->taps,
-              16, sums, (uint8_t *)four);
+        const uint8_t *from = (const uint8_t *)(lines + 4 * (size_t)axis->first[i]);
+        blend(from, 16, axis->count[i], axis->weights + (size_t)i * axis->taps, 16, sums, (uint8_t *)four);
         for (int r = 0; r < 4; r++) place[r * size] = four[r];
     }
 }
@@ -86,74 +98,98 @@ static void split_row(const pixel_t *row, int size, uint8_t *out)
 typedef struct { pixel_t *lines, *rows; uint8_t *made; int32_t *sums; } Room;
 
 /* Rows first, then columns: image [height][width][3], rows `stride` bytes apart -> out. */
-static void wide_first(const uint8_t *image, int64_t stride, int64_t height, int64_t width, const Axis *across, const Axis *down, int flip,
-                       int size, Room *room, uint8_t *out)
+static void wide_first(const uint8_t *image, int64_t stride, int64_t height, int64_t width,
+                       const Axis *across, const Axis *down, int flip, int size, Room *room, uint8_t *out)
 {
     for (int64_t y = 0; y < height; y += 4) {
-        for (int64_t r = 0; r < 4 && y + r < height; r++) spread_row(image + (y + r) * stride, width, room->lines + r);
+        for (int64_t r = 0; r < 4 && y + r < height; r++)
+            spread_row(image + (y + r) * stride, width, room->lines + r);
         across_pass(room->lines, across, size, flip, room->rows + y * size);
     }
     for (int i = 0; i < size; i++) {
-        blend((const uint8_t *)(room->rows + (size_t)down->first[i] * size), 4 * (size_t)size, down->count[i],
-              down->weights + (size_t)i * down->taps, 4 * size, room->sums, room->made);
+        const uint8_t *from = (const uint8_t *)(room->rows + (size_t)down->first[i] * size);
+        const int32_t *weights = down->weights + (size_t)i * down->taps;
+        blend(from, 4 * (size_t)size, down->count[i], weights, 4 * size, room->sums, room->made);
         split_row((pixel_t *)room->made, size, out + (size_t)i * size);
     }
 }
 
 /* Columns first, then rows. */
-static void tall_first(const uint8_t *image, int64_t stride, int64_t width, const Axis *across, const Axis *down, int flip,
-                       int size, Room *room, uint8_t *out)
+static void tall_first(const uint8_t *image, int64_t stride, int64_t width, const Axis *across,
+                       const Axis *down, int flip, int size, Room *room, uint8_t *out)
 {
     for (int i = 0; i < size; i += 4) {
         for (int r = 0; r < 4 && i + r < size; r++) {
-            blend(image + down->first[i + r] * stride, stride, down->count[i + r], down->weights + (size_t)(i + r) * down->taps,
-                  3 * width, room->sums, room->made);
+            const uint8_t *from = image + down->first[i + r] * stride;
+            const int32_t *weights = down->weights + (size_t)(i + r) * down->taps;
+            blend(from, stride, down->count[i + r], weights, 3 * width, room->sums, room->made);
             spread_row(room->made, width, room->lines + r);
         }
         across_pass(room->lines, across, size, flip, room->rows);
-        for (int r = 0; r < 4 && i + r < size; r++) split_row(room->rows + (size_t)r * size, size, out + (size_t)(i + r) * size);
+        for (int r = 0; r < 4 && i + r < size; r++)
+            split_row(room->rows + (size_t)r * size, size, out + (size_t)(i + r) * size);
     }
 }
 
-/* image [height][width][3], window (top, left, height, width) -> a copy of the window, black outside the image. */
+/* image [height][width][3], window (top, left, height, width)
+   -> a copy of the window, black outside the image. */
 static uint8_t *copy_window(const uint8_t *image, const int64_t *shape, const int64_t *window)
 {
     int64_t top = window[0], left = window[1], height = window[2], width = window[3];
-    int64_t from = left < 0 ? -left : 0, to = left + width > shape[1] ? shape[1] - left : width;   /* columns that the image has */
+    int64_t from = left < 0 ? -left : 0; /* the columns that the image has */
+    int64_t to = left + width > shape[1] ? shape[1] - left : width;
     uint8_t *copy = calloc(3 * height, width);
     for (int64_t y = 0; copy && from < to && y < height; y++)
         if (top + y >= 0 && top + y < shape[0])
-            memcpy(copy + 3 * (y * width + from), image + 3 * ((top + y) * shape[1] + left + from), 3 * (to - from));
+            memcpy(copy + 3 * (y * width + from), image + 3 * ((top + y) * shape[1] + left + from),
+                   3 * (to - from));
     return copy;
 }
 
 /* One image -> out [3][size][size]; 0 where memory ran out. tall: the vertical pass comes first. */
-static int crop_one(const uint8_t *image, const int64_t *shape, const int64_t *window, int flip, int tall, int size, uint8_t *out)
+static int crop_one(const uint8_t *image, const int64_t *shape, const int64_t *window, int flip, int tall,
+                    int size, uint8_t *out)
 {
     int64_t top = window[0], left = window[1], height = window[2], width = window[3], stride = 3 * shape[1];
     int64_t longest = width > size ? width : size;
     uint8_t *copy = NULL;
     const uint8_t *inside = image + top * stride + 3 * left;
-    if (top < 0 || left < 0 || top + height > shape[0] || left + width > shape[1])
-        inside = copy = copy_window(image, shape, window), stride = 3 * width;
+    if (top < 0 || left < 0 || top + height > shape[0] || left + width > shape[1]) {
+        inside = copy = copy_window(image, shape, window);
+        stride = 3 * width;
+    }
     Axis across = {0}, down = {0};
-    Room room = {calloc(4 * width, sizeof(pixel_t)), malloc(sizeof(pixel_t) * size * (height + 4)), malloc(4 * longest),
-                 malloc(sizeof(int32_t) * 4 * longest)};
-    int good = inside && room.lines && room.rows && room.made && room.sums && find_taps(&across, width, size) && find_taps(&down, height, size);
+    Room room = {
+        .lines = calloc(4 * width, sizeof(pixel_t)),
+        .rows = malloc(sizeof(pixel_t) * size * (height + 4)),
+        .made = malloc(4 * longest),
+        .sums = malloc(sizeof(int32_t) * 4 * longest),
+    };
+    int good = inside && room.lines && room.rows && room.made && room.sums;
+    good = good && find_taps(&across, width, size) && find_taps(&down, height, size);
     if (good && tall)
         tall_first(inside, stride, width, &across, &down, flip, size, &room, out);
     else if (good)
         wide_first(inside, stride, height, width, &across, &down, flip, size, &room, out);
-    free_axis(&across), free_axis(&down), free(copy), free(room.lines), free(room.rows), free(room.made), free(room.sums);
+    free_axis(&across);
+    free_axis(&down);
+    free(copy);
+    free(room.lines);
+    free(room.rows);
+    free(room.made);
+    free(room.sums);
     return good;
 }
 
-/* n images by address, shapes [n][2], windows [n][4], flips and tall [n] -> out [n][3][size][size]; 0 where memory ran out. */
-int crop_all(int64_t n, const int64_t *addresses, const int64_t *shapes, const int64_t *windows, const uint8_t *flips, const uint8_t *tall,
-             int size, uint8_t *out)
+/* n images by address, shapes [n][2], windows [n][4], flips and
+   tall [n] -> out [n][3][size][size]; 0 where memory ran out. */
+int crop_all(int64_t n, const int64_t *addresses, const int64_t *shapes, const int64_t *windows,
+             const uint8_t *flips, const uint8_t *tall, int size, uint8_t *out)
 {
-    for (int64_t i = 0; i < n; i++, out += (size_t)3 * size * size)
-        if (!crop_one((const uint8_t *)addresses[i], shapes + 2 * i, windows + 4 * i, flips[i], tall[i], size, out))
+    for (int64_t i = 0; i < n; i++, out += (size_t)3 * size * size) {
+        const uint8_t *image = (const uint8_t *)addresses[i];
+        if (!crop_one(image, shapes + 2 * i, windows + 4 * i, flips[i], tall[i], size, out))
             return 0;
+    }
     return 1;
 }

@@ -1,8 +1,9 @@
 /* 3x3 convolutions by Winograd's F(4x4, 3x3), as convs.py has it. */
 #include "products.h"
 
-/* Winograd's transforms for the points 0, a, -a, b, -b and infinity, a = 1 / b = sqrt(1/2): of all that were tried the nearest to the exact result.
-   Weights turned by 180 degrees have the transform of the weights at the inverse points. */
+/* Winograd's transforms for the points 0, a, -a, b, -b and infinity, a = 1 / b =
+   sqrt(1/2). Of all points that were tried, these are nearest to the exact result. Weights
+   turned by 180 degrees have the transform of the weights at the inverse points. */
 #define A ((REAL)0.70710678118654752440)
 #define B ((REAL)1.41421356237309504880)
 #define THIRD ((REAL)1 / 3)
@@ -21,7 +22,8 @@ INLINE void transform_input(const Vector *x, int step, Vector *v) {
 }
 
 INLINE void transform_output(const Vector *m, int step, Vector *y) {
-    Vector a = m[step] + m[2 * step], da = m[step] - m[2 * step], b = m[3 * step] + m[4 * step], db = m[3 * step] - m[4 * step];
+    Vector a = m[step] + m[2 * step], da = m[step] - m[2 * step];
+    Vector b = m[3 * step] + m[4 * step], db = m[3 * step] - m[4 * step];
     y[0] = m[0] + a + b;
     y[1] = A * da + B * db;
     y[2] = (REAL)0.5 * a + 2 * b;
@@ -42,8 +44,10 @@ INLINE void transpose(const REAL *from, REAL *to) {
                 Vector a = rows[i], b = rows[i + s];
                 Index low = {0}, high = {0};
 #pragma GCC unroll 16
-                for (int j = 0; j < WIDTH; j++)
-                    low[j] = j & s ? WIDTH + j - s : j, high[j] = j & s ? WIDTH + j : j + s;
+                for (int j = 0; j < WIDTH; j++) {
+                    low[j] = j & s ? WIDTH + j - s : j;
+                    high[j] = j & s ? WIDTH + j : j + s;
+                }
                 rows[i] = __builtin_shuffle(a, b, low);
                 rows[i + s] = __builtin_shuffle(a, b, high);
             }
@@ -67,13 +71,14 @@ INLINE Tile tile_at(const Job *job, int64_t tile) {
     return (Tile){tile / (across * down), tile / across % down * 4, tile % across * 4};
 }
 
-INLINE void read_tile(const Job *job, Tile tile, REAL *v, int half) {
+INLINE void read_tile(const Job *job, Tile tile, REAL *v, int bf16) {
     for (int64_t c = 0; c < job->in; c += WIDTH) {
         Vector seen[36], down[36], across[6];
         for (int i = 0; i < 36; i++) {
             int64_t row = tile.row + i / 6 - 1, column = tile.column + i % 6 - 1;
             int inside = row >= 0 && row < job->height && column >= 0 && column < job->width;
-            seen[i] = inside ? take(job->x, ((tile.image * job->height + row) * job->width + column) * job->in + c, half) : (Vector){0};
+            int64_t pixel = (tile.image * job->height + row) * job->width + column;
+            seen[i] = inside ? take(job->x, pixel * job->in + c, bf16) : (Vector){0};
         }
         for (int j = 0; j < 6; j++) {
             transform_input(seen + j, 6, across);
@@ -88,7 +93,7 @@ INLINE void read_tile(const Job *job, Tile tile, REAL *v, int half) {
     }
 }
 
-INLINE void write_tile(const Job *job, Tile tile, const REAL *m, int half) {
+INLINE void write_tile(const Job *job, Tile tile, const REAL *m, int bf16) {
     for (int64_t k = 0; k < job->out; k += WIDTH) {
         Vector sums[36], down[24], across[4], bias = job->bias ? load(job->bias + k) : (Vector){0};
         for (int i = 0; i < 36; i++)
@@ -100,40 +105,45 @@ INLINE void write_tile(const Job *job, Tile tile, const REAL *m, int half) {
         }
         for (int i = 0; i < 4 && tile.row + i < job->height; i++) {
             transform_output(down + 6 * i, 1, across);
+            int64_t pixel = (tile.image * job->height + tile.row + i) * job->width + tile.column;
             for (int j = 0; j < 4 && tile.column + j < job->width; j++)
-                put(job->y, ((tile.image * job->height + tile.row + i) * job->width + tile.column + j) * job->out + k, across[j] + bias, half);
+                put(job->y, (pixel + j) * job->out + k, across[j] + bias, bf16);
         }
     }
 }
 
 /* A block of tiles: 36 products of (tiles, in) and (in, out) between the two transforms. */
-INLINE void winograd_block(const Job *job, REAL *v, int64_t first, int64_t count, int half) {
+INLINE void winograd_block(const Job *job, REAL *v, int64_t first, int64_t count, int bf16) {
     REAL *m = v + 36 * job->block * job->in, *panel = m + 36 * job->block * job->out;
     for (int64_t t = 0; t < count; t++)
-        read_tile(job, tile_at(job, first + t), v + t * job->in, half);
+        read_tile(job, tile_at(job, first + t), v + t * job->in, bf16);
     for (int i = 0; i < 36; i++) {
         const REAL *u = job->u + (job->turned ? 6 * INVERSE[i / 6] + INVERSE[i % 6] : i) * job->in * job->out;
         for (int64_t k = 0; k < job->out; k += PANEL) {
             if (job->turned)
                 turn_panel(u, k, job->in, job->out, panel);
-            products(v + i * job->block * job->in, job->in, job->turned ? panel : u + k * job->in, m + i * job->block * job->out + k, job->out, count);
+            const REAL *weights = job->turned ? panel : u + k * job->in;
+            REAL *sums = m + i * job->block * job->out + k;
+            products(v + i * job->block * job->in, job->in, weights, sums, job->out, count);
         }
     }
     for (int64_t t = 0; t < count; t++)
-        write_tile(job, tile_at(job, first + t), m + t * job->out, half);
+        write_tile(job, tile_at(job, first + t), m + t * job->out, bf16);
 }
 
 /* This thread's blocks. */
 static void winograd_part(void *argument) {
     const Job *job = argument;
     int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    int64_t tiles = job->images * ((job->height + 3) / 4) * ((job->width + 3) / 4), blocks = (tiles + job->block - 1) / job->block;
+    int64_t tiles = job->images * ((job->height + 3) / 4) * ((job->width + 3) / 4);
+    int64_t blocks = (tiles + job->block - 1) / job->block;
+    REAL *scratch = job->scratch + thread * job->values;
     for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; block++) {
         int64_t first = block * job->block, count = tiles - first < job->block ? tiles - first : job->block;
-        if (job->half)
-            winograd_block(job, job->scratch + thread * job->values, first, count, 1);
+        if (job->bf16)
+            winograd_block(job, scratch, first, count, 1);
         else
-            winograd_block(job, job->scratch + thread * job->values, first, count, 0);
+            winograd_block(job, scratch, first, count, 0);
     }
 }
 

@@ -1,4 +1,5 @@
-"""On a GPU: the partial sums of all layers at once -> alpha and beta of each layer, and the BatchNorm term of each group, in two kernels."""
+"""On a GPU, in two kernels: the partial sums of all layers ->
+alpha and beta of each layer, the BatchNorm term of each group."""
 import torch
 import triton
 import triton.language as tl
@@ -7,88 +8,141 @@ WIDTH = 16  # channels that one program sums
 
 
 @triton.jit
-def sum_parts(partial, means, variances, moments, table, width, P: tl.constexpr, WIDTH: tl.constexpr, ACC: tl.constexpr):
-    """moments (G, 3, width): mean - m, var - v, mean. table, a line for each tile: where its parts begin, how many, C, first channel of its
-    layer, of the tile within the layer, number of values."""
-    tile, group = tl.program_id(0), tl.program_id(1)
+def sum_parts(partial, means, variances, moments, table, width,
+              P: tl.constexpr, WIDTH: tl.constexpr, ACC: tl.constexpr):
+    """One tile of channels and one group. moments (G, 3, width): mean - m, var - v, mean.
+
+    table, a line for each tile: where its parts begin, how many there are, C, the first
+    channel of its layer among all layers, of the tile within the layer, number of values."""
+    tile = tl.program_id(0)
+    group = tl.program_id(1)
     line = table + tile * 6
-    begin, parts, C, layer, first, values = (tl.load(line), tl.load(line + 1), tl.load(line + 2), tl.load(line + 3), tl.load(line + 4),
-                                             tl.load(line + 5))
+    begin = tl.load(line)
+    parts = tl.load(line + 1)
+    C = tl.load(line + 2)
+    layer = tl.load(line + 3)
+    first = tl.load(line + 4)
+    values = tl.load(line + 5)
+
+    # P lanes add the partial sums, and are added up last: a fixed order, so the same bits in every run.
     cols = first + tl.arange(0, WIDTH)
     real = cols < C
-    total, square = tl.zeros([P, WIDTH], ACC), tl.zeros([P, WIDTH], ACC)
+    total = tl.zeros([P, WIDTH], ACC)
+    square = tl.zeros([P, WIDTH], ACC)
     for start in range(0, parts, P):
         part = start + tl.arange(0, P)
         mask = (part < parts)[:, None] & real[None, :]
         at = begin + (group * parts + part)[:, None] * 2 * C + cols[None, :]
         total += tl.load(partial + at, mask, 0)
         square += tl.load(partial + at + C, mask, 0)
+
+    # The sums are of x - m, m being the teacher's mean: E[s^2] - E[s]^2 then cancels little.
     offset = tl.sum(total, 0) / values.to(ACC)
     out = moments + group * 3 * width + layer + cols
     at = layer + cols
     tl.store(out, offset, real)
-    tl.store(out + width, tl.sum(square, 0) / values.to(ACC) - offset * offset - tl.load(variances + at, real, 0), real)
+    var = tl.sum(square, 0) / values.to(ACC) - offset * offset
+    tl.store(out + width, var - tl.load(variances + at, real, 0), real)
     tl.store(out + 2 * width, offset + tl.load(means + at, real, 0), real)
 
 
 @triton.jit
-def coefficients_of(moments, coefficients, distances, table, factors, width, N: tl.constexpr, ACC: tl.constexpr):
-    """One layer and group: norms over its channels, then alpha and beta (G, 2, C). table, a line for each layer: C, first channel, values."""
-    layer, group = tl.program_id(0), tl.program_id(1)
-    C, first, values = tl.load(table + layer * 3), tl.load(table + layer * 3 + 1), tl.load(table + layer * 3 + 2)
+def coefficients_of(moments, coefficients, distances, table, factors, width,
+                    N: tl.constexpr, ACC: tl.constexpr):
+    """One layer and group: norms over its channels, then alpha and beta (G, 2, C).
+
+    table, a line for each layer: C, first channel, number of
+    values; factors: weight and coefficient of each layer."""
+    layer = tl.program_id(0)
+    group = tl.program_id(1)
+    C = tl.load(table + layer * 3)
+    first = tl.load(table + layer * 3 + 1)
+    values = tl.load(table + layer * 3 + 2)
+
+    # The norms first: every channel's gradient is divided by them.
     line = moments + group * 3 * width + first
-    mean_square, var_square = tl.zeros([N], ACC), tl.zeros([N], ACC)
+    mean_square = tl.zeros([N], ACC)
+    var_square = tl.zeros([N], ACC)
     for start in range(0, C, N):
         cols = start + tl.arange(0, N)
-        d, v = tl.load(line + cols, cols < C, 0), tl.load(line + width + cols, cols < C, 0)
+        d = tl.load(line + cols, cols < C, 0)
+        v = tl.load(line + width + cols, cols < C, 0)
         mean_square += d * d
         var_square += v * v
-    mean_norm, var_norm = tl.sqrt(tl.sum(mean_square, 0)), tl.sqrt(tl.sum(var_square, 0))
-    tl.store(distances + group * tl.num_programs(0) + layer, tl.load(factors + layer * 2) * (mean_norm + var_norm))
+
+    # The term is w (|mean - m|_2 + |var - v|_2).
+    mean_norm = tl.sqrt(tl.sum(mean_square, 0))
+    var_norm = tl.sqrt(tl.sum(var_square, 0))
+    distance = tl.load(factors + layer * 2) * (mean_norm + var_norm)
+    tl.store(distances + group * tl.num_programs(0) + layer, distance)
+
+    # Its gradient by a value x of channel c is alpha_c + beta_c x. A norm of 0 has no direction, so its part
+    # of the gradient is 0, as in torch.
     per_value = tl.load(factors + layer * 2 + 1) / values.to(ACC)
     out = coefficients + first * 2 * tl.num_programs(1) + group * 2 * C
     for start in range(0, C, N):
         cols = start + tl.arange(0, N)
-        d, v, mean = (tl.load(line + cols, cols < C, 0), tl.load(line + width + cols, cols < C, 0), tl.load(line + 2 * width + cols, cols < C, 0))
+        d = tl.load(line + cols, cols < C, 0)
+        v = tl.load(line + width + cols, cols < C, 0)
+        mean = tl.load(line + 2 * width + cols, cols < C, 0)
         beta = 2 * per_value * v / tl.where(var_norm == 0, 1, var_norm)
         tl.store(out + C + cols, beta, cols < C)
         tl.store(out + cols, per_value * d / tl.where(mean_norm == 0, 1, mean_norm) - beta * mean, cols < C)
 
 
 class Finisher:
-    """norms.finish on a GPU: memory and tables are laid out once for a batch shape, so that the kernels find everything in one place."""
+    """norms.finish on a GPU. Memory and tables are laid out once for
+    a batch shape, so that a kernel finds all layers in one place."""
 
     def __init__(self, norms):
-        self.norms, self.partial = norms, None
+        self.norms = norms
 
     def lay_out(self):
-        """One buffer for the partial sums of all layers, one for alpha and beta, and the tables of the two kernels. Syncs the GPU."""
-        norms, groups = self.norms, self.norms[0].groups
-        device, exact = norms[0].mean.device, norms[0].mean.dtype
-        self.partial = torch.cat([norm.partial.flatten() for norm in norms])
-        self.width, self.groups = sum(len(norm.mean) for norm in norms), groups
-        self.coefficients = torch.empty(2 * groups * self.width, device=device, dtype=exact)
-        tiles, layers, begin, first = [], [], 0, 0
-        for norm in norms:
-            channels, parts, size = len(norm.mean), norm.partial.shape[1], norm.partial.numel()
-            norm.partial = self.partial[begin:begin + size].view(norm.partial.shape)
-            norm.coefficients = self.coefficients[2 * groups * first:2 * groups * (first + channels)]
-            tiles += [(begin, parts, channels, first, at, norm.num_values) for at in range(0, channels, WIDTH)]
-            layers.append((channels, first, norm.num_values))
-            begin, first = begin + size, first + channels
-        self.tiles, self.layers = torch.tensor(tiles, device=device), torch.tensor(layers, device=device)
-        self.factors = torch.tensor([(norm.weight, norm.coefficient) for norm in norms], device=device, dtype=exact)
-        self.means, self.variances = torch.cat([norm.mean for norm in norms]), torch.cat([norm.var for norm in norms])
-        self.moments = torch.empty((groups, 3, self.width), device=device, dtype=exact)
-        self.distances = torch.empty((groups, len(norms)), device=device, dtype=exact)
+        """One buffer for the partial sums of all layers, one for alpha
+        and beta, and the tables of the two kernels. Syncs the GPU."""
+        facts = [norm.facts for norm in self.norms]
+        runs = [norm.run for norm in self.norms]
+        like = {"device": facts[0].mean.device, "dtype": facts[0].mean.dtype}
+        self.groups = runs[0].groups
+        self.width = sum(len(one.mean) for one in facts)
+        self.partial = torch.cat([run.partial.flatten() for run in runs])
+        self.coefficients = torch.empty(2 * self.groups * self.width, **like)
 
-    def finish(self, norms):
-        """-> sum over the layers of w (|mean - m|_2 + |var - v|_2), (G,); every norm's coefficients are filled."""
-        if any(norm.coefficients is None for norm in norms):
+        # Each layer gets its part of the two buffers, and its lines in the tables.
+        tiles = []
+        layers = []
+        begin = 0
+        first = 0
+        for one, run in zip(facts, runs):
+            channels = len(one.mean)
+            parts = run.partial.shape[1]
+            size = run.partial.numel()
+            run.partial = self.partial[begin:begin + size].view(run.partial.shape)
+            run.coefficients = self.coefficients[2 * self.groups * first:2 * self.groups * (first + channels)]
+            tiles += [(begin, parts, channels, first, at, run.num_values) for at in range(0, channels, WIDTH)]
+            layers.append((channels, first, run.num_values))
+            begin += size
+            first += channels
+        self.tiles = torch.tensor(tiles, device=like["device"])
+        self.layers = torch.tensor(layers, device=like["device"])
+
+        # What no iteration changes lies on the device as well. The kernels overwrite the last two.
+        self.factors = torch.tensor([(one.weight, one.coefficient) for one in facts], **like)
+        self.means = torch.cat([one.mean for one in facts])
+        self.variances = torch.cat([one.var for one in facts])
+        self.moments = torch.empty((self.groups, 3, self.width), **like)
+        self.distances = torch.empty((self.groups, len(facts)), **like)
+
+    def finish(self):
+        """-> sum over the layers of w (|mean - m|_2 + |var -
+        v|_2), (G,); every norm's coefficients are filled."""
+        if any(norm.run.coefficients is None for norm in self.norms):
             self.lay_out()
         acc = tl.float64 if self.moments.dtype == torch.float64 else tl.float32
-        sum_parts[(len(self.tiles), self.groups)](self.partial, self.means, self.variances, self.moments, self.tiles, self.width,
-                                                  P=64, WIDTH=WIDTH, ACC=acc)
-        coefficients_of[(len(self.layers), self.groups)](self.moments, self.coefficients, self.distances, self.layers, self.factors,
-                                                         self.width, N=1024, ACC=acc)
+        sum_parts[(len(self.tiles), self.groups)](
+            self.partial, self.means, self.variances, self.moments, self.tiles, self.width,
+            P=64, WIDTH=WIDTH, ACC=acc)
+        coefficients_of[(len(self.layers), self.groups)](
+            self.moments, self.coefficients, self.distances, self.layers, self.factors, self.width,
+            N=1024, ACC=acc)
         return self.distances.sum(1)

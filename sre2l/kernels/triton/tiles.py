@@ -16,8 +16,11 @@ def per_channel(values, cols, real, ACC: tl.constexpr):
 
 @triton.jit
 def own_tile(rows, C, across, M: tl.constexpr, N: tl.constexpr):
-    """The tile of a backward program: axis 0 counts tiles, `across` of them beside each other along the channels, axis 1 groups -> (group,
-    the rows (M,), the channels (N,), which of these there are, which elements, where the group begins)."""
+    """The tile of a backward program. Axis 0 counts tiles, `across` of
+    them next to each other along the channels; axis 1 counts groups.
+
+    -> (group, the rows (M,), the channels (N,), which channels
+    there are, which elements, where the group begins)."""
     group = tl.program_id(1)
     row = tl.program_id(0) // across * M + tl.arange(0, M)
     cols = tl.program_id(0) % across * N + tl.arange(0, N)

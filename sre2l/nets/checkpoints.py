@@ -1,0 +1,129 @@
+"""Weights of networks: read from anybody's checkpoint or from torchvision, checked, named by a hash."""
+import hashlib
+import pickle
+import re
+from pathlib import Path
+
+import torch
+import torchvision
+
+from sre2l.nets.models import check_arch, get_network
+from sre2l.run.errors import UserError, first_line
+from sre2l.run.processes import check_agreement
+from sre2l.run.safe_load import is_whole, safe_load
+
+TEACHER_FORMAT = "sre2l-teacher-1"  # what our own checkpoints say under `format`
+# Heads of inception_v3 and googlenet that only help their training.
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.", "aux_classifier.")
+V1 = "IMAGENET1K_V1"  # the published teachers; for ResNet-50, torchvision's DEFAULT is V2
+
+
+def read_checkpoint(path):
+    """torch.load without pickle -> a dict. Raises UserError for a missing, broken or unsafe file."""
+    checkpoint = safe_load(path, "checkpoint")
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path}: holds a {type(checkpoint).__name__}, a checkpoint is a dict")
+    return checkpoint
+
+
+def continue_from(path, identity, network, optimizer, scaler):
+    """Load what a training run left at `path` -> its checkpoint; {} where there is none yet.
+
+    identity: the hash of the run's settings and seed. A finished run may have left no optimiser and scaler.
+    Raises UserError for another run's checkpoint, for one that an older version took within an epoch, and
+    where not all processes see the same."""
+    checkpoint = read_checkpoint(path) if path.exists() else {}
+    check_agreement(checkpoint.get("epoch", 0), f"{path}: not all processes see the same checkpoint; "
+                                                f"the run folder must be one that all machines share")
+    if not checkpoint:
+        return checkpoint
+    if checkpoint.get("identity") != identity:
+        raise UserError(f"{path}: is another run's checkpoint, of other settings or another seed; "
+                        f"bring this run's back, or delete the file to begin anew")
+    if checkpoint.get("batches"):
+        raise UserError(f"{path}: an older version took this checkpoint within epoch "
+                        f"{checkpoint['epoch'] + 1}, and this version continues only at the beginning of an "
+                        f"epoch; delete the file to begin anew")
+    network.load_state_dict(checkpoint["model"])
+    if "optimizer" in checkpoint:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        scaler.load_state_dict(checkpoint["scaler"])
+    return checkpoint
+
+
+def find_weights(checkpoint, path):
+    """The state dict under `model`, `state_dict` or `net`, or the checkpoint itself.
+
+    The prefix `module.` and auxiliary heads are left out. Raises UserError where there are no weights."""
+    weights = checkpoint
+    for key in ("model", "state_dict", "net"):
+        if isinstance(checkpoint.get(key), dict):
+            weights = checkpoint[key]
+            break
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    weights = {key: value for key, value in weights.items() if not key.startswith(AUXILIARY)}
+    if not weights or not all(map(is_whole, weights.values())):
+        raise UserError(f"{path}: no network weights under 'model', 'state_dict', 'net' or at the top")
+    return weights
+
+
+def load_weights(network, weights, path, arch):
+    """Load all weights into a network. Raises UserError with the first key that does not fit."""
+    wanted = network.state_dict()
+    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
+    missing = [key for key in wanted if key not in weights and key not in optional]
+    extra = [key for key in weights if key not in wanted]
+    wrong = [key for key in wanted if key in weights and wanted[key].shape != weights[key].shape]
+    if wrong:
+        key = wrong[0]
+        sizes = f"{tuple(weights[key].shape)} in the checkpoint, {tuple(wanted[key].shape)} in {arch}"
+        raise UserError(f"{path}: {key} is {sizes}; check --arch, --stem and --num-classes")
+    if missing or extra:
+        first = f"{missing[0]} is missing" if missing else f"{extra[0]} is unknown"
+        raise UserError(f"{path}: {len(missing)} weights missing and {len(extra)} unknown for {arch} "
+                        f"({first}); check --arch and --stem")
+    network.load_state_dict(weights, strict=False)
+
+
+def hash_weights(network):
+    """sha256 over the names and bytes of all weights and buffers, whatever the device and the file format."""
+    digest = hashlib.sha256()
+    for key, value in sorted(network.state_dict().items()):
+        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(key.encode() + data.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def num_weight_bytes(network):
+    return sum(value.nbytes for value in network.state_dict().values())
+
+
+def check_download(file):
+    """Raise UserError for a file in torch's cache folder whose sha256 does not begin as its name says.
+
+    torchvision itself looks at the hash only while it downloads."""
+    if not file.exists():
+        return
+    begin = re.search(r"-([0-9a-f]{8,})\.", file.name)[1]
+    with open(file, "rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if not digest.startswith(begin):
+        raise UserError(f"{file}: its sha256 begins with {digest[:len(begin)]}, not with {begin} as its name "
+                        f"says: a broken or cut download; delete it, and it is downloaded anew")
+
+
+def pretrained(arch):
+    """torchvision's network with its IMAGENET1K_V1 weights, unpickled in torch's safe mode (safe_load.py)."""
+    check_arch(arch)
+    try:
+        weights = torchvision.models.get_model_weights(arch)[V1]
+    except (ValueError, KeyError):
+        raise UserError(f"torchvision has no {V1} weights for {arch}") from None
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    check_download(file)
+    try:
+        return get_network(arch, weights=weights)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # no network, or no weights in the file
+        raise UserError(f"could not download or read torchvision's weights of {arch} ({first_line(error)}); "
+                        f"put the file into {file.parent}, or give recover and relabel a checkpoint with "
+                        "--teacher") from None

@@ -1,0 +1,63 @@
+"""The hash of every file of an image or label folder, in one file beside it that `sha256sum -c` reads."""
+import glob
+import re
+from pathlib import Path
+
+from sre2l.run.errors import UserError
+from sre2l.run.files import sidecar, write_bytes
+
+
+def numbers_in(name):
+    """The numbers in a name, to sort by."""
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def is_inside(name):
+    """Is a name in a hash file that of a file inside the folder: relative, without '..', printable?"""
+    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
+def read_hash_file(path, strict=False):
+    """{'epoch_0/batch_0.tar': sha256}. The last line of a name counts. A line that is no hash of a file
+    inside counts as not there, like the part of a line that a kill leaves.
+
+    strict: raise UserError for such a line, and for a name that is there twice."""
+    lines = Path(path).read_bytes().decode(errors="replace").split("\n")
+    found = {}
+    for number, line in enumerate(lines, 1):
+        match = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
+        # whatever it holds, its end is missing; a whole file ends with an empty one
+        is_torn = number == len(lines)
+        is_good = match and is_inside(match[2]) and not is_torn
+        is_repeated = is_good and match[2] in found
+        if is_good and not (strict and is_repeated):
+            found[match[2]] = match[1]
+        elif strict and (line or not is_torn):
+            what = ("is torn" if is_torn else "names a file for the second time" if is_repeated
+                    else "is no hash of a file inside")
+            raise UserError(f"{path}: line {number} {what}: {line[:100]!r}; "
+                            f"the same command as before mends it")
+    return found
+
+
+def read_hashes(root, strict=False):
+    """The recorded hash of each file of an image or label folder, by its path in it; {} where none is
+    recorded.
+
+    strict: of a folder that nobody writes to, in which every line must be one."""
+    path = sidecar(root, "sha256")
+    # An interrupted run of an older version has left a file of hashes for each process.
+    older = [part for part in path.parent.glob(f"{glob.escape(path.name)}.*") if part.suffix != ".tmp"]
+    found = {}
+    for part in sorted(older) + [path] * path.exists():
+        found |= read_hash_file(part, strict)
+    return found
+
+
+def sort_hashes(root):
+    """Write the hash file anew, each name once, in the order of its numbers. The caller holds the lock."""
+    path = sidecar(root, "sha256")
+    hashes = read_hashes(root)
+    text = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=numbers_in)).encode()
+    if text != (path.read_bytes() if path.exists() else b""):
+        write_bytes(path, text)

@@ -1,0 +1,360 @@
+"""An output folder that remembers how it was made: one writer, one set of settings, whole files."""
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sre2l.run.errors import UserError
+from sre2l.run.files import (
+    append_line,
+    as_json,
+    hash_file,
+    hash_json,
+    read_json,
+    resolved,
+    sidecar,
+    write_bytes,
+    write_json,
+)
+from sre2l.run.hashes import numbers_in, read_hash_file, read_hashes, sort_hashes
+from sre2l.run.layout import BESIDE, INSIDE, LAYOUT, find_files, scan
+from sre2l.run.lock import EVERYTHING, lock_of
+from sre2l.run.log import RunLog
+from sre2l.run.processes import barrier, launch_id, rank, world_size
+
+# Settings that a run may find otherwise than its plan says, by the teacher's checkpoint or the labels'
+# manifest.
+FOUND_LATER = ("teacher", "engine", "size", "input_size", "num_classes", "mean", "std", "stem", "eval_resize")
+
+
+def read_record(path):
+    """A manifest.json or settings.json -> {"settings": ...}. Raises UserError if no run wrote it so."""
+    record = read_json(path)
+    content = {key: value for key, value in record.items() if key != "sha256"}
+    if not isinstance(record.get("settings"), dict) or record.get("sha256") != hash_json(content):
+        raise UserError(f"{path}: not as a run wrote it (its own sha256 is missing or another); "
+                        f"bring the file back, or delete it with the output it belongs to")
+    return record
+
+
+def write_record(path, record):
+    record = {key: value for key, value in as_json(record).items() if key != "sha256" and value is not None}
+    write_json(path, {**record, "sha256": hash_json(record)})
+
+
+def recorded(path, key=None):
+    """The settings in the record at `path`, or one of them; None where there is no such file or setting."""
+    settings = read_record(path)["settings"] if Path(path).exists() else None
+    return settings if settings is None or key is None else settings.get(key)
+
+
+def check_dataset(root, dataset):
+    """Raise UserError where images or labels were made for another data set, by their manifest."""
+    there = recorded(sidecar(root, "manifest.json"), "dataset")
+    if there not in (None, dataset):
+        raise UserError(f"{root}: was made for {there}, this run is of {dataset}; "
+                        f"give the launcher {there}, or another --name or folder")
+
+
+def remove_empty_folders(root):
+    """Remove a folder and those below it, as far as nothing is in them. A link stays."""
+    for folder, _, _ in os.walk(root, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
+class OutputFolder:
+    """One output folder of a stage. Every stage takes the same steps in the same order:
+
+        folder = OutputFolder(root, "images", args.overwrite)   # touches nothing
+        folder.print_plan(settings, images=100)                 # --dry-run ends here
+        settings = folder.begin(settings, part)                 # lock, --overwrite, refusals, record
+        log = folder.open_log(args, device)
+        names = folder.missing(names)                           # what is there as recorded is kept
+        folder.write({name: data})                              # hashes first, then each file whole
+        folder.finish(names)                                    # sorts the hash file, ties it to the record
+
+    kind: 'images' or 'labels', whose records stand beside the folder; 'teacher' or 'student', whose records
+    stand in it. overwrite: delete what an earlier run left. defaults: {setting: value} that count where a
+    folder does not record a setting. free: settings that may differ between the runs that fill one folder;
+    the later value counts unless it is None."""
+
+    def __init__(self, root, kind, overwrite=False, defaults=None, free=()):
+        self.root = Path(os.path.abspath(root))
+        self.kind = kind
+        self.is_set = kind in LAYOUT  # of images or labels
+        self.overwrite = overwrite
+        self.defaults = as_json(defaults or {})
+        self.free = free
+        self.record_path = self.path("manifest.json" if self.is_set else "settings.json")
+        self.lock = None  # from `begin` on
+        self.own = set()  # the names that this process has looked at or written
+
+    def path(self, name):
+        """Where one of the folder's records is, such as 'log.txt'."""
+        return sidecar(self.root, name) if self.is_set else self.root / name
+
+    # -- what an earlier run left
+
+    def read_record(self):
+        """The record of the run that this one continues; None where there is none or it will be deleted."""
+        record = read_record(self.record_path) if self.record_path.exists() else None
+        return None if record and self.deletes(record) else record
+
+    def recorded(self, key=None):
+        """The settings of the run that this one continues, or one of them; None where this run begins."""
+        record = self.read_record()
+        settings = record and record["settings"]
+        return settings if settings is None or key is None else settings.get(key)
+
+    def deletes(self, record):
+        """Does this run delete what `record` vouches for? Not if another process of this launch wrote it."""
+        return self.overwrite and (launch_id() is None or record.get("launch") != launch_id())
+
+    def value(self, settings, key):
+        """A setting; its default where it is None or not there."""
+        value = settings.get(key)
+        return without_none(self.defaults.get(key) if value is None else value)
+
+    def refuse_others(self, there, here, keys):
+        """Raise UserError where two sets of settings differ in one of these keys."""
+        keys = [key for key in sorted(keys) if self.value(there, key) != self.value(here, key)]
+        if keys:
+            differ = "; ".join(f"{key}: there {there.get(key)!r}, here {here.get(key)!r}" for key in keys)
+            raise UserError(f"{self.record_path}: this output belongs to a run with other settings "
+                            f"({differ}). Choose another --name or output folder, or start afresh with "
+                            f"--overwrite, which deletes it")
+
+    def refuse_unclaimed(self):
+        """Raise UserError for images or labels without a record: they are of other origin."""
+        if self.is_set and not self.record_path.exists() and self.root.is_dir() and any(self.root.iterdir()):
+            raise UserError(f"{self.root}: holds files but no manifest stands beside it, perhaps a published "
+                            f"set; choose another folder, or bring {self.record_path} back")
+
+    def outputs(self):
+        """-> (the files in the folder, those beside it). Raises UserError for a file that no stage writes."""
+        inside = find_files(self.root)
+        for path in inside:
+            if not re.fullmatch(INSIDE[self.kind], path.relative_to(self.root).as_posix()):
+                raise UserError(f"{path}: no file of a run, so --overwrite deletes nothing; "
+                                f"move it away first")
+        beside = []
+        for path in self.root.parent.iterdir() if self.is_set else ():
+            suffix = path.name.removeprefix(f"{self.root.name}.")
+            if suffix == path.name or not re.fullmatch(BESIDE[self.kind], suffix):
+                continue
+            pictures = sorted(path.glob("iteration_*.png"))
+            events = sorted(path.glob("unit*/events.out.tfevents.*"))
+            beside += [path] if path.is_file() else pictures + events
+        return inside, beside
+
+    # -- the steps of a run
+
+    def print_plan(self, settings, **plan):
+        """--dry-run: print the settings and what would be written and deleted, as JSON. Raises UserError as
+        `begin` would, as far as the settings are known before anything is loaded."""
+        settings = as_json(settings)
+        plan |= {"output": str(self.root), "deletes": None}
+        if self.overwrite:
+            self.refuse_unclaimed()
+            inside, beside = self.outputs() if self.record_path.exists() else ([], [])
+            names = sorted(path.relative_to(self.root.parent).as_posix() for path in beside)
+            size = num_bytes(inside + beside)
+            plan["deletes"] = {"folder": str(self.root), "files": len(inside), "beside": names, "bytes": size}
+        elif record := self.read_record():
+            there = record["settings"]
+            known = {key for key, value in settings.items() if value is not None}
+            known &= {*there, *self.defaults}
+            self.refuse_others(there, settings, known - {*self.free, *FOUND_LATER})
+        print_plan(settings, **plan)
+
+    def begin(self, settings, part=None, chosen=None):
+        """Take the lock, delete what --overwrite deletes, refuse other settings, and record these -> the
+        settings on record.
+
+        part: the ranges (first, stop) of flat image indices that this process writes; None for everything,
+        which the processes of one launch share. chosen: settings that the run has chosen by itself; recorded
+        ones win. A teacher and a student have one writer: the first process begins, the others wait."""
+        # The first process has written the record by the time this one passes the barrier.
+        if not self.is_set and rank() > 0:
+            barrier()
+            return self.recorded()
+        lock = self.lock = lock_of(self.root)
+        if part == []:  # this process writes nothing, so it records and deletes nothing either
+            record = self.read_record()
+            return self.agree(record and record["settings"], as_json(settings), as_json(chosen or {}))
+        with lock.moment():
+            # One moment under the lock: of two runs that begin together the second sees what the first has
+            # recorded. --overwrite needs the whole folder, for it deletes what others write.
+            record = read_record(self.record_path) if self.record_path.exists() else None
+            if record and self.deletes(record):
+                lock.take(EVERYTHING)
+                self.delete()
+                lock.release()
+                record = None
+            self.refuse_unclaimed()
+            if lock.is_supported and lock.try_ranges(EVERYTHING):  # nobody else writes here now
+                self.clear_leftovers()
+                lock.release()
+            # From here on this process's own part is locked, until `finish` or its end.
+            lock.take(own_share(part))
+            there = record["settings"] if record else None
+            settings = self.agree(there, as_json(settings), as_json(chosen or {}))
+            write_record(self.record_path, {"settings": settings, "launch": launch_id()})
+        self.overwrite = False  # done: from here on this run continues what it has begun
+        if not self.is_set:
+            barrier()
+        return settings
+
+    def agree(self, there, here, chosen):
+        """The settings to record: `here`, unless they contradict those `there` (None: no run was here)."""
+        if there is None:
+            return {**here, **chosen}
+        here = {**here, **{key: there.get(key, value) for key, value in chosen.items()}}
+        for key in self.free:
+            if here.get(key) is None and key in there:
+                here[key] = there[key]
+        self.refuse_others(there, here, {*there, *here} - {*self.free})
+        return here
+
+    def delete(self):
+        """--overwrite: say what an earlier run left and delete it. The record goes last, since contents
+        without one are refused: where a kill comes in between, the same command deletes the rest."""
+        inside, beside = self.outputs()
+        size = num_bytes(inside + beside) / 1e6
+        what = f"{len(inside)} files in it and {len(beside)} beside it, {size:.1f} MB"
+        print(f"--overwrite: deleting {self.root}: {what}; to continue this run after an interruption, "
+              f"leave --overwrite away", flush=True)
+        for path in {*inside, *beside} - {self.record_path}:
+            path.unlink()
+        tops = {self.root.parent / path.relative_to(self.root.parent).parts[0] for path in beside}
+        for folder in (self.root, *sorted(tops)):  # beside it: folders of pictures and of event files
+            remove_empty_folders(folder)
+        self.record_path.unlink()
+        remove_empty_folders(self.root)  # a teacher's record lay in it
+
+    def clear_leftovers(self):
+        """Remove the temporary files of killed runs. Take over what older versions left: hashes in a file for
+        each process; and the files by which processes claimed a folder, which say nothing now."""
+        if not self.is_set:
+            for path in self.root.rglob("*.tmp"):
+                path.unlink()
+            return
+        for folder in {self.root.parent, resolved(self.root).parent}:
+            for path in sorted(folder.glob(f"{glob.escape(self.root.name)}.*")):
+                suffix = path.name.removeprefix(f"{self.root.name}.")
+                if suffix.startswith("sha256.") and not suffix.endswith(".tmp"):
+                    lines = [f"{digest}  {name}\n" for name, digest in read_hash_file(path).items()]
+                    append_line(self.path("sha256"), "".join(lines))
+                if suffix.startswith("sha256.") or suffix.endswith((".tmp", ".claim")):
+                    path.unlink(missing_ok=True)
+
+    def open_log(self, args, device, sliced=False):
+        """-> the RunLog of this folder. sliced: each process does other work and keeps metrics of its own."""
+        return RunLog(self.path, vars(args), device, sliced)
+
+    def missing(self, names, threads=4):
+        """The names, paths in the folder, whose file is not there as it was recorded; reads every byte of
+        those that are.
+
+        Raises UserError where files are there and no hash at all: nobody wants them made anew."""
+        self.refuse_unclaimed()
+        self.own.update(names)
+        hashes = read_hashes(self.root)
+        if not hashes and any((self.root / name).exists() for name in names):
+            raise UserError(f"{self.path('sha256')}: the hashes of the {self.kind} in {self.root} are gone; "
+                            f"bring the file back, or start afresh with --overwrite")
+
+        def is_intact(name):
+            path = self.root / name
+            is_own = path.exists() and (self.kind == "labels" or not path.is_symlink())
+            return is_own and hashes.get(name) == hash_file(path)
+
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            looks = pool.map(is_intact, names)
+            bar = tqdm(looks, f"checking {self.kind}", total=len(names), disable=None, leave=False)
+            return [name for name, intact in zip(names, bar) if not intact]
+
+    def write(self, files):
+        """Write files {path in the folder: bytes}. Hashes come first, so a kill leaves known files alone."""
+        self.own.update(files)
+        lines = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()]
+        with self.lock.moment():
+            append_line(self.path("sha256"), "".join(lines))
+        for name, data in files.items():
+            write_bytes(self.root / name, data, self.root)
+
+    def finish(self, names):
+        """End this process's part of an image or label folder -> whether all of `names` is there by now.
+
+        Of the processes of one launch only the last to end finds it so. Whoever is the last writer of the
+        folder sorts the hash file and ties the record to it. Raises UserError where files of this process's
+        own part are gone, or where the finished folder holds a file that is none of the set."""
+        with self.lock.moment():
+            self.lock.release()
+            is_last = self.lock.try_ranges(EVERYTHING) and (self.lock.is_supported or world_size() == 1)
+            hashes = read_hashes(self.root)
+            missing = {name for name in names if name not in hashes or not (self.root / name).exists()}
+            if is_last and not missing:
+                self.tie_record()
+            self.lock.release()
+
+        # What another process has to write is no fault of this one.
+        gone = len(missing & self.own)
+        if gone:
+            raise UserError(f"{self.root}: {gone} of its files are not there any more, removed under way? "
+                            f"The same command writes them again")
+        is_complete = not missing and (is_last or world_size() == 1)
+        if is_complete:
+            self.refuse_strays()
+        return is_complete
+
+    def tie_record(self):
+        """Sort the hash file and record its hash: the two belong together until another run begins."""
+        sort_hashes(self.root)
+        settings = read_record(self.record_path)["settings"]
+        write_record(self.record_path, {"settings": settings, "hashes": hash_file(self.path("sha256"))})
+
+    def refuse_strays(self):
+        """Raise UserError for the first entry of the finished folder that is no file of the set."""
+        sizes, folders, stray = scan(self.root, self.kind)
+        hashes = read_hashes(self.root)  # after the scan: others record a file before they write it
+        used = {name.partition("/")[0] for name in hashes}
+        stray += sorted(sizes.keys() - hashes.keys(), key=numbers_in) + sorted(set(folders) - used)
+        if stray:
+            raise UserError(f"{self.root}/{stray[0]}: all is done, but this is no file of the set, and the "
+                            f"next stage would refuse it; move it away")
+
+
+def without_none(value):
+    """A setting in which what is None counts as not there."""
+    if not isinstance(value, dict):
+        return value
+    return {key: without_none(part) for key, part in value.items() if part is not None}
+
+
+def own_share(part):
+    """The ranges that this process locks. What the processes of one launch share is cut between them."""
+    if part is not None:
+        return part
+    is_last = rank() == world_size() - 1
+    return ((rank(), None if is_last else rank() + 1),)
+
+
+def num_bytes(paths):
+    return sum(path.lstat().st_size for path in paths)
+
+
+def print_plan(settings, **plan):
+    """--dry-run: the resolved settings and what the run would write, as JSON on standard output."""
+    shown = dict(settings)
+    if shown.get("classes"):
+        classes = shown["classes"]
+        shown["classes"] = f"{classes[0]} to {classes[-1]}, {len(classes)} in all"
+    print(json.dumps(as_json({"settings": shown, **plan}), indent=1))

@@ -1,0 +1,66 @@
+"""What a student learns from and is measured on: images, their stored labels, real images."""
+from dataclasses import dataclass
+from functools import partial
+
+from sre2l.check.manifest import manifest_of
+from sre2l.check.verify import read_checked, verify_images, verify_labels
+from sre2l.data.datasets import Dataset
+from sre2l.data.flags import override
+from sre2l.data.image_folder import Images
+from sre2l.data.label_files import LabelFolder, read_label_batch
+from sre2l.data.loader import BatchDataset, Batches, load_batches
+from sre2l.data.pixel_store import keep_decoded
+from sre2l.data.real_images import OwnImages, ShownImages, read_val
+from sre2l.run.hashes import read_hashes
+from validate.checks import check_labels, check_there, describe_labels
+
+
+@dataclass(frozen=True)
+class StudentData:
+    """Images, labels and real images that belong together."""
+    spec: Dataset  # the data set's row, with the labels' size and normalisation
+    images: Images  # the synthetic ones, decoded
+    labels: LabelFolder  # what the label folder itself tells
+    facts: dict  # what the protocol says of images and labels
+    val: ShownImages | OwnImages
+    notes: list  # lines for the log
+
+    @property
+    def batches_per_epoch(self):
+        return -(-self.labels.num_images // self.labels.batch_size)
+
+
+def find_data(args, spec, device, run):
+    """Read and check images and labels, and read the validation set -> StudentData. run: the folder for a
+    file of pixels.
+
+    Raises UserError where something is missing or damaged, or does not belong together."""
+    check_there(args.train_dir, args.fkd_path)
+    images = read_checked(verify_images(args.train_dir, spec.num_classes, args.classes))
+    labels = read_checked(verify_labels(args.fkd_path, args.epochs))
+    labels, manifest, notes = check_labels(args, spec, images, labels)
+    facts = describe_labels(args, labels, manifest, images)
+    class_names = None
+    if manifest:
+        mean, std = tuple(manifest["mean"]), tuple(manifest["std"])
+        spec = override(spec, args, mean=mean, std=std, size=manifest["input_size"])
+        class_names = manifest["teacher_classes"]
+
+    val = read_val(spec, args.val_dir, facts["classes"], class_names)
+    images, note = keep_decoded(images, device, run, facts["images_sha256"])
+    return StudentData(spec, images, labels, facts, val, [*notes, note])
+
+
+def stored_label_batch(root, num_classes, hashes, batch, sizes):
+    """What relabel stored for a batch -> LabelBatch. hashes: of all label files, {name: sha256}, if known."""
+    return read_label_batch(root, batch.epoch, batch.index, len(sizes), num_classes, hashes)
+
+
+def load_stored_batches(args, data, first_epoch, device):
+    """Yield (Batch, crops (m, 3, S, S) uint8 on the device, LabelBatch), from an epoch on."""
+    hashes = read_hashes(args.fkd_path) if manifest_of(args.fkd_path) else None
+    label_batch_of = partial(stored_label_batch, args.fkd_path, data.spec.num_classes, hashes)
+    dataset = BatchDataset(data.images, data.spec.size, label_batch_of)
+    labels = data.labels
+    batches = Batches(labels.num_images, labels.batch_size, args.fkd_seed, args.epochs, first_epoch)
+    return load_batches(dataset, batches, args.workers, device)
