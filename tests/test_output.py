@@ -29,7 +29,7 @@ HOLD = """
 import fcntl, json, os, sys, time
 handle = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 first, stop = json.loads(sys.argv[2])
-fcntl.lockf(handle, fcntl.LOCK_EX, 0 if stop is None else stop - first, 1 + first)
+fcntl.lockf(handle, fcntl.LOCK_EX, stop - first, 1 + first)
 line = {"host": "here", "pid": os.getpid(), "since": "noon", "ranges": [[first, stop]]}
 os.write(handle, (json.dumps(line) + "\\n").encode())
 print("held", flush=True)
@@ -49,7 +49,7 @@ def hold():
     """-> hold(root, first, stop): another process locks these indices without our code -> the process."""
     processes = []
 
-    def start(root, first=0, stop=None):
+    def start(root, first=0, stop=lock.END):
         command = [sys.executable, "-c", HOLD, f"{root}.lock", json.dumps([first, stop])]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         assert processes[-1].stdout.readline() == "held\n"
@@ -88,7 +88,7 @@ def test_a_second_writer_is_told_who_the_first_is_until_that_one_is_dead(tmp_pat
 
 @pytest.mark.parametrize("mine, theirs, is_free", (
     ((0, 5), (5, 10), True), ((5, 10), (0, 5), True), ((0, 5), (4, 10), False), ((3, 4), (0, 9), False),
-    (None, (0, 5), False), ((0, 5), (0, None), False)))
+    (None, (0, 5), False), ((0, 5), (0, lock.END), False)))
 def test_ranges_that_share_no_image_may_share_a_folder(tmp_path, hold, mine, theirs, is_free):
     hold(tmp_path / "images", *theirs)
     images = images_of(tmp_path)

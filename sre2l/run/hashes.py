@@ -17,26 +17,34 @@ def is_inside(name):
     return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
+def parse_line(line):
+    """(name, sha256) of a line of a hash file; None where it is no hash of a file inside the folder."""
+    match = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
+    return (match[2], match[1]) if match and is_inside(match[2]) else None
+
+
 def read_hash_file(path, strict=False):
     """{'epoch_0/batch_0.tar': sha256}. The last line of a name counts. A line that is no hash of a file
-    inside counts as not there, like the part of a line that a kill leaves.
+    inside counts as not there, and so does the last line where a kill has torn it off.
 
     strict: raise UserError for such a line, and for a name that is there twice."""
-    lines = Path(path).read_bytes().decode(errors="replace").split("\n")
+    *lines, torn = Path(path).read_bytes().decode(errors="replace").split("\n")
     found = {}
+    fault = None
     for number, line in enumerate(lines, 1):
-        match = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
-        # whatever it holds, its end is missing; a whole file ends with an empty one
-        is_torn = number == len(lines)
-        is_good = match and is_inside(match[2]) and not is_torn
-        is_repeated = is_good and match[2] in found
-        if is_good and not (strict and is_repeated):
-            found[match[2]] = match[1]
-        elif strict and (line or not is_torn):
-            what = ("is torn" if is_torn else "names a file for the second time" if is_repeated
-                    else "is no hash of a file inside")
-            raise UserError(f"{path}: line {number} {what}: {line[:100]!r}; "
-                            f"the same command as before mends it")
+        parsed = parse_line(line)
+        if parsed is None:
+            fault = fault or (number, "is no hash of a file inside", line)
+            continue
+        if parsed[0] in found:
+            fault = fault or (number, "names a file for the second time", line)
+        found[parsed[0]] = parsed[1]
+    if torn:  # whatever it holds, its end is missing
+        fault = fault or (len(lines) + 1, "is torn", torn)
+
+    if strict and fault:
+        number, what, line = fault
+        raise UserError(f"{path}: line {number} {what}: {line[:100]!r}; the same command as before mends it")
     return found
 
 

@@ -21,14 +21,14 @@ from sre2l.run.files import make_folder, sidecar
 
 PATIENCE_SEC = 5  # for a process that is just ending, such as the one that the same command started before
 BUSY = (errno.EACCES, errno.EAGAIN)
-EVERYTHING = ((0, None),)  # ranges of image indices, (first, stop); None: no end
+END = 2 ** 40  # an index behind all images
+EVERYTHING = ((0, END),)  # ranges of image indices, (first, stop)
 LOCKS = {}  # of this process, by path
 
 
 def overlap(ranges, others):
     """Do two lists of ranges have an index in common?"""
-    return any((stop is None or start < stop) and (end is None or first < end)
-               for first, end in ranges for start, stop in others)
+    return any(start < end and first < stop for first, end in ranges for start, stop in others)
 
 
 class FolderLock:
@@ -50,7 +50,7 @@ class FolderLock:
         if not self.is_supported:
             return True
         try:
-            fcntl.lockf(self.handle, how, 0 if stop is None else stop - first, first)
+            fcntl.lockf(self.handle, how, stop - first, first)
         except OSError as error:
             if error.errno in BUSY:
                 return False
@@ -72,7 +72,7 @@ class FolderLock:
     def try_ranges(self, ranges):
         """Lock ranges of image indices, all or none -> whether they are locked."""
         for done, (first, stop) in enumerate(ranges):
-            if not self.lock_bytes(fcntl.LOCK_EX | fcntl.LOCK_NB, 1 + first, stop and 1 + stop):
+            if not self.lock_bytes(fcntl.LOCK_EX | fcntl.LOCK_NB, 1 + first, 1 + stop):
                 self.release(ranges[:done])
                 return False
         return True
@@ -91,7 +91,7 @@ class FolderLock:
 
     def release(self, ranges=EVERYTHING):
         for first, stop in ranges:
-            self.lock_bytes(fcntl.LOCK_UN, 1 + first, stop and 1 + stop)
+            self.lock_bytes(fcntl.LOCK_UN, 1 + first, 1 + stop)
 
     def holders(self):
         """What the file says of each holder, in the order in which they came."""

@@ -24,7 +24,7 @@ from sre2l.run.files import (
 )
 from sre2l.run.hashes import numbers_in, read_hash_file, read_hashes, sort_hashes
 from sre2l.run.layout import BESIDE, INSIDE, LAYOUT, find_files, scan
-from sre2l.run.lock import EVERYTHING, lock_of
+from sre2l.run.lock import END, EVERYTHING, lock_of
 from sre2l.run.log import RunLog
 from sre2l.run.processes import barrier, launch_id, rank, world_size
 
@@ -344,7 +344,7 @@ def own_share(part):
     if part is not None:
         return part
     is_last = rank() == world_size() - 1
-    return ((rank(), None if is_last else rank() + 1),)
+    return ((rank(), END if is_last else rank() + 1),)
 
 
 def num_bytes(paths):

@@ -35,15 +35,19 @@ def install():
     Pending.ending = False
 
     def handle(number, _):
-        if os.getpid() != parent:  # a worker process, which inherits this handler
+        # A worker process inherits this handler, and has nothing to finish.
+        if os.getpid() != parent:
             os._exit(128 + number)
+        # The first signal within a step waits for its end.
         if Pending.in_steps and Pending.signal is None:
             Pending.signal = signal.Signals(number)
             Pending.since = time.monotonic()
             os.write(2, f"\n{WORDS[number]}: finishing this step (once more: stop at once)\n".encode())
             return
+        # The same signal again, from the scheduler and from the shell.
         if (Pending.in_steps or Pending.ending) and time.monotonic() - Pending.since < REPEAT_SEC:
             return
+        # A later one ends the run at once, or even its end.
         if Pending.ending:
             os._exit(128 + number)
         end(signal.Signals(number))
