@@ -192,12 +192,11 @@ class OutputFolder:
         with lock.moment():
             # One moment under the lock: of two runs that begin together the second sees what the first has
             # recorded. --overwrite needs the whole folder, for it deletes what others write.
-            record = read_record(self.record_path) if self.record_path.exists() else None
-            if record and self.deletes(record):
+            record = self.read_record()
+            if record is None and self.record_path.exists():  # it is one that --overwrite deletes
                 lock.take(EVERYTHING)
                 self.delete()
                 lock.release()
-                record = None
             self.refuse_unclaimed()
             if lock.is_supported and lock.try_ranges(EVERYTHING):  # nobody else writes here now
                 self.clear_leftovers()
