@@ -1,6 +1,6 @@
 #!/bin/sh
 # The whole method on the embedded digits: teacher, images, labels, student, a check, two controls, one table.
-#   sh demo.sh      about five minutes on two free CPU cores, after the first call has set up .venv
+#   sh demo.sh      five to seven minutes on two CPU cores, after the first call has set up .venv
 set -e
 root=$(cd "$(dirname "$0")" && pwd)
 if [ $# -gt 0 ]; then echo "usage: sh demo.sh      (no arguments)" >&2; exit 2; fi
