@@ -383,6 +383,23 @@ def test_the_last_writer_ties_the_record_to_the_hashes(tmp_path, hold):
     assert "hashes" not in read_record(images.record_path)  # until this run is done
 
 
+def test_the_last_of_a_launch_waits_for_one_that_has_not_begun(tmp_path, monkeypatch):
+    """Process 1 ends before process 0, part of whose files are damaged, has looked at anything."""
+    before = images_in(tmp_path)
+    before.finish(NAMES)
+    (before.root / NAMES[0]).write_bytes(b"damaged")
+    release_locks()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for number, is_complete in ((1, False), (0, True)):
+        monkeypatch.setenv("RANK", str(number))
+        images = images_of(tmp_path)
+        images.begin({}, part=[(number, number + 1)])
+        images.write({name: b"whole" for name in images.missing(NAMES[number::2])})
+        assert images.finish(NAMES) == is_complete
+        assert ("hashes" in read_record(images.record_path)) == is_complete
+        release_locks()
+
+
 def test_files_that_vanish_are_missed_at_the_end(tmp_path):
     images = images_in(tmp_path)
     (images.root / NAMES[1]).unlink()

@@ -270,6 +270,11 @@ class OutputFolder:
             raise UserError(f"{self.path('sha256')}: the hashes of the {self.kind} in {self.root} are gone; "
                             f"bring the file back, or start afresh with --overwrite")
 
+        return self.not_intact(names, hashes, threads)
+
+    def not_intact(self, names, hashes, threads=4):
+        """Those of `names` whose file is not there with the bytes that its hash tells of; reads them all."""
+
         def is_intact(name):
             path = self.root / name
             is_own = path.exists() and (self.kind == "labels" or not path.is_symlink())
@@ -300,6 +305,11 @@ class OutputFolder:
             is_last = self.lock.try_ranges(EVERYTHING) and (self.lock.is_supported or world_size() == 1)
             hashes = read_hashes(self.root)
             missing = {name for name in names if name not in hashes or not (self.root / name).exists()}
+            if is_last and not missing:
+                # A process of this launch that has not begun yet is not seen by its lock. What it would
+                # find damaged is missing still.
+                others = [name for name in names if name not in self.own]
+                missing.update(self.not_intact(others, hashes))
             if is_last and not missing:
                 self.tie_record()
             self.lock.release()
