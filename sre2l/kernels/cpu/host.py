@@ -134,13 +134,13 @@ def host_passes():
     return Passes(kernel), "BatchNorm on the CPU by the compiled kernel"
 
 
-def use_host_kernels(network, norms, dtype, forward_only=False, bf16=False):
+def use_host_kernels(network, norms, dtype, forward_only=False):
     """Let a network that fuse.py has rewritten compute by the C functions, in place.
 
-    norms: its Norms; dtype: of its weights, None for torch's convolutions; forward_only:
-    no memory for a backward pass; bf16: it will be converted to bfloat16 afterwards."""
+    norms: its Norms; dtype: of its weights, None for torch's convolutions; forward_only: no memory for a
+    backward pass."""
     if dtype:
-        replace_convolutions(network, dtype, forward_only, bf16)
+        replace_convolutions(network, dtype, forward_only)
     for norm in norms:
         norm.passes = host_passes()[0]
 
