@@ -11,9 +11,9 @@ from recover.engines import enough_groups, make_fast_engine
 from recover.objective import Weights
 from recover.step import Stepper
 from recover.views import draw_view
+from sre2l.data.augment import unit_rng
 from sre2l.data.datasets import DATASETS
 from sre2l.nets.models import build_network
-from sre2l.run.seeds import unit_rng
 
 NUM_VIEWS = 16  # drawn ahead, used in turn
 ROLLS = {"imagenet1k": (0, 32), "tiny-imagenet": (-4, 4)}  # pixels; elsewhere 0..4, and no crop and no flip

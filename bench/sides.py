@@ -11,7 +11,7 @@ from bench.plain import PlainBatches, crop_and_flip, label_batch, open_image, tr
 from bench.world import SPEC
 from relabel.relabel import NUM_WRITERS, draw_label_batch, label_batches, store_labels
 from relabel.teacher_form import forms_of
-from sre2l.data.augment import Mix, show_batch
+from sre2l.data.augment import Mix, show_batch, unit_rng
 from sre2l.data.loader import BatchDataset, load_batches
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.data.resize import pixel_windows
@@ -20,7 +20,6 @@ from sre2l.nets.precision import autocast, memory_format_of
 from sre2l.nets.training import at_least_float32, compile_network, make_scaler, weight_decay_groups
 from sre2l.run.ahead import in_order
 from sre2l.run.output import OutputFolder
-from sre2l.run.seeds import unit_rng
 from validate import train
 from validate.data import stored_label_batch
 from validate.losses import distillation_loss, micro_batches

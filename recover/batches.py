@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sre2l.data.augment import unit_rng
 from sre2l.data.image_folder import image_path
-from sre2l.run.seeds import unit_rng
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
 from sre2l.run.flags import Parser, check_folders, number
+from sre2l.run.log import check_tensorboard
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
-from sre2l.run.tensorboard import check_tensorboard
 
 # What an image depends on, besides the data set's facts and the teacher.
 SETTINGS = ("dataset", "batch_size", "iteration", "lr", "jitter", "signed_jitter", "no_crop_flip",

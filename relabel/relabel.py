@@ -20,7 +20,7 @@ from sre2l.check import manifest
 from sre2l.check.agreement import agreement
 from sre2l.check.verify import read_checked, verify_images
 from sre2l.data import loader
-from sre2l.data.augment import draw_crops, draw_mix
+from sre2l.data.augment import draw_crops, draw_mix, unit_rng
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.label_files import LabelBatch, encode_label_batch, label_name
 from sre2l.data.pixel_store import keep_decoded
@@ -34,7 +34,6 @@ from sre2l.run.flags import Parser, check_folders, number
 from sre2l.run.log import eta
 from sre2l.run.output import OutputFolder, check_dataset
 from sre2l.run.paths import run_folder
-from sre2l.run.seeds import unit_rng
 from sre2l.run.start import run_script
 
 DEFAULTS = {"batch_statistics": False}  # settings that older label folders do not record

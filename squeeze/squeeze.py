@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from squeeze.published import check_torchvision
 from sre2l.data import loader
-from sre2l.data.augment import Mix, draw_crops, show_batch
+from sre2l.data.augment import Mix, draw_crops, show_batch, unit_rng
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.image_folder import fingerprint
 from sre2l.data.label_files import LabelBatch
@@ -30,12 +30,10 @@ from sre2l.run.device import upload
 from sre2l.run.errors import UserError
 from sre2l.run.files import hash_json, save_torch
 from sre2l.run.flags import Parser, check_folders, number
-from sre2l.run.log import eta
+from sre2l.run.log import check_tensorboard, eta
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
-from sre2l.run.seeds import unit_rng
 from sre2l.run.start import run_script
-from sre2l.run.tensorboard import check_tensorboard
 
 SCALE = (0.08, 1.0)  # of RandomResizedCrop
 

@@ -12,11 +12,10 @@ import torch
 import squeeze.squeeze as squeeze
 from recover import recover
 from relabel import relabel
-from sre2l.data.augment import draw_crops, draw_mix
+from sre2l.data.augment import draw_crops, draw_mix, unit_rng
 from sre2l.data.label_files import LabelBatch
 from sre2l.data.loader import Batches
 from sre2l.run.output import OutputFolder
-from sre2l.run.seeds import unit_rng
 from tests.helpers import SMALL, noise_folder, run_main, synthetic_folder, write_label_batch
 from validate import train
 

@@ -17,8 +17,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from sre2l.data.augment import unit_rng
 from sre2l.run.paths import ROOT
-from sre2l.run.seeds import unit_rng
 from stress.compare import differences
 
 STAGES = ("recover", "relabel")

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sre2l.run.seeds import unit_rng
+from sre2l.data.augment import unit_rng
 from stress.compare import differences
 from stress.torture_runs import Stage, Trap, drive
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, synthetic_folder

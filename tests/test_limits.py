@@ -4,15 +4,15 @@ import os
 
 import pytest
 
-from sre2l.run import limits
+from sre2l.run import device, files
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """A machine of 16 cores and 64 GB -> machine(own cgroups, {file: text}), which writes these files."""
-    monkeypatch.setattr(limits, "CGROUPS", tmp_path)
-    monkeypatch.setattr(limits, "OWN_CGROUPS", tmp_path / "self")
-    monkeypatch.setattr(limits, "machine_memory", lambda: 64_000)
+    monkeypatch.setattr(device, "CGROUPS", tmp_path)
+    monkeypatch.setattr(device, "OWN_CGROUPS", tmp_path / "self")
+    monkeypatch.setattr(device, "machine_memory", lambda: 64_000)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16), raising=False)
 
     def make(own, files):
@@ -47,24 +47,21 @@ NO_LIMIT = "9223372036854771712\n"
     ("0::/\n", {"cpu.max": "many\n", "memory.max": "\n"}, 16, 64_000)])
 def test_the_least_limit_of_a_process_counts(machine, own, files, cores, memory):
     machine(own, files)
-    assert limits.usable_cores() == cores and limits.usable_memory() == memory
+    assert device.usable_cores() == cores and device.usable_memory() == memory
 
 
 def test_an_affinity_mask_counts(machine, monkeypatch):
     machine("0::/\n", {"cpu.max": "800000 100000\n"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5})
-    assert limits.usable_cores() == 2
+    assert device.usable_cores() == 2
 
 
 def test_a_system_without_cgroups_and_masks(tmp_path, monkeypatch):
-    """macOS: neither /proc nor os.sched_getaffinity; then one that tells neither its cores nor its memory."""
-    monkeypatch.setattr(limits, "OWN_CGROUPS", tmp_path / "none")
+    """macOS has neither /proc nor os.sched_getaffinity."""
+    monkeypatch.setattr(device, "OWN_CGROUPS", tmp_path / "none")
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert limits.usable_cores() == 8 and limits.usable_memory() == limits.machine_memory() > 2 ** 27
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    monkeypatch.delattr(os, "sysconf")
-    assert limits.usable_cores() == 1 and limits.usable_memory() == limits.CAUTIOUS_BYTES
+    assert device.usable_cores() == 8 and device.usable_memory() == device.machine_memory() > 2 ** 27
 
 
 @pytest.mark.parametrize("refusal", (None, errno.EOPNOTSUPP, errno.ENOSPC))
@@ -78,9 +75,9 @@ def test_a_file_is_given_its_blocks_also_without_posix_fallocate(tmp_path, monke
         monkeypatch.setattr(os, "posix_fallocate", posix_fallocate)
     if refusal == errno.ENOSPC:
         with pytest.raises(OSError, match="No space"):
-            limits.reserve(tmp_path / "a", 10)
+            files.reserve(tmp_path / "a", 10)
         return
     num_bytes = 2 ** 24 + 5
-    limits.reserve(tmp_path / "a", num_bytes)
+    files.reserve(tmp_path / "a", num_bytes)
     assert (tmp_path / "a").stat().st_size == num_bytes
     assert (tmp_path / "a").stat().st_blocks * 512 >= num_bytes

@@ -16,7 +16,7 @@ from squeeze import squeeze
 from sre2l.run import lock, output
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json
-from sre2l.run.hashes import read_hash_file
+from sre2l.run.layout import read_hash_file
 from sre2l.run.output import OutputFolder, read_record, recorded
 from tests import old_run
 from tests.helpers import SMALL, refused, release_locks, run_main

@@ -16,7 +16,7 @@ from sre2l.data import pixel_store as store
 from sre2l.data.image_folder import read_folder
 from sre2l.data.loader import BatchDataset, Batches, load_batches
 from sre2l.data.synthetic import hash_images
-from sre2l.run import limits
+from sre2l.run import device
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
 from tests.test_order import SETTINGS
@@ -41,7 +41,7 @@ def images(tmp_path):
 def keep_in_file(images, folder, monkeypatch, identity="these"):
     """keep_decoded on a machine whose memory is too small."""
     with monkeypatch.context() as patch:
-        patch.setattr(limits, "MEMORY_SHARE", 0)
+        patch.setattr(device, "MEMORY_SHARE", 0)
         return store.keep_decoded(images, CPU, folder, identity)
 
 

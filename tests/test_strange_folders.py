@@ -19,9 +19,7 @@ from sre2l.data.image_folder import decode, read_shape
 from sre2l.data.real_images import read_real
 from sre2l.data.synthetic import read_synthetic
 from sre2l.run.errors import UserError
-from sre2l.run.hashes import read_hashes
-from sre2l.run.layout import scan
-from sre2l.run.links import check_links
+from sre2l.run.layout import check_links, read_hashes, scan
 from tests.helpers import noise_folder, refused, synthetic_folder
 from tests.test_real_images import tiny_folder
 from tests.worlds import NAMES, common, teacher

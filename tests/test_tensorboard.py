@@ -7,8 +7,7 @@ import pytest
 import squeeze.squeeze as squeeze
 import validate.train as train
 from relabel import check
-from sre2l.run.log import read_metrics
-from sre2l.run.tensorboard import Scalars
+from sre2l.run.log import Scalars, read_metrics
 from tests.helpers import SMALL, refused, run_main
 from tests.test_continue import interrupt
 from tests.worlds import common, recover_flags, train_flags

@@ -12,6 +12,7 @@ import numpy as np
 
 from relabel import relabel
 from sre2l.check.verify import read_checked, verify_images
+from sre2l.data.augment import unit_rng
 from sre2l.data.flags import add_run_flags, data_spec
 from sre2l.data.image_folder import encode, image_path, suffix_of
 from sre2l.data.real_images import read_real, show
@@ -23,7 +24,6 @@ from sre2l.run.flags import Parser, number
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.processes import barrier, rank, start
-from sre2l.run.seeds import unit_rng
 from sre2l.run.start import run_script
 from validate import train
 

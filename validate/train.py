@@ -24,11 +24,10 @@ from sre2l.run import processes, signals
 from sre2l.run.device import upload
 from sre2l.run.files import hash_json
 from sre2l.run.flags import Parser, check_folders, number, number_list
-from sre2l.run.log import eta
+from sre2l.run.log import check_tensorboard, eta
 from sre2l.run.output import OutputFolder, check_dataset
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
-from sre2l.run.tensorboard import check_tensorboard
 from validate import checks, losses
 from validate.data import find_data, load_stored_batches
 from validate.evaluate import evaluate_checkpoint

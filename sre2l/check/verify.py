@@ -19,8 +19,7 @@ from sre2l.data.label_files import inspect_labels, label_name
 from sre2l.data.synthetic import read_synthetic
 from sre2l.run.errors import UserError
 from sre2l.run.files import hash_file, sidecar
-from sre2l.run.hashes import numbers_in, read_hashes
-from sre2l.run.layout import LAYOUT, scan
+from sre2l.run.layout import LAYOUT, numbers_in, read_hashes, scan
 from sre2l.run.output import read_record
 
 STAGE = {"images": "recover", "labels": "relabel"}

@@ -36,6 +36,11 @@ class Mix:
         return "mixup" if self.box is None else "cutmix"
 
 
+def unit_rng(seed, *unit):
+    """A CPU generator that depends on (seed, unit of work) and on nothing that ran before."""
+    return np.random.default_rng([seed, *unit])
+
+
 def central_window(height, width):
     """torchvision's fallback: the largest centred window of an allowed aspect -> top, left, height, width."""
     inner_height = height

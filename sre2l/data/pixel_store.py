@@ -15,9 +15,9 @@ from tqdm import tqdm
 from sre2l.data.image_folder import decode_rows, decoding_threads
 from sre2l.data.resize import host_cropper, vertical_first
 from sre2l.kernels.compiled import why_no_triton
+from sre2l.run.device import PART_BYTES, fits_gpu, memory_room
 from sre2l.run.errors import UserError
-from sre2l.run.files import atomic
-from sre2l.run.limits import PART_BYTES, fits_gpu, memory_room, reserve
+from sre2l.run.files import atomic, reserve
 from sre2l.run.lock import lock_of
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import numpy as np
 from sre2l.data.image_folder import Images, check_classes, check_folder, read_folder
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar
-from sre2l.run.links import check_links
+from sre2l.run.layout import check_links
 from sre2l.run.output import recorded
 
 

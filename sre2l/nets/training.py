@@ -3,8 +3,8 @@ import math
 
 import torch
 
+from sre2l.data.augment import unit_rng
 from sre2l.run.errors import UserError
-from sre2l.run.seeds import unit_rng
 
 CHECKPOINT_SEC = 30  # between checkpoints at least; the last epoch has one in any case
 

@@ -1,9 +1,11 @@
-"""What a stage writes, by the names of its files: in its output folder and beside it."""
+"""What is in an output folder and beside it: the names of a stage's files, their hashes, links."""
+import glob
 import os
 import re
 from pathlib import Path
 
-from sre2l.run.links import check_link
+from sre2l.run.errors import UserError
+from sre2l.run.files import sidecar, write_bytes
 
 # What a stage may leave, as regular expressions. Image and label folders: the folders in them, and the files
 # in these.
@@ -21,6 +23,38 @@ INSIDE = {
     "student": rf"seed\d+/checkpoint\.pth|tensorboard/seed\d+/{EVENTS}|report\.html|(settings|results)\.json|"
                rf"\.folder\.lock|{LOGS}|{LEFT}",
 }
+
+
+def check_name(name, where):
+    """Raise UserError unless a name that the file `where` lists is that of a file in one folder."""
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise UserError(f"{where}: {name!r} is not the plain name of a file")
+
+
+def check_link(path, top, above=()):
+    """-> where a symbolic link leads, resolved. Raises UserError unless that is below `top` (resolved) and
+    none of the folders `above`."""
+    target = os.path.realpath(path)
+    if os.path.commonpath((target, top)) != top:
+        raise UserError(f"{path}: is a link to {target}, outside {top}; put the files themselves there")
+    if target in above:
+        raise UserError(f"{path}: is a link to {target}, the folder that it lies in")
+    return target
+
+
+def check_links(root):
+    """Raise UserError for a symbolic link at any depth of a folder that leaves it or leads back into itself.
+    Only links are resolved: 50,000 files take a tenth of a second."""
+    top = os.path.realpath(root)
+
+    def look(folder, above):
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                is_link = entry.is_symlink()
+                place = check_link(entry.path, top, above) if is_link else os.path.join(above[-1], entry.name)
+                if entry.is_dir():
+                    look(entry.path, (*above, place))
+    look(root, (top,))
 
 
 def find_files(root):
@@ -60,3 +94,67 @@ def scan(root, kind):
             else:
                 stray.append(name)
     return sizes, sorted(folders), sorted(stray)
+
+
+def numbers_in(name):
+    """The numbers in a name, to sort by."""
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def is_inside(name):
+    """Is a name in a hash file that of a file inside the folder: relative, without '..', printable?"""
+    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
+def parse_line(line):
+    """(name, sha256) of a line of a hash file; None where it is no hash of a file inside the folder."""
+    match = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
+    return (match[2], match[1]) if match and is_inside(match[2]) else None
+
+
+def read_hash_file(path, strict=False):
+    """{'epoch_0/batch_0.tar': sha256}. The last line of a name counts. A line that is no hash of a file
+    inside counts as not there, and so does the last line where a kill has torn it off.
+
+    strict: raise UserError for such a line, and for a name that is there twice."""
+    *lines, torn = Path(path).read_bytes().decode(errors="replace").split("\n")
+    found = {}
+    fault = None
+    for number, line in enumerate(lines, 1):
+        parsed = parse_line(line)
+        if parsed is None:
+            fault = fault or (number, "is no hash of a file inside", line)
+            continue
+        if parsed[0] in found:
+            fault = fault or (number, "names a file for the second time", line)
+        found[parsed[0]] = parsed[1]
+    if torn:  # whatever it holds, its end is missing
+        fault = fault or (len(lines) + 1, "is torn", torn)
+
+    if strict and fault:
+        number, what, line = fault
+        raise UserError(f"{path}: line {number} {what}: {line[:100]!r}; the same command as before mends it")
+    return found
+
+
+def read_hashes(root, strict=False):
+    """The recorded hash of each file of an image or label folder, by its path in it; {} where none is
+    recorded.
+
+    strict: of a folder that nobody writes to, in which every line must be one."""
+    path = sidecar(root, "sha256")
+    # An interrupted run of an older version has left a file of hashes for each process.
+    older = [part for part in path.parent.glob(f"{glob.escape(path.name)}.*") if part.suffix != ".tmp"]
+    found = {}
+    for part in sorted(older) + [path] * path.exists():
+        found |= read_hash_file(part, strict)
+    return found
+
+
+def sort_hashes(root):
+    """Write the hash file anew, each name once, in the order of its numbers. The caller holds the lock."""
+    path = sidecar(root, "sha256")
+    hashes = read_hashes(root)
+    text = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=numbers_in)).encode()
+    if text != (path.read_bytes() if path.exists() else b""):
+        write_bytes(path, text)
