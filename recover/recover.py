@@ -29,7 +29,6 @@ from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
 from sre2l.run.flags import Parser, check_folders, number
-from sre2l.run.log import check_tensorboard
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
@@ -98,7 +97,7 @@ def print_plan(args, spec, classes, batches, folder):
     # Noise-like pixels: PNG stores them as they are, JPEG takes about a third of a byte for each.
     image_bytes = 100 + (3 * spec.size + 2) * spec.size if args.lossless else 620 + spec.size ** 2 // 3
     num_computed = sum(len(batch.pairs) for batch in batches)
-    folder.print_plan(settings_of(args, spec, classes, teacher), images=num_images, units=len(batches),
+    folder.dry_run(settings_of(args, spec, classes, teacher), images=num_images, units=len(batches),
                       images_computed=num_computed, bytes=num_images * image_bytes)
 
 
@@ -121,7 +120,6 @@ def write_images(folder, group, pixels, names, keeper):
 def main(args):
     # Plan: which images, which of them share a batch (a part of the method), and where they go.
     check_folders(args.val_dir)
-    check_tensorboard(args.tensorboard)
     spec = data_spec(args)
     classes = check_args(args, spec)
     batches = plan_batches(classes, args.batch_size, args.ipc_start, args.ipc_end)
@@ -151,7 +149,7 @@ def main(args):
     # A run with nothing left to do asks for no precision: the record keeps that of the images.
     weights = Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale)
     precision = args.precision if missing else None
-    precision = precision or folder.recorded("precision")
+    precision = precision or (folder.earlier_settings() or {}).get("precision")
     engine, note = make_engine(args.engine, teacher.network, weights, spec.size, precision)
 
     # What was chosen is recorded in place of what was asked for: it is what an image depends on.
@@ -169,7 +167,7 @@ def main(args):
     groups = group_batches(own_batches, args.groups)
     groups = [group for group in groups if not missing.keys().isdisjoint(group.pairs)]
 
-    log = folder.open_log(args, device, sliced=True)
+    log = folder.open_log(args, device)
     log.line(f"{note}, {args.precision}, {args.groups} batch{'es' * (args.groups > 1)} at a time")
     log.line(f"{len(pairs)} images in batches of {args.batch_size}: {len(batches)} in all, "
              f"{len(unfinished)} left to do -> {root}")

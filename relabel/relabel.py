@@ -94,7 +94,7 @@ def print_plan(args, spec, images, labels):
         count = len(images)
         num_batches = len(loader.Batches(count, args.batch_size, args.fkd_seed, args.epochs))
         num_bytes = num_bytes_of(args, count, spec)
-    labels.print_plan(make_settings(args, spec), images=count, teacher=teacher and teacher.describe(),
+    labels.dry_run(make_settings(args, spec), images=count, teacher=teacher and teacher.describe(),
                       batches=num_batches, bytes=num_bytes)
 
 
@@ -194,9 +194,9 @@ def main(args):
                   "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
                   "measured_top1": top1, "precision": precision,
                   "half_against_fp32": form if precision in ("fp16", "bf16") else None,
-                  "images_seed": OutputFolder(args.data, "images").recorded("seed"),
+                  "images_seed": (OutputFolder(args.data, "images").earlier_settings() or {}).get("seed"),
                   "versions": versions(device)})
-    log = labels.open_log(args, device, sliced=True)
+    log = labels.open_log(args, device)
     log.line("\n".join((where_decoded, *describe_form(precision, form))))
 
     # Each process labels every world-th batch, where its file is not there as it was recorded.

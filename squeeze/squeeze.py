@@ -30,7 +30,7 @@ from sre2l.run.device import upload
 from sre2l.run.errors import UserError
 from sre2l.run.files import hash_json, save_torch
 from sre2l.run.flags import Parser, check_folders, number
-from sre2l.run.log import check_tensorboard, eta
+from sre2l.run.log import eta
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
@@ -86,14 +86,13 @@ def main(args):
     # Plan: what a flag can get wrong is refused before anything is loaded.
     spec = data_spec(args)
     check_folders(args.real_data)
-    check_tensorboard(args.tensorboard)
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)
     folder = OutputFolder(run_folder(args) / "teacher", "teacher", args.overwrite, vars(get_args([])))
     if args.dry_run:
         network, stem = build_for(spec, args.arch, args.stem)
         num_bytes = 3 * checkpoints.num_weight_bytes(network)  # the teacher, and a checkpoint with momentum
-        return folder.print_plan(make_settings(args, spec, stem), epochs=args.epochs, bytes=num_bytes)
+        return folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs, bytes=num_bytes)
     if args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup-epochs {args.warmup_epochs} is not below --epochs {args.epochs}")
 

@@ -104,7 +104,7 @@ def main(args):
     settings = {"seed": args.seed, "ipc": len(distilled) // len(classes), "classes": classes,
                 "size": distilled.pixels(0).shape[0], "lossless": are_lossless(distilled.items)}
     if args.dry_run:  # three plans, one after the other
-        images.print_plan(settings, images=len(distilled))
+        images.dry_run(settings, images=len(distilled))
         relabel.main(to_relabel)
         return train.main(to_train)
 

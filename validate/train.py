@@ -24,7 +24,7 @@ from sre2l.run import processes, signals
 from sre2l.run.device import upload
 from sre2l.run.files import hash_json
 from sre2l.run.flags import Parser, check_folders, number, number_list
-from sre2l.run.log import check_tensorboard, eta
+from sre2l.run.log import eta
 from sre2l.run.output import OutputFolder, check_dataset
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
@@ -147,7 +147,7 @@ def print_plan(args, spec, folder):
     """--dry-run, which loads nothing."""
     network, stem = build_for(spec, args.model, args.stem)
     checks.check_planned_epochs(args)
-    folder.print_plan(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds,
+    folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds,
                       bytes=num_weight_bytes(network) * len(args.seeds))
 
 
@@ -158,7 +158,6 @@ def main(args):
         return evaluate_checkpoint(args, spec)
     run = run_folder(args)
     check_folders(args.train_dir, args.fkd_path, args.val_dir)
-    check_tensorboard(args.tensorboard)
     choose_folders(args, run)
     check_dataset(args.train_dir, spec.name)
     check_dataset(args.fkd_path, spec.name)

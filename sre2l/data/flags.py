@@ -5,6 +5,7 @@ import os
 
 from sre2l.data.datasets import DATASETS, STEMS
 from sre2l.run.flags import add_dead_flags, number, number_list
+from sre2l.run.log import check_tensorboard
 
 
 class Once(argparse.Action):
@@ -18,6 +19,14 @@ class Once(argparse.Action):
             parser.error(f"{option_string} {value} after {option_string} {earlier}; "
                          f"name the data set as the launcher's first word: sh {launcher} {value}")
         setattr(namespace, self.dest, value)
+
+
+class NeedsTensorboard(argparse.Action):
+    """A flag without a value, refused where tensorboard is not installed."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        check_tensorboard()
+        setattr(namespace, self.dest, True)
 
 
 def three_numbers(text):
@@ -75,7 +84,7 @@ def add_stage_flags(parser, stage, teacher=False, tensorboard=False, val=False):
                  "else runs/<name>/teacher/teacher.pth)")
         add("--classes", type=number_list, metavar="0-9,17", help="only these of the teacher's classes")
     if tensorboard:
-        add("--tensorboard", action="store_true",
+        add("--tensorboard", action=NeedsTensorboard, nargs=0, default=False,
             help="write the metrics as TensorBoard's event files as well (needs the package tensorboard)")
     if val or teacher:
         add("--val-dir", "--real-data", type=os.path.abspath, metavar="DIR",

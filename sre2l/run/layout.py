@@ -101,15 +101,14 @@ def numbers_in(name):
     return [int(number) for number in re.findall(r"\d+", name)]
 
 
-def is_inside(name):
-    """Is a name in a hash file that of a file inside the folder: relative, without '..', printable?"""
-    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
-
-
 def parse_line(line):
-    """(name, sha256) of a line of a hash file; None where it is no hash of a file inside the folder."""
-    match = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
-    return (match[2], match[1]) if match and is_inside(match[2]) else None
+    """(name, sha256) of a line of a hash file; None where it is no hash of a file inside the folder.
+
+    Such a name is relative, printable and without '..'."""
+    match = re.fullmatch(r"([0-9a-f]{64})  ([^\\]+)", line)
+    if match is None or not match[2].isprintable() or {"", ".", ".."} & set(match[2].split("/")):
+        return None
+    return match[2], match[1]
 
 
 def read_hash_file(path, strict=False):
@@ -137,24 +136,32 @@ def read_hash_file(path, strict=False):
     return found
 
 
+def older_hash_files(root):
+    """The files of hashes, one a process, that an interrupted run of an older version has left."""
+    path = sidecar(root, "sha256")
+    return sorted(part for part in path.parent.glob(f"{glob.escape(path.name)}.*") if part.suffix != ".tmp")
+
+
 def read_hashes(root, strict=False):
     """The recorded hash of each file of an image or label folder, by its path in it; {} where none is
     recorded.
 
     strict: of a folder that nobody writes to, in which every line must be one."""
     path = sidecar(root, "sha256")
-    # An interrupted run of an older version has left a file of hashes for each process.
-    older = [part for part in path.parent.glob(f"{glob.escape(path.name)}.*") if part.suffix != ".tmp"]
     found = {}
-    for part in sorted(older) + [path] * path.exists():
+    for part in older_hash_files(root) + [path] * path.exists():
         found |= read_hash_file(part, strict)
     return found
 
 
 def sort_hashes(root):
-    """Write the hash file anew, each name once, in the order of its numbers. The caller holds the lock."""
+    """Write the hash file anew, each name once, in the order of its numbers, with what older files hold.
+
+    The caller holds the lock."""
     path = sidecar(root, "sha256")
     hashes = read_hashes(root)
     text = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=numbers_in)).encode()
     if text != (path.read_bytes() if path.exists() else b""):
         write_bytes(path, text)
+    for part in older_hash_files(root):
+        part.unlink()

@@ -17,10 +17,8 @@ SERIES = ("unit", "seed")  # keys of metrics: each value has a curve of its own 
 STEPS = ("iteration", "epoch")
 
 
-def check_tensorboard(wanted):
-    """Raise UserError where --tensorboard is given and the package cannot be imported."""
-    if not wanted:
-        return
+def check_tensorboard():
+    """Raise UserError where the package that --tensorboard needs cannot be imported."""
     try:
         import torch.utils.tensorboard  # noqa: F401  not above: an extra, and it takes a second
     except ImportError as error:
@@ -61,14 +59,15 @@ class RunLog:
     of their own. With --tensorboard the numbers are written as event files as well."""
 
     def __init__(self, where, args, device, sliced=False):
+        self.is_first = rank() == 0
         self.log_path = where("log.txt")
-        self.metrics_path = where("metrics.jsonl" if rank() == 0 else f"metrics.rank{rank()}.jsonl")
-        self.writes_metrics = rank() == 0 or sliced
+        self.metrics_path = None
         self.last = time.monotonic()
         self.scalars = Scalars(where("tensorboard")) if args.get("tensorboard") else None
-        if self.writes_metrics:
+        if self.is_first or sliced:
+            self.metrics_path = where("metrics.jsonl" if self.is_first else f"metrics.rank{rank()}.jsonl")
             drop_torn_line(self.metrics_path)
-        if rank() == 0:
+        if self.is_first:
             write_json(where("args.json"), as_json(args))
             drop_torn_line(self.log_path)
             self.line(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}")
@@ -77,17 +76,17 @@ class RunLog:
 
     def line(self, text, on_screen=True, from_any=False):
         """One line, or several. from_any: also from another process than the first, as the last to end."""
-        if rank() > 0 and not from_any:
+        if not (self.is_first or from_any):
             return
         if on_screen:
-            tqdm.write(text, file=sys.stdout if rank() == 0 else sys.__stdout__)
+            tqdm.write(text, file=sys.stdout if self.is_first else sys.__stdout__)
         with open(self.log_path, "a") as file:
             file.write(text + "\n")
 
     def metrics(self, **values):
         """One JSON line. Its `seconds` are those since the line before: their sum is the stage's time."""
         now = time.monotonic()
-        if self.writes_metrics:
+        if self.metrics_path:
             with open(self.metrics_path, "a") as file:
                 file.write(json.dumps({**values, "seconds": round(now - self.last, 3)}) + "\n")
             if self.scalars:

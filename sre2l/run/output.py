@@ -28,7 +28,7 @@ from sre2l.run.layout import (
     LAYOUT,
     find_files,
     numbers_in,
-    read_hash_file,
+    older_hash_files,
     read_hashes,
     scan,
     sort_hashes,
@@ -82,7 +82,7 @@ class OutputFolder:
     """One output folder of a stage. Every stage takes the same steps in the same order:
 
         folder = OutputFolder(root, "images", args.overwrite)   # touches nothing
-        folder.print_plan(settings, images=100)                 # --dry-run ends here
+        folder.dry_run(settings, images=100)                    # --dry-run ends here
         settings = folder.begin(settings, part)                 # lock, --overwrite, refusals, record
         log = folder.open_log(args, device)
         names = folder.missing(names)                           # what is there as recorded is kept
@@ -111,29 +111,24 @@ class OutputFolder:
 
     # -- what an earlier run left
 
-    def read_record(self):
-        """The record of the run that this one continues; None where there is none or it will be deleted."""
-        record = read_record(self.record_path) if self.record_path.exists() else None
-        return None if record and self.deletes(record) else record
+    def earlier_settings(self):
+        """The settings of the run that this one continues; None where there is none or it will be deleted.
 
-    def recorded(self, key=None):
-        """The settings of the run that this one continues, or one of them; None where this run begins."""
-        record = self.read_record()
-        settings = record and record["settings"]
-        return settings if settings is None or key is None else settings.get(key)
-
-    def deletes(self, record):
-        """Does this run delete what `record` vouches for? Not if another process of this launch wrote it."""
-        return self.overwrite and (launch_id() is None or record.get("launch") != launch_id())
-
-    def value(self, settings, key):
-        """A setting; its default where it is None or not there."""
-        value = settings.get(key)
-        return without_none(self.defaults.get(key) if value is None else value)
+        What another process of this launch has begun is continued also with --overwrite."""
+        if not self.record_path.exists():
+            return None
+        record = read_record(self.record_path)
+        is_of_this_launch = launch_id() is not None and record.get("launch") == launch_id()
+        return None if self.overwrite and not is_of_this_launch else record["settings"]
 
     def refuse_others(self, there, here, keys):
-        """Raise UserError where two sets of settings differ in one of these keys."""
-        keys = [key for key in sorted(keys) if self.value(there, key) != self.value(here, key)]
+        """Raise UserError where two sets of settings differ in one of these keys. None means the default."""
+
+        def value(settings, key):
+            found = settings.get(key)
+            return without_none(self.defaults.get(key) if found is None else found)
+
+        keys = [key for key in sorted(keys) if value(there, key) != value(here, key)]
         if keys:
             differ = "; ".join(f"{key}: there {there.get(key)!r}, here {here.get(key)!r}" for key in keys)
             raise UserError(f"{self.record_path}: this output belongs to a run with other settings "
@@ -165,7 +160,7 @@ class OutputFolder:
 
     # -- the steps of a run
 
-    def print_plan(self, settings, **plan):
+    def dry_run(self, settings, **plan):
         """--dry-run: print the settings and what would be written and deleted, as JSON. Raises UserError as
         `begin` would, as far as the settings are known before anything is loaded."""
         settings = as_json(settings)
@@ -176,8 +171,7 @@ class OutputFolder:
             names = sorted(path.relative_to(self.root.parent).as_posix() for path in beside)
             size = num_bytes(inside + beside)
             plan["deletes"] = {"folder": str(self.root), "files": len(inside), "beside": names, "bytes": size}
-        elif record := self.read_record():
-            there = record["settings"]
+        elif there := self.earlier_settings():
             known = {key for key, value in settings.items() if value is not None}
             known &= {*there, *self.defaults}
             self.refuse_others(there, settings, known - {*self.free, *FOUND_LATER})
@@ -193,16 +187,15 @@ class OutputFolder:
         # The first process has written the record by the time this one passes the barrier.
         if not self.is_set and rank() > 0:
             barrier()
-            return self.recorded()
+            return self.earlier_settings()
         lock = self.lock = lock_of(self.root)
         if part == []:  # this process writes nothing, so it records and deletes nothing either
-            record = self.read_record()
-            return self.agree(record and record["settings"], as_json(settings), as_json(chosen or {}))
+            return self.agree(self.earlier_settings(), as_json(settings), as_json(chosen or {}))
         with lock.moment():
             # One moment under the lock: of two runs that begin together the second sees what the first has
             # recorded. --overwrite needs the whole folder, for it deletes what others write.
-            record = self.read_record()
-            if record is None and self.record_path.exists():  # it is one that --overwrite deletes
+            there = self.earlier_settings()
+            if there is None and self.record_path.exists():  # it is one that --overwrite deletes
                 lock.take(EVERYTHING)
                 self.delete()
                 lock.release()
@@ -212,7 +205,6 @@ class OutputFolder:
                 lock.release()
             # From here on this process's own part is locked, until `finish` or its end.
             lock.take(own_share(part))
-            there = record["settings"] if record else None
             settings = self.agree(there, as_json(settings), as_json(chosen or {}))
             write_record(self.record_path, {"settings": settings, "launch": launch_id()})
         self.overwrite = False  # done: from here on this run continues what it has begun
@@ -248,24 +240,22 @@ class OutputFolder:
         remove_empty_folders(self.root)  # a teacher's record lay in it
 
     def clear_leftovers(self):
-        """Remove the temporary files of killed runs. Take over what older versions left: hashes in a file for
-        each process; and the files by which processes claimed a folder, which say nothing now."""
+        """Remove the temporary files of killed runs. Of what older versions left, take over the hashes, in a
+        file for each process, and remove the files by which processes claimed a folder."""
         if not self.is_set:
             for path in self.root.rglob("*.tmp"):
                 path.unlink()
             return
         for folder in {self.root.parent, resolved(self.root).parent}:
-            for path in sorted(folder.glob(f"{glob.escape(self.root.name)}.*")):
-                suffix = path.name.removeprefix(f"{self.root.name}.")
-                if suffix.startswith("sha256.") and not suffix.endswith(".tmp"):
-                    lines = [f"{digest}  {name}\n" for name, digest in read_hash_file(path).items()]
-                    append_line(self.path("sha256"), "".join(lines))
-                if suffix.startswith("sha256.") or suffix.endswith((".tmp", ".claim")):
-                    path.unlink(missing_ok=True)
+            for path in folder.glob(f"{glob.escape(self.root.name)}.*"):
+                if path.suffix in (".tmp", ".claim"):
+                    path.unlink()
+        if older_hash_files(self.root):
+            sort_hashes(self.root)
 
-    def open_log(self, args, device, sliced=False):
-        """-> the RunLog of this folder. sliced: each process does other work and keeps metrics of its own."""
-        return RunLog(self.path, vars(args), device, sliced)
+    def open_log(self, args, device):
+        """-> the RunLog of this folder. Each process computes other images and labels, but one network."""
+        return RunLog(self.path, vars(args), device, sliced=self.is_set)
 
     def missing(self, names, threads=4):
         """The names, paths in the folder, whose file is not there as it was recorded; reads every byte of
@@ -278,7 +268,6 @@ class OutputFolder:
         if not hashes and any((self.root / name).exists() for name in names):
             raise UserError(f"{self.path('sha256')}: the hashes of the {self.kind} in {self.root} are gone; "
                             f"bring the file back, or start afresh with --overwrite")
-
         return self.not_intact(names, hashes, threads)
 
     def not_intact(self, names, hashes, threads=4):
@@ -320,7 +309,11 @@ class OutputFolder:
                 others = [name for name in names if name not in self.own]
                 missing.update(self.not_intact(others, hashes))
             if is_last and not missing:
-                self.tie_record()
+                # The record and the hash file belong together until another run begins.
+                sort_hashes(self.root)
+                settings = read_record(self.record_path)["settings"]
+                digest = hash_file(self.path("sha256"))
+                write_record(self.record_path, {"settings": settings, "hashes": digest})
             self.lock.release()
 
         # What another process has to write is no fault of this one.
@@ -332,12 +325,6 @@ class OutputFolder:
         if is_complete:
             self.refuse_strays()
         return is_complete
-
-    def tie_record(self):
-        """Sort the hash file and record its hash: the two belong together until another run begins."""
-        sort_hashes(self.root)
-        settings = read_record(self.record_path)["settings"]
-        write_record(self.record_path, {"settings": settings, "hashes": hash_file(self.path("sha256"))})
 
     def refuse_strays(self):
         """Raise UserError for the first entry of the finished folder that is no file of the set."""
