@@ -62,12 +62,6 @@ def relative(a, b):
     return ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
 
 
-def noise_batches(size):
-    """Two batches of two images of noise in float64 -> images, targets, views."""
-    images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 2, 3, size, size)))
-    return images, torch.zeros(2, 2, dtype=torch.int64), [WHOLE_IMAGE] * 2
-
-
 def why_not_fast(network, weights, size):
     """Compare the network as fuse.py rewrites it with the network
     itself -> None, or why the rewritten one cannot be used.
@@ -76,9 +70,11 @@ def why_not_fast(network, weights, size):
     torch.fx does not understand shows here, and nowhere else."""
     network = copy.deepcopy(network).cpu().double()
 
-    # Small images are enough and quick. Few networks do not take them.
+    # Two batches of two images of noise. Small ones are enough and quick; few networks do not take them.
+    targets = torch.zeros(2, 2, dtype=torch.int64)
+    views = [WHOLE_IMAGE] * 2
     for trial in (min(size, 64), size):
-        images, targets, views = noise_batches(trial)
+        images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 2, 3, trial, trial)))
         plain = PlainEngine(copy.deepcopy(network), weights)
         try:
             wanted, wanted_gradient = plain.loss_and_gradient(images, targets, views)

@@ -15,8 +15,8 @@ from sre2l.kernels import norms as formulas
 from sre2l.kernels.adam import adam_step
 from sre2l.kernels.cpu.host import use_host_kernels
 from sre2l.kernels.fuse import fuse
+from sre2l.nets.precision import HALF
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # of weights and activations, or the images'
 # Static: an overflow shows as a NaN in the images. Why this one: docs/speed.md.
 LOSS_SCALE = {"fp16": 2.0 ** 8}
 
@@ -45,7 +45,7 @@ class FastEngine:
         self.device = parameter.device
         self.captures = parameter.is_cuda
         self.exact = parameter.dtype
-        self.dtype = DTYPES.get(precision, parameter.dtype)
+        self.dtype = HALF.get(precision, parameter.dtype)  # of weights and activations
         self.loss_scale = LOSS_SCALE.get(precision, 1.0)
 
     def rewrite(self, network, for_triton):
@@ -68,7 +68,6 @@ class FastEngine:
         return {name: torch.stack([batch[name] for batch in each]) for name in PRIORS}
 
     def loss_and_gradient(self, images, targets, view):
-        """images (G, B, 3, S, S), targets (G, B), view: of tabulate -> (Terms, gradient). No host sync."""
         images = images.detach().requires_grad_()
         groups = len(images)
         for norm in self.norms:
@@ -112,7 +111,6 @@ class CpuEngine(FastEngine):
         self.network = self.converted(traced)
 
     def tabulate(self, views):
-        """What loss_and_gradient takes as the view of iteration t, at [t]. views: T lists of G View."""
         return views
 
     def see(self, images, view):

@@ -1,7 +1,6 @@
 """Signs that recover goes wrong, as rules on the numbers of its log lines.
 
-Terms that are not finite end a run. A CE that never falls, and a BN term that dwarfs it, are warned of.
-"""
+Terms that are not finite end a run. A CE that never falls, and a BN term that dwarfs it, are warned of. """
 import math
 from typing import NamedTuple
 
@@ -56,36 +55,12 @@ def cause_in_bn(bn, num_classes, from_noise):
     """The likely cause of a BN term that outweighs CE. bn: its values at the log lines so far.
 
     A BN term that falls can be matched, and only its weight is wrong. Where it does not fall, no image within
-    the clamp has such statistics. from_noise: as in never_falls."""
+    the clamp has such statistics. from_noise: its first value is that of the noise."""
     comparable = f"{math.log(num_classes) / bn[-1]:.1g}"
     if bn[-1] < bn[0] / 2 or not from_noise:
         return f"--r-bn is too large for this architecture, {comparable} would make the two comparable"
     return (f"BN hardly falls, {bn[0]:.4g} to {bn[-1]:.4g}, so that the normalisation (--mean, --std) is "
             f"probably not the teacher's; if it is, --r-bn {comparable} would make the two comparable")
-
-
-def never_falls(ce, num_classes, from_noise=True):
-    """Does CE stay near its first value, and above what a teacher that knows the images gives?
-
-    from_noise: the first value is that of the noise. A run that was continued has no such value: it is
-    compared with the CE of a guess, which is near that of noise."""
-    guess = math.log(num_classes)
-    start = ce[0] if from_noise else guess
-    return len(ce) >= FEW_LINES and last_quarter(ce) >= max(FALLEN * start, SMALL * guess)
-
-
-def explain_ce(lines, r_bn, num_classes):
-    """The warning about a CE that never falls; lines as in find_warnings."""
-    iterations, ce, bn = zip(*lines)
-    now = last_quarter(ce)
-    ratio = r_bn * last_quarter(bn) / now
-    text = (f"CE never fell: {ce[0]:.2f} in iteration {iterations[0]}, {now:.2f} in the last quarter, "
-            f"{math.log(num_classes):.2f} is a guess")
-    if ratio > 10:
-        cause = cause_in_bn(bn, num_classes, iterations[0] == 0)
-        return f"{text}; r_bn * BN is {ratio:.0f} times as much: {cause}"
-    return (f"{text}; the likely cause is the normalisation (--mean, --std), or a teacher that was trained "
-            f"for other classes or not at all")
 
 
 def find_warnings(lines, total, r_bn, num_classes):
@@ -97,16 +72,28 @@ def find_warnings(lines, total, r_bn, num_classes):
     iterations, ce, bn = zip(*lines)
     last = iterations[-1]
     from_noise = iterations[0] == 0
+    guess = math.log(num_classes)
     found = {}
 
+    # BN dwarfs CE.
     is_middle = last >= total / 2 and (len(lines) == 1 or iterations[-2] < total / 2)
-    ratio = r_bn * bn[-1] / math.log(num_classes)
+    ratio = r_bn * bn[-1] / guess
     if is_middle and ratio > DWARFS:
         cause = cause_in_bn(bn, num_classes, from_noise)
         found["bn"] = f"r_bn * BN dwarfs CE, {ratio:.0f} times ln(classes) in iteration {last}: {cause}"
 
-    if last == total - 1 and never_falls(ce, num_classes, from_noise):
-        found["ce"] = explain_ce(lines, r_bn, num_classes)
+    # CE stays near its first value, and above what a teacher that knows the images gives. A run that was
+    # continued does not know the CE of its noise, which is near that of a guess.
+    start = ce[0] if from_noise else guess
+    now = last_quarter(ce)
+    if last == total - 1 and len(ce) >= FEW_LINES and now >= max(FALLEN * start, SMALL * guess):
+        ratio = r_bn * last_quarter(bn) / now
+        cause = ("the likely cause is the normalisation (--mean, --std), or a teacher that was trained for "
+                 "other classes or not at all")
+        if ratio > 10:
+            cause = f"r_bn * BN is {ratio:.0f} times as much: {cause_in_bn(bn, num_classes, from_noise)}"
+        found["ce"] = (f"CE never fell: {ce[0]:.2f} in iteration {iterations[0]}, {now:.2f} in the last "
+                       f"quarter, {guess:.2f} is a guess; {cause}")
     return found
 
 
@@ -114,18 +101,15 @@ def find_all_warnings(lines, names, total, r_bn, num_classes):
     """find_warnings of batches that are computed together, as one sentence of each kind.
 
     lines: LogLines with a list over the batches; names: of the batches."""
-    found = []
-    for i in range(len(names)):
+    hits = {"bn": [], "ce": []}  # (batch, sentence) of each kind
+    for i, name in enumerate(names):
         of_batch = [LogLine(line.iteration, line.ce[i], line.bn[i]) for line in lines]
-        found.append(find_warnings(of_batch, total, r_bn, num_classes))
+        for kind, sentence in find_warnings(of_batch, total, r_bn, num_classes).items():
+            hits[kind].append((name, sentence))
 
     sentences = []
-    for kind in ("bn", "ce"):
-        hits = [(name, warnings[kind]) for name, warnings in zip(names, found) if kind in warnings]
-        if not hits:
-            continue
-        name, sentence = hits[0]
-        if len(hits) > 1:
-            name += f" (and {len(hits) - 1} more of the {len(names)} units computed with it)"
-        sentences.append(f"warning: {name}: {sentence}")
+    for found in filter(None, hits.values()):
+        name, sentence = found[0]
+        others = f" (and {len(found) - 1} more of the {len(names)} units computed with it)"
+        sentences.append(f"warning: {name}{others if len(found) > 1 else ''}: {sentence}")
     return sentences

@@ -4,8 +4,7 @@
            + tv_l2 TV(y) + l2_scale mean_b |y_b|_2
 
 y: what the network sees of the images, one view for the whole batch (views.py). w_l: first_bn_multiplier for
-the first BatchNorm layer, 1 for the others.
-"""
+the first BatchNorm layer, 1 for the others. """
 from dataclasses import dataclass, fields
 
 import torch
@@ -99,7 +98,6 @@ class PlainEngine:
         return lambda layer, inputs: self.distances.append(multiplier * statistics_distance(inputs[0], layer))
 
     def tabulate(self, views):
-        """What loss_and_gradient takes as the view of iteration t, at [t]. views: T lists of G View."""
         return views
 
     def batch_terms(self, images, targets, view):
@@ -118,7 +116,6 @@ class PlainEngine:
         return Terms(**{name: term.detach() for name, term in vars(terms).items()}), gradient
 
     def loss_and_gradient(self, images, targets, view):
-        """G batches, one by one: images (G, B, 3, S, S), targets (G, B), G views -> (Terms, gradient)."""
         found = [self.batch_loss_and_gradient(*batch) for batch in zip(images, targets, view)]
         terms = {name: torch.stack([getattr(batch, name) for batch, _ in found]) for name in TERMS}
         return Terms(**terms), torch.stack([gradient for _, gradient in found])

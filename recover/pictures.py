@@ -1,5 +1,6 @@
 """Pictures of a run: a contact sheet of its images, and an animation of how they emerge from noise."""
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,7 @@ MAX_COLUMNS = 20
 FEW = 4               # images of a class at most, where several classes share a row
 MANY = 100            # tiles at most, there
 NUM_SNAPSHOT_TILES = 25
-SHEET = (f"a row for each class ({MAX_ROWS} at most, evenly spread) with its first images ({MAX_COLUMNS} at "
-         f"most); where a class has {FEW} or fewer, several share a row ({MANY} images at most)")
+GIF_MILLISECONDS = 5000
 
 
 def to_pixels(images, mean, std):
@@ -51,15 +51,10 @@ def save_grid(rows, path, root=None):
         Image.fromarray(grid(rows)).save(tmp, "PNG")
 
 
-def enlargement(size):
-    """The whole factor by which an image of `size` pixels is shown larger."""
-    return max(1, MIN_TILE // size)
-
-
 def tile(pixels):
     """An image (H, W, 3) uint8, shrunk to MAX_TILE pixels, or enlarged by a whole factor where it is tiny."""
     image = Image.fromarray(pixels)
-    factor = enlargement(max(image.size))
+    factor = MIN_TILE // max(image.size)
     if max(image.size) > MAX_TILE:
         image.thumbnail((MAX_TILE, MAX_TILE), Image.Resampling.LANCZOS)
     elif factor > 1:
@@ -74,7 +69,8 @@ def spread(items, most):
 
 
 def contact_sheet(root, path):
-    """Write a PNG of an image folder, as SHEET says."""
+    """Write a PNG of an image folder: a row for each class, evenly spread, with its first images. Classes of
+    few images share a row."""
     folders = sorted(folder for folder in Path(root).iterdir() if folder.is_dir())
     files = [sorted(folder.glob("class*"))[:MAX_COLUMNS] for folder in folders]
     longest = max(map(len, files))
@@ -96,28 +92,24 @@ def save_snapshot(images, folder, iteration):
     save_grid(in_rows(tiles, columns), folder / f"iteration_{iteration:06d}.png", folder)
 
 
-def animate(folder, path, seconds=5):
-    """Make an animated GIF of about `seconds` from a folder's snapshots. The last stays for two seconds."""
+def animate(folder, path):
+    """Make an animated GIF from a folder's snapshots. The last stays for two seconds."""
     files = sorted(file for file in folder.iterdir() if re.fullmatch(r"iteration_\d+\.png", file.name))
     frames = [Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE, colors=128) for file in files]
-    durations = [max(40, 1000 * seconds // len(frames))] * (len(frames) - 1) + [2000]
+    durations = [max(40, GIF_MILLISECONDS // len(frames))] * (len(frames) - 1) + [2000]
     with atomic(path) as tmp:
         frames[0].save(tmp, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
+@dataclass
 class Snapshots:
-    """Pictures of one batch while it is computed: every so many iterations, from the noise to the end.
-
-    folder: of the pictures; animation: the GIF made of them; every: iterations between two; last: the number
-    of iterations; mean, std: of the images' normalisation."""
-
-    def __init__(self, folder, animation, every, last, mean, std):
-        self.folder = folder
-        self.animation = animation
-        self.every = every
-        self.last = last
-        self.mean = mean
-        self.std = std
+    """Pictures of one batch while it is computed: every so many iterations, from the noise to the end."""
+    folder: Path     # of the pictures
+    animation: Path  # the GIF made of them
+    every: int       # iterations between two
+    last: int        # the number of iterations
+    mean: tuple      # of the images' normalisation
+    std: tuple
 
     def clear(self):
         """Delete what an earlier run has left, where the batch begins anew."""
@@ -125,10 +117,10 @@ class Snapshots:
             path.unlink()
 
     def take(self, iteration, images):
-        """Picture the images (B, 3, S, S), normalised, after so many iterations, where it is time to."""
+        """Picture the images (B, 3, S, S), normalised, after so many iterations, where it is time to.
+
+        After the last picture make the animation."""
         if iteration % self.every == 0 or iteration == self.last:
             save_snapshot(to_pixels(images, self.mean, self.std), self.folder, iteration)
-
-    def animate(self):
-        """Make the animation of all pictures."""
-        animate(self.folder, self.animation)
+            if iteration == self.last:
+                animate(self.folder, self.animation)

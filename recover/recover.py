@@ -11,20 +11,18 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from recover.batches import draw, group_batches, image_names, index_ranges, plan_batches
 from recover.engines import ENGINES, choose_groups, make_engine
 from recover.objective import WEIGHTS, Weights, check_statistics
 from recover.pictures import Snapshots, contact_sheet, to_pixels
 from recover.state import StateKeeper
-from recover.step import Stepper
+from recover.step import Stepper, pixel_bounds
 from recover.views import draw_view
-from recover.watch import Watch
+from recover.watch import Watch, load_verifier
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.image_folder import encode, suffix_of
 from sre2l.nets.precision import PRECISIONS, start_device
-from sre2l.nets.teacher import check_top1, find_teacher, load_teacher, teacher_at_hand
+from sre2l.nets.teacher import check_top1, find_teacher
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
@@ -42,13 +40,6 @@ FREE = ("precision",)  # may differ between the runs that fill one folder
 def cosine_rates(lr, iterations):
     """The learning rate of each iteration: a cosine that starts at lr and ends just above 0."""
     return [lr * (1 + math.cos(math.pi * t / iterations)) / 2 for t in range(iterations)]
-
-
-def pixel_bounds(mean, std, device):
-    """Black and white of each channel in normalised space -> two tensors (3, 1, 1)."""
-    black = torch.tensor([(0 - m) / s for m, s in zip(mean, std)], device=device)
-    white = torch.tensor([(1 - m) / s for m, s in zip(mean, std)], device=device)
-    return black.view(3, 1, 1), white.view(3, 1, 1)
 
 
 def settings_of(args, spec, classes, teacher):
@@ -72,25 +63,9 @@ def check_args(args, spec):
     return classes
 
 
-def load_verifier(args, spec, device):
-    """The second network, where one is asked for: weights from --verifier-arch-path or torchvision."""
-    if args.verifier is None and args.verifier_arch is None and args.verifier_arch_path is None:
-        return None
-    if args.verifier_arch_path is None and args.dataset != "imagenet1k":
-        raise UserError(f"--verifier: torchvision has no weights for {args.dataset}; "
-                        f"give --verifier-arch-path FILE")
-    arch = args.verifier or args.verifier_arch
-    verifier = load_teacher(spec, args.verifier_arch_path, arch, default_arch="mobilenet_v2")
-    if (verifier.mean, verifier.std) != (spec.mean, spec.std):
-        raise UserError(f"--verifier {verifier.arch}: its normalisation {verifier.mean}, {verifier.std} "
-                        f"is not the teacher's {spec.mean}, {spec.std}")
-    verifier.network.to(device)
-    return verifier
-
-
-def print_plan(args, spec, classes, batches, folder):
-    """--dry-run: the settings, how many images and how many bytes."""
-    teacher, spec = teacher_at_hand(args, spec)
+def dry_run(args, spec, classes, batches, folder):
+    """--dry-run: print the settings, how many images and how many bytes."""
+    teacher, spec = find_teacher(args, spec)
     if teacher:
         check_statistics(teacher)
     num_images = (args.ipc_end - args.ipc_start) * len(classes)
@@ -99,12 +74,6 @@ def print_plan(args, spec, classes, batches, folder):
     num_computed = sum(len(batch.pairs) for batch in batches)
     folder.dry_run(settings_of(args, spec, classes, teacher), images=num_images, units=len(batches),
                       images_computed=num_computed, bytes=num_images * image_bytes)
-
-
-def missing_images(folder, names):
-    """Those of `names`, {(ipc, class): path in the folder}, whose file is not there as it was recorded."""
-    missing = set(folder.missing(list(names.values())))
-    return {pair: name for pair, name in names.items() if name in missing}
 
 
 def write_images(folder, group, pixels, names, keeper):
@@ -127,7 +96,7 @@ def main(args):
     defaults = {key: value for key, value in vars(get_args([])).items() if key in SETTINGS}
     folder = OutputFolder(root, "images", args.overwrite, defaults, free=FREE)
     if args.dry_run:
-        return print_plan(args, spec, classes, batches, folder)
+        return dry_run(args, spec, classes, batches, folder)
 
     # Prepare: what a flag can get wrong is refused here, before anything is written or deleted.
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
@@ -139,17 +108,20 @@ def main(args):
         check_top1(teacher, spec, args, device)
 
     # This process's part, and what is missing of it.
+    # A batch is computed as a whole, even where a single image of it is missing.
     pairs = [(ipc, label) for ipc in range(args.ipc_start, args.ipc_end) for label in classes]
     names = image_names(pairs, spec.num_classes, suffix_of(args.lossless))
     own_batches = batches[processes.rank()::processes.world_size()]
     own = {pair: names[pair] for batch in own_batches for pair in batch.pairs if pair in names}
-    missing = own if args.overwrite else missing_images(folder, own)
+    paths = set(folder.missing(list(own.values())))
+    missing = {pair: name for pair, name in own.items() if name in paths}
+    unfinished = [batch for batch in own_batches if not missing.keys().isdisjoint(batch.pairs)]
 
     # The engine computes loss and gradient; several batches at a time keep a GPU busy.
     # A run with nothing left to do asks for no precision: the record keeps that of the images.
     weights = Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale)
-    precision = args.precision if missing else None
-    precision = precision or (folder.earlier_settings() or {}).get("precision")
+    earlier = folder.earlier_settings() or {}
+    precision = (missing and args.precision) or earlier.get("precision")
     engine, note = make_engine(args.engine, teacher.network, weights, spec.size, precision)
 
     # What was chosen is recorded in place of what was asked for: it is what an image depends on.
@@ -159,11 +131,6 @@ def main(args):
     part = index_ranges(own, spec.num_classes)
     settings = folder.begin(settings_of(args, spec, classes, teacher), part, chosen)
     args.groups = settings["groups"]
-
-    # Another run may have ended since: what it has written is kept.
-    # A batch is computed as a whole, even where a single image of it is missing.
-    missing = missing_images(folder, missing)
-    unfinished = [batch for batch in own_batches if not missing.keys().isdisjoint(batch.pairs)]
     groups = group_batches(own_batches, args.groups)
     groups = [group for group in groups if not missing.keys().isdisjoint(group.pairs)]
 
@@ -219,7 +186,6 @@ def main(args):
 
             if is_pictured:
                 snapshots.take(args.iteration, stepper.images[0])
-                snapshots.animate()
             # One group is written while the next is computed, never two: its images wait in memory.
             wait_for(writing)
             pixels = [to_pixels(images, spec.mean, spec.std) for images in stepper.images]

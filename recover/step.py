@@ -7,6 +7,13 @@ from sre2l.kernels.adam import adam_rates
 NEVER = 2 ** 31 - 1  # the iteration of what has not happened
 
 
+def pixel_bounds(mean, std, device):
+    """Black and white of each channel in normalised space -> two tensors (3, 1, 1)."""
+    black = torch.tensor([(0 - m) / s for m, s in zip(mean, std)], device=device)
+    white = torch.tensor([(1 - m) / s for m, s in zip(mean, std)], device=device)
+    return black.view(3, 1, 1), white.view(3, 1, 1)
+
+
 class Stepper:
     """Optimises G batches at a time with an engine. low, high: each channel's valid pixels, (3, 1, 1)."""
 

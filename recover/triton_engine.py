@@ -2,8 +2,7 @@
 CUDA builds alone.
 
 The view is a table of fixed shape, so that nothing but the contents of tensors differs between iterations,
-and step.py can capture one as a CUDA graph.
-"""
+and step.py can capture one as a CUDA graph. """
 import torch
 
 from recover.fast import FastEngine

@@ -7,9 +7,26 @@ from tqdm import tqdm
 
 from recover.health import LogLine, advice, describe_fault, find_all_warnings
 from recover.objective import PRIORS, TERMS, weighted_sum
+from sre2l.nets.teacher import load_teacher
 from sre2l.run.errors import UserError
 from sre2l.run.log import eta
 from sre2l.run.processes import rank
+
+
+def load_verifier(args, spec, device):
+    """The second network, where one is asked for: weights from --verifier-arch-path or torchvision."""
+    if args.verifier is None and args.verifier_arch is None and args.verifier_arch_path is None:
+        return None
+    if args.verifier_arch_path is None and args.dataset != "imagenet1k":
+        raise UserError(f"--verifier: torchvision has no weights for {args.dataset}; "
+                        f"give --verifier-arch-path FILE")
+    arch = args.verifier or args.verifier_arch
+    verifier = load_teacher(spec, args.verifier_arch_path, arch, default_arch="mobilenet_v2")
+    if (verifier.mean, verifier.std) != (spec.mean, spec.std):
+        raise UserError(f"--verifier {verifier.arch}: its normalisation {verifier.mean}, {verifier.std} "
+                        f"is not the teacher's {spec.mean}, {spec.std}")
+    verifier.network.to(device)
+    return verifier
 
 
 @torch.inference_mode()
@@ -22,11 +39,7 @@ def verifier_top1(verifier, images, targets):
 
 
 class Watch:
-    """Follows one group of batches after another:
-
-        with watch.following(group, done):
-            ...
-            watch.after(iteration, terms)
+    """Follows one group of batches after another.
 
     stepper: what optimises them; weights: of the objective; iterations: of each group; period: iterations
     between log lines, None = a fortieth of all; verifier: a second network whose top-1 is logged, or None."""

@@ -25,7 +25,7 @@ from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.label_files import LabelBatch, encode_label_batch, label_name
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.nets.precision import PRECISIONS, dtype_of, memory_format_of, start_device
-from sre2l.nets.teacher import check_top1, find_teacher, teacher_at_hand
+from sre2l.nets.teacher import check_top1, find_teacher
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.device import versions
@@ -88,7 +88,7 @@ def num_bytes_of(args, num_images, spec):
 
 def print_plan(args, spec, images, labels):
     """--dry-run: the settings, how many label files and how many bytes."""
-    teacher, spec = teacher_at_hand(args, spec)
+    teacher, spec = find_teacher(args, spec)
     count = num_batches = num_bytes = None
     if images:
         count = len(images)
@@ -172,8 +172,7 @@ def main(args):
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)
     teacher.network.to(device, memory_format=memory_format_of(device))
-    have_met = processes.group()[1] > 1  # the processes of the control have, and measure together
-    top1 = check_top1(teacher, spec, args, device) if processes.rank() == 0 or have_met else None
+    top1 = check_top1(teacher, spec, args, device) if processes.rank() == 0 else None
     described = manifest.describe_images(images)
     recorded = read_recorded(args, described, images.root)
     settings = make_settings(args, spec)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from recover import recover
+from recover.watch import load_verifier
 from relabel import relabel
 from report import summary
 from squeeze import squeeze
@@ -197,4 +198,4 @@ def test_a_verifier_needs_weights_of_the_data_set(world):
     assert "give --verifier-arch-path" in refused(*recover_flags(world, "--verifier"))
     args = recover.get_args(["--dataset", "cifar10", "--verifier", "resnet18"])
     with pytest.raises(UserError):
-        recover.load_verifier(args, None, "cpu")
+        load_verifier(args, None, "cpu")

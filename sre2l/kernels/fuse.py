@@ -2,8 +2,7 @@
 in place.
 
 What a pattern does not fit stays as it is: slower, never wrong. A network that torch.fx cannot trace is not
-rewritten at all.
-"""
+rewritten at all. """
 import copy
 import operator
 

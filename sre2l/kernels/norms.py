@@ -9,8 +9,7 @@ m|_2 + |var - v|_2):
 
 so a layer saves x alone. Its backward pass is one elementwise pass: gradient of the output, clamp, affine and
 this, together. This file has the formulas in plain torch (CPU, any type) and the autograd node. cpu/host.py
-and triton/norms.py have the same two passes for a CPU and for a GPU.
-"""
+and triton/norms.py have the same two passes for a CPU and for a GPU. """
 from dataclasses import dataclass
 
 import torch

@@ -9,6 +9,7 @@ from sre2l.run.device import pick_device
 from sre2l.run.errors import UserError
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}  # the types of 16 bits, by their precision
 AMPERE = (8, 0)  # compute capability of the first GPUs with TF32 and bf16
 
 
@@ -40,7 +41,7 @@ def set_tf32(name):
 
 def dtype_of(name):
     """The type of a network's tensors: float32 for fp32 and tf32."""
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(name, torch.float32)
+    return HALF.get(name, torch.float32)
 
 
 def memory_format_of(device):

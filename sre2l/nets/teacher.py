@@ -113,23 +113,19 @@ def teacher_path(args):
 def find_teacher(args, spec):
     """The run's teacher -> (Teacher, the data set's row with the teacher's normalisation and size).
 
-    --input-size, --mean and --std win over what the teacher's checkpoint says."""
+    --input-size, --mean and --std win over what the teacher's checkpoint says. A --dry-run gets (None, spec)
+    where the teacher is still to be downloaded or trained."""
     path = teacher_path(args)
-    if path is not None and args.teacher is None and not path.exists():
+    is_untrained = path is not None and args.teacher is None and not path.exists()
+    if args.dry_run and (path is None or is_untrained):
+        return None, spec
+    if is_untrained:
         name = f" --name {args.name}" if args.name else ""
         raise UserError(f"{path}: no teacher there; train one (sh squeeze/squeeze.sh {args.dataset}{name}) "
                         f"or give one with --teacher FILE")
     teacher = load_teacher(spec, path, args.arch, args.stem)
     spec = override(spec, args, mean=teacher.mean, std=teacher.std, size=teacher.size)
     return dataclasses.replace(teacher, mean=spec.mean, std=spec.std), spec
-
-
-def teacher_at_hand(args, spec):
-    """find_teacher for --dry-run; (None, spec) where the teacher is still to be downloaded or trained."""
-    path = teacher_path(args)
-    if path is None or (args.teacher is None and not path.exists()):
-        return None, spec
-    return find_teacher(args, spec)
 
 
 def check_top1(teacher, spec, args, device):

@@ -259,11 +259,13 @@ class OutputFolder:
 
     def missing(self, names, threads=4):
         """The names, paths in the folder, whose file is not there as it was recorded; reads every byte of
-        those that are.
+        those that are. Before `begin` has deleted what --overwrite deletes, all are missing.
 
         Raises UserError where files are there and no hash at all: nobody wants them made anew."""
-        self.refuse_unclaimed()
         self.own.update(names)
+        if self.overwrite:
+            return list(names)
+        self.refuse_unclaimed()
         hashes = read_hashes(self.root)
         if not hashes and any((self.root / name).exists() for name in names):
             raise UserError(f"{self.path('sha256')}: the hashes of the {self.kind} in {self.root} are gone; "

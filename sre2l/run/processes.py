@@ -42,11 +42,6 @@ def launch_id():
     return ":".join(os.environ.get(key, "") for key in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))
 
 
-def group():
-    """-> (this process's number, how many there are) among those that met in `start`, else (0, 1)."""
-    return (rank(), world_size()) if dist.is_initialized() else (0, 1)
-
-
 def start(device):
     """Meet the other processes, where there are any, before any barrier or sum. gloo between CPUs, NCCL
     between GPUs.

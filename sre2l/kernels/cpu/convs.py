@@ -3,12 +3,11 @@
 A 3x3 convolution takes a quarter of the multiplications. The input gradient of a first
 convolution takes as long as its forward pass; oneDNN computes it at a fifth of that speed.
 
-Winograd's F(4x4, 3x3) (Lavin and Gray, 2016), with B, G and A of the points 0, +-sqrt(1/2),
-+-sqrt(2) and infinity: y = A' [(G w G') (B' x B)] A for each tile of 4x4 outputs, summed over the
-channels between the brackets. In float32 its result is off by 7e-7 (64 channels) to 2e-6 (512) of
-its spread; torch's is off by half as much in NHWC, by 2e-7 in NCHW. float64 has kernels of its
-own. bfloat16 is what is read and written, everything between is float32. Weights have no gradient.
-"""
+Winograd's F(4x4, 3x3) (Lavin and Gray, 2016), with B, G and A of the points 0, +-sqrt(1/2), +-sqrt(2) and
+infinity: y = A' [(G w G') (B' x B)] A for each tile of 4x4 outputs, summed over the channels between the
+brackets. In float32 its result is off by 7e-7 (64 channels) to 2e-6 (512) of its spread; torch's is off by
+half as much in NHWC, by 2e-7 in NCHW. float64 has kernels of its own. bfloat16 is what is read and written,
+everything between is float32. Weights have no gradient. """
 import ctypes
 import functools
 import math

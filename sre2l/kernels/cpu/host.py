@@ -1,8 +1,7 @@
 """A rewritten network on a CPU: the convolutions of convs.py, and the two passes of norms.py by norms.c.
 
-norms.c reads each value once and writes it once. It takes float32 and bfloat16
-in NHWC. The formulas in torch do the rest, and all of it where nothing compiles.
-"""
+norms.c reads each value once and writes it once. It takes float32 and bfloat16 in NHWC. The formulas in torch
+do the rest, and all of it where nothing compiles. """
 import ctypes
 import functools
 import subprocess
