@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sre2l.data.augment import unit_rng
-from sre2l.data.image_folder import image_path
+from sre2l.data.image_folder import image_path, suffix_of
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,9 @@ def draw(group, seed, size, iterations, draw_one_view):
     return torch.stack(noise), [list(views_of_iteration) for views_of_iteration in zip(*views)]
 
 
-def image_names(pairs, num_classes, suffix):
+def image_names(pairs, num_classes, lossless):
     """The path of each image within its folder -> {(ipc, class): 'new000/class000_id000.jpg'}."""
+    suffix = suffix_of(lossless)
     return {(ipc, label): image_path("", label, ipc, num_classes, suffix).as_posix() for ipc, label in pairs}
 
 

@@ -20,13 +20,13 @@ from recover.step import Stepper, pixel_bounds
 from recover.views import draw_view
 from recover.watch import Watch, load_verifier
 from sre2l.data.flags import add_stage_flags, data_spec
-from sre2l.data.image_folder import encode, suffix_of
+from sre2l.data.image_folder import encode
 from sre2l.nets.precision import PRECISIONS, start_device
 from sre2l.nets.teacher import check_top1, find_teacher
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
-from sre2l.run.flags import Parser, check_folders, number
+from sre2l.run.flags import Parser, number
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
@@ -88,7 +88,6 @@ def write_images(folder, group, pixels, names, keeper):
 
 def main(args):
     # Plan: which images, which of them share a batch (a part of the method), and where they go.
-    check_folders(args.val_dir)
     spec = data_spec(args)
     classes = check_args(args, spec)
     batches = plan_batches(classes, args.batch_size, args.ipc_start, args.ipc_end)
@@ -110,7 +109,7 @@ def main(args):
     # This process's part, and what is missing of it.
     # A batch is computed as a whole, even where a single image of it is missing.
     pairs = [(ipc, label) for ipc in range(args.ipc_start, args.ipc_end) for label in classes]
-    names = image_names(pairs, spec.num_classes, suffix_of(args.lossless))
+    names = image_names(pairs, spec.num_classes, args.lossless)
     own_batches = batches[processes.rank()::processes.world_size()]
     own = {pair: names[pair] for batch in own_batches for pair in batch.pairs if pair in names}
     paths = set(folder.missing(list(own.values())))
@@ -145,8 +144,8 @@ def main(args):
                          draw_one_view=draw_one_view)
     rates = cosine_rates(args.lr, args.iteration)
     stepper = Stepper(engine, *pixel_bounds(spec.mean, spec.std, device))
-    watch = Watch(log, stepper, weights, args.precision, args.iteration, args.print_period, spec.num_classes,
-                  verifier)
+    period = args.print_period or max(1, args.iteration // 40)
+    watch = Watch(log, stepper, weights, args.precision, args.iteration, period, spec.num_classes, verifier)
     first = f"unit{batches[0].index}." if batches[0].index else ""  # of a range that begins later
     snapshots = Snapshots(folder.path(f"{first}snapshots"), folder.path(f"{first}gif"), args.snapshot_every,
                           args.iteration, spec.mean, spec.std)

@@ -1,15 +1,17 @@
 """What is seen of the batches under way: progress bar, log, metrics, warnings."""
 import contextlib
 import time
+from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
 from recover.health import LogLine, advice, describe_fault, find_all_warnings
-from recover.objective import PRIORS, TERMS, weighted_sum
-from sre2l.nets.teacher import load_teacher
+from recover.objective import PRIORS, TERMS, Weights, weighted_sum
+from recover.step import Stepper
+from sre2l.nets.teacher import Teacher, load_teacher
 from sre2l.run.errors import UserError
-from sre2l.run.log import eta
+from sre2l.run.log import RunLog, eta
 from sre2l.run.processes import rank
 
 
@@ -38,24 +40,20 @@ def verifier_top1(verifier, images, targets):
     return [round(100 * hits.float().mean().item(), 2) for hits in right]
 
 
+@dataclass
 class Watch:
-    """Follows one group of batches after another.
-
-    stepper: what optimises them; weights: of the objective; iterations: of each group; period: iterations
-    between log lines, None = a fortieth of all; verifier: a second network whose top-1 is logged, or None."""
-
-    def __init__(self, log, stepper, weights, precision, iterations, period, num_classes, verifier=None):
-        self.log = log
-        self.stepper = stepper
-        self.weights = weights
-        self.precision = precision
-        self.iterations = iterations
-        self.period = period or max(1, iterations // 40)
-        self.num_classes = num_classes
-        self.verifier = verifier
+    """Follows one group of batches after another."""
+    log: RunLog
+    stepper: Stepper   # what optimises them
+    weights: Weights
+    precision: str
+    iterations: int    # of each group
+    period: int        # iterations between log lines
+    num_classes: int
+    verifier: Teacher | None  # a second network whose top-1 is logged
 
     @contextlib.contextmanager
-    def following(self, group, done=0):
+    def following(self, group, done):
         """Take up a group. done: how many of its iterations an earlier run has done."""
         self.group = group
         self.names = [f"unit {batch.index}" for batch in group.batches]

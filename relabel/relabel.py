@@ -47,7 +47,7 @@ def check_args(args, spec):
                         f"--max-scale-crops {args.max_scale_crops}")
     if (args.padding or 0) > spec.size // 2:
         raise UserError(f"--padding {args.padding} is more than half of the images' {spec.size} pixels")
-    check_folders(args.data, args.val_dir)
+    check_folders(args.data)
 
 
 def find_images(args, spec):

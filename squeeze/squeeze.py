@@ -4,7 +4,6 @@ Run: python -m squeeze.squeeze --dataset digits      (or sh squeeze.sh digits)
 Time: digits about 40 s on two CPU cores. imagenet1k: nothing is trained, torchvision's weights are checked.
 Result: runs/<name>/teacher/teacher.pth with class names in order, normalisation, size and top-1.
 """
-import os
 import time
 from functools import partial
 from itertools import islice
@@ -29,7 +28,7 @@ from sre2l.run import processes, signals
 from sre2l.run.device import upload
 from sre2l.run.errors import UserError
 from sre2l.run.files import hash_json, save_torch
-from sre2l.run.flags import Parser, check_folders, number
+from sre2l.run.flags import Parser, existing_folder, number
 from sre2l.run.log import eta
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
@@ -85,7 +84,6 @@ def save(path, identity, seed, values, network, optimizer, scaler):
 def main(args):
     # Plan: what a flag can get wrong is refused before anything is loaded.
     spec = data_spec(args)
-    check_folders(args.real_data)
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)
     folder = OutputFolder(run_folder(args) / "teacher", "teacher", args.overwrite, vars(get_args([])))
@@ -198,7 +196,7 @@ def get_args(argv=None):
     add = parser.add_argument
     # What the teacher learns from and what it is.
     add("--seed", type=number(int, 0), default=0, help="of the first weights, the order and the crops")
-    add("--real-data", "--val-dir", type=os.path.abspath, metavar="DIR",
+    add("--real-data", "--val-dir", type=existing_folder, metavar="DIR",
         help="folder with train/ and val/ (digits: built in; CIFAR: downloaded if not given)")
     add("-a", "--arch", "--arch-name", default="resnet18", help="torchvision name of the network")
 

@@ -18,12 +18,13 @@ from validate import random_real, train
 
 PATHS = "sre2l/run/paths"
 FLAGS = "sre2l/data/flags"
+LOG = "sre2l/run/log"
 SCRIPTS = {  # each with the modules that it hands args to
-    "squeeze": (squeeze, FLAGS, PATHS),
-    "recover": (recover, "recover/watch", FLAGS, PATHS, "sre2l/nets/teacher"),
+    "squeeze": (squeeze, FLAGS, LOG, PATHS),
+    "recover": (recover, "recover/watch", FLAGS, LOG, PATHS, "sre2l/nets/teacher"),
     "relabel": (relabel, FLAGS, PATHS, "sre2l/nets/teacher"),
     "validate": (train, "validate/checks", "validate/data", "validate/student", "validate/protocol",
-                 "validate/results", FLAGS, PATHS),
+                 "validate/results", FLAGS, LOG, PATHS),
     "check": (check, PATHS), "random_real": (random_real, PATHS), "summary": (summary, PATHS),
     "collect": (collect, PATHS), "recognise": (recognise, PATHS), "make_table": (make_table,),
     "make_figures": (make_figures,), "report": (report, PATHS)}
@@ -40,7 +41,7 @@ RELEASED = {
         "--mixup 0.8 --cutmix 1.0 --data d",
     "validate":
         "--batch-size 1024 --gradient-accumulation-steps 2 --start-epoch 0 --epochs 300 -j 4 --train-dir t "
-        "--val-dir v --output-dir o --cos --sgd -lr 0.1 --learning-rate 0.1 --momentum 0.875 --weight-decay "
+        "--val-dir . --output-dir o --cos --sgd -lr 0.1 --learning-rate 0.1 --momentum 0.875 --weight-decay "
         "3e-5 --adamw-lr 0.001 --adamw-weight-decay 0.01 --model resnet18 --keep-topk 1000 -T 20 "
         "--temperature 20 --fkd-path l --wandb-project p --wandb-api-key k --mix-type cutmix --fkd_seed 42",
 }
@@ -56,7 +57,7 @@ def test_every_flag_is_read(script):
     module, *others = SCRIPTS[script]
     files = [Path(module.__file__), *(ROOT / f"{other}.py" for other in others)]
     source = "".join(file.read_text() for file in files)
-    unread = [name for name in vars(parsed(script)) if not re.search(rf"args\.{name}\b", source)]
+    unread = [name for name in vars(parsed(script)) if not re.search(rf"args(\.|\.get\(\"){name}\b", source)]
     assert unread == []
 
 

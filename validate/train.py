@@ -157,7 +157,7 @@ def main(args):
     if args.evaluate and not args.dry_run:
         return evaluate_checkpoint(args, spec)
     run = run_folder(args)
-    check_folders(args.train_dir, args.fkd_path, args.val_dir)
+    check_folders(args.train_dir, args.fkd_path)
     choose_folders(args, run)
     check_dataset(args.train_dir, spec.name)
     check_dataset(args.fkd_path, spec.name)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 
 from sre2l.data.datasets import DATASETS, STEMS
-from sre2l.run.flags import add_dead_flags, number, number_list
+from sre2l.run.flags import add_dead_flags, existing_folder, number, number_list
 from sre2l.run.log import check_tensorboard
 
 
@@ -87,7 +87,7 @@ def add_stage_flags(parser, stage, teacher=False, tensorboard=False, val=False):
         add("--tensorboard", action=NeedsTensorboard, nargs=0, default=False,
             help="write the metrics as TensorBoard's event files as well (needs the package tensorboard)")
     if val or teacher:
-        add("--val-dir", "--real-data", type=os.path.abspath, metavar="DIR",
+        add("--val-dir", "--real-data", type=existing_folder, metavar="DIR",
             help="real validation images, or the folder that holds val/: measures top-1 (digits: built in)")
 
 

@@ -12,7 +12,6 @@ import torch
 
 from sre2l.run.errors import UserError
 
-TAIL = 2 ** 20  # bytes at the end of a file of lines; one write is shorter
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of a file system that cannot, or need not
 
 
@@ -22,19 +21,24 @@ def sidecar(root, suffix):
     return root.with_name(f"{root.name}.{suffix}")
 
 
-def name_error(error, path):
-    """The same OSError with the name of its file, which the error of a write does not know."""
-    return OSError(error.errno, error.strerror, str(path))
+@contextlib.contextmanager
+def naming(path):
+    """Within this, an OSError gets the name of its file, which the error of a write does not know."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def sync(path):
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     except OSError as error:
         if error.errno not in CANNOT_SYNC:
-            raise name_error(error, path) from None
+            raise
     finally:
         os.close(handle)
 
@@ -80,33 +84,32 @@ def atomic(path, root=None):
 
 def write_bytes(path, data, root=None):
     """Write a file whole; root as in `atomic`."""
-    with atomic(path, root) as tmp, open(tmp, "wb") as file:
-        try:
-            file.write(data)
-            file.flush()
-        except OSError as error:
-            raise name_error(error, path) from None
+    with atomic(path, root) as tmp, open(tmp, "wb") as file, naming(path):
+        file.write(data)
+        file.flush()
+
+
+def drop_torn_line(path):
+    """Remove the part of a line that a killed process left at the end of a file, where there is one."""
+    if not os.path.exists(path):
+        return
+    with Path(path).open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            file.truncate(os.pread(file.fileno(), size, 0).rfind(b"\n") + 1)
 
 
 def append_line(path, text):
     """Append lines in one write and wait until they are on the disk. text ends with a newline.
 
-    The part of a line that a killed process left at the end is removed. Of several processes the caller is
-    alone with the file."""
+    Of several processes the caller is alone with the file."""
     is_new = not os.path.exists(path)
-    with open(path, "a+b", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        start = max(0, size - TAIL)
-        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-            tail = os.pread(file.fileno(), TAIL, start)
-            file.truncate(start + tail.rfind(b"\n") + 1)
-        data = text.encode()
-        try:
-            if file.write(data) < len(data):  # the disk filled within it
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file.fileno())
-        except OSError as error:
-            raise name_error(error, path) from None
+    drop_torn_line(path)
+    data = text.encode()
+    with open(path, "ab", buffering=0) as file, naming(path):
+        if file.write(data) < len(data):  # the disk filled within it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
     if is_new:
         sync(Path(path).parent)
 

@@ -99,6 +99,12 @@ def check_folders(*paths):
             raise UserError(f"{path}: there is no such folder")
 
 
+def existing_folder(path):
+    """An argparse type: the absolute path of a folder that has to be there."""
+    check_folders(path)
+    return os.path.abspath(path)
+
+
 def refuse_useless(args, names, instead):
     """Raise UserError for the first of these flags that is given where it would do nothing. names: as in
     args; instead: what is done, a sentence's start."""

@@ -1,7 +1,6 @@
 """What a run says: log lines for people, the same numbers as metrics, and how long the rest will take."""
 import contextlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from sre2l.run.device import versions
 from sre2l.run.errors import UserError, first_line
-from sre2l.run.files import as_json, write_json
+from sre2l.run.files import as_json, drop_torn_line, write_json
 from sre2l.run.processes import rank
 
 SERIES = ("unit", "seed")  # keys of metrics: each value has a curve of its own in TensorBoard
@@ -92,13 +91,6 @@ class RunLog:
             if self.scalars:
                 self.scalars.add(values)
         self.last = now
-
-
-def drop_torn_line(path):
-    """Remove what a killed run left of a line at the end of a log."""
-    data = Path(path).read_bytes() if Path(path).exists() else b""
-    if data and not data.endswith(b"\n"):
-        os.truncate(path, data.rfind(b"\n") + 1)
 
 
 def read_metrics(path):
