@@ -1,7 +1,7 @@
 """Which images share a batch, and what is drawn for it.
 
 The first is part of the method: the BatchNorm statistics of a batch are matched as a whole. An image depends
-on its batch, and never on what else runs: ranges, processes and groups change nothing. """
+on its batch, and never on what else runs: ranges, processes and groups change nothing."""
 from dataclasses import dataclass
 
 import torch

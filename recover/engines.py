@@ -1,5 +1,4 @@
-"""The one door to the engines: what an engine is, which one
-a run has, and how many batches it computes at a time."""
+"""The one door to the engines: what one is, which one a run has, how many batches it computes at once."""
 import copy
 import os
 from typing import Protocol, runtime_checkable
@@ -36,8 +35,7 @@ class Engine(Protocol):
         """views: T lists of G View -> what loss_and_gradient takes as the view of iteration t, at [t]."""
 
     def loss_and_gradient(self, images, targets, view):
-        """images (G, B, 3, S, S), targets (G, B), view: an
-        entry of tabulate's -> (Terms, gradient like images).
+        """images (G, B, 3, S, S), targets (G, B), view: of tabulate's -> (Terms, gradient like images).
 
         Neither writes into the images nor waits for the GPU."""
 
@@ -48,8 +46,7 @@ class Engine(Protocol):
 def make_fast_engine(network, weights, size, precision="fp32", own_convolutions=True):
     """The fast engine for the network's device: Triton's kernels on a GPU, C functions on a CPU.
 
-    own_convolutions: on a CPU, else torch's. Raises what
-    torch.fx raises for a network that it cannot trace."""
+    own_convolutions: on a CPU, else torch's. Raises what torch.fx raises where it cannot trace a network."""
     on_gpu = next(network.parameters()).is_cuda
     if on_gpu or os.environ.get("TRITON_INTERPRET") == "1":  # the tests run Triton's kernels without a GPU
         from recover.triton_engine import TritonEngine  # here: Triton comes with torch's CUDA builds alone
@@ -63,11 +60,9 @@ def relative(a, b):
 
 
 def why_not_fast(network, weights, size):
-    """Compare the network as fuse.py rewrites it with the network
-    itself -> None, or why the rewritten one cannot be used.
+    """Compare the network with what fuse.py makes of it -> None, or why that cannot be used.
 
-    Both compute in float64 on a CPU. An operation in place that
-    torch.fx does not understand shows here, and nowhere else."""
+    Both compute in float64 on a CPU. Here alone an operation in place shows that torch.fx got wrong."""
     network = copy.deepcopy(network).cpu().double()
 
     # Two batches of two images of noise. Small ones are enough and quick; few networks do not take them.
@@ -98,8 +93,7 @@ def why_not_fast(network, weights, size):
 def make_engine(name, network, weights, size, precision):
     """-> (an Engine, a line that says which one and why). precision: None for the engine's default.
 
-    A network that cannot be rewritten gets the plain engine, which
-    is slower, and so does a GPU whose torch has no Triton."""
+    A network that cannot be rewritten gets the plain engine, and so does a GPU without Triton."""
     device = next(network.parameters()).device
     why = None
     if name == "fast":
@@ -125,8 +119,7 @@ def make_engine(name, network, weights, size, precision):
 
 
 def default_precision(fast, device):
-    """fp16 for the fast engine on a GPU: its students were as
-    good as fp32's (docs/speed.md); else as in other stages."""
+    """fp16 for the fast engine on a GPU, as good as fp32 (docs/speed.md); else as in other stages."""
     return "fp16" if fast and device.type == "cuda" else pick_precision(None, device)
 
 
@@ -136,8 +129,7 @@ def enough_groups(num_batches, batch_size, size):
 
 
 def choose_groups(engine, batches, size, device):
-    """How many batches at a time keep the GPU busy and fit
-    into four fifths of its free memory; 1 on a CPU."""
+    """How many batches at a time keep a GPU busy and fit into 4/5 of its free memory; 1 on a CPU."""
     if not engine.captures:
         return 1
     batch = len(batches[0].pairs)

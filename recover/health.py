@@ -1,6 +1,6 @@
 """Signs that recover goes wrong, as rules on the numbers of its log lines.
 
-Terms that are not finite end a run. A CE that never falls, and a BN term that dwarfs it, are warned of. """
+Terms that are not finite end a run. A CE that never falls, and a BN term that dwarfs it, are warned of."""
 import math
 from typing import NamedTuple
 

@@ -4,7 +4,7 @@
            + tv_l2 TV(y) + l2_scale mean_b |y_b|_2
 
 y: what the network sees of the images, one view for the whole batch (views.py). w_l: first_bn_multiplier for
-the first BatchNorm layer, 1 for the others. """
+the first BatchNorm layer, 1 for the others."""
 from dataclasses import dataclass, fields
 
 import torch

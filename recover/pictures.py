@@ -69,8 +69,7 @@ def spread(items, most):
 
 
 def contact_sheet(root, path):
-    """Write a PNG of an image folder: a row for each class, evenly spread, with its first images. Classes of
-    few images share a row."""
+    """Write a PNG of an image folder: a row of first images for each class; small classes share one."""
     folders = sorted(folder for folder in Path(root).iterdir() if folder.is_dir())
     files = [sorted(folder.glob("class*"))[:MAX_COLUMNS] for folder in folders]
     longest = max(map(len, files))

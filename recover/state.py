@@ -1,12 +1,14 @@
 """The state of the batches under way, in a file beside the images: a kill costs minutes, not the batch."""
+import time
+
 import torch
 
 from sre2l.run.errors import UserError
 from sre2l.run.files import atomic, hash_json, sidecar
 from sre2l.run.safe_load import safe_load
-from sre2l.run.signals import SaveTimer
 
 FORMAT = "sre2l-recover-state-1"
+FIRST_SAVE_SEC = 15  # after the start; then twice as late each time: a run that never lives long gets on too
 UNRECORDED = {"lossless": False}  # what older runs did not record where it was off
 
 
@@ -30,7 +32,9 @@ class StateKeeper:
         self.ipc_start = ipc_start
         self.writer = writer
         self.log = log
-        self.timer = SaveTimer(every_sec)
+        self.every_sec = every_sec
+        self.wait_sec = min(every_sec, FIRST_SAVE_SEC)
+        self.since = time.monotonic()  # the last save or finished batch
         self.writing = None  # the latest write, a Future
 
     def path(self, group):
@@ -56,14 +60,16 @@ class StateKeeper:
 
     def is_due(self):
         """Is it time to save, and is the state before written?"""
-        return self.timer.is_due() and (self.writing is None or self.writing.done())
+        is_written = self.writing is None or self.writing.done()
+        return is_written and time.monotonic() - self.since >= self.wait_sec
 
     def save(self, group, iteration, tensors):
         """Begin to write the state after `iteration` iterations. Copies the tensors first (syncs the GPU)."""
         copies = [tensor.to("cpu", copy=True) for tensor in tensors]
         state = {"identity": self.identity(group), "iteration": iteration, "tensors": copies}
         self.writing = self.writer.submit(self.write, self.path(group), state)
-        self.timer.saved()
+        self.wait_sec = min(self.every_sec, 2 * self.wait_sec)
+        self.since = time.monotonic()
 
     def write(self, path, state):
         """Write one state. A full disk does not stop the run: its images may still find room."""
@@ -78,4 +84,4 @@ class StateKeeper:
         """Delete the states of batches whose images are written, but not those of another range."""
         for batch in batches:
             state_path(self.root, batch, self.ipc_start).unlink(missing_ok=True)
-        self.timer.restart()
+        self.since = time.monotonic()  # nothing of them can be lost any more

@@ -25,8 +25,7 @@ class Stepper:
         self.images = None
 
     def start(self, images, targets, views, learning_rates):
-        """Take up new batches: images (G, B, 3, S, S), targets (G, B); views: T lists of G View;
-        learning_rates: T numbers."""
+        """Take up new batches: images (G, B, 3, S, S), targets (G, B), T lists of G View, T rates."""
         if self.images is None or self.images.shape != images.shape:
             self.allocate(images, targets)
         self.images.copy_(images)

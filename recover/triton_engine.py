@@ -1,8 +1,7 @@
-"""The fast engine on a GPU, by Triton's kernels. engines.py imports it only there: Triton comes with torch's
-CUDA builds alone.
+"""The fast engine on a GPU. engines.py imports it only there: Triton comes with torch's CUDA builds alone.
 
 The view is a table of fixed shape, so that nothing but the contents of tensors differs between iterations,
-and step.py can capture one as a CUDA graph. """
+and step.py can capture one as a CUDA graph."""
 import torch
 
 from recover.fast import FastEngine

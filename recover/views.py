@@ -14,16 +14,14 @@ SCALE = (0.08, 1.0)  # of the crop's area, as RandomResizedCrop's default
 
 @dataclass(frozen=True)
 class View:
-    """What one iteration sees of the whole batch. window (top, left,
-    height, width) pixels or None; roll (rows, columns) pixels."""
-    window: tuple | None
+    """What one iteration sees of the whole batch."""
+    window: tuple | None  # top, left, height, width, pixels
     flip: bool
-    roll: tuple
+    roll: tuple  # rows, columns, pixels
 
 
 def draw_view(size, jitter, signed, crop_flip, rng):
-    """One crop window, one flip and one roll. jitter: largest
-    roll, pixels; signed: -jitter..jitter instead of 0..jitter."""
+    """One crop window, one flip and one roll of 0..jitter pixels; signed: of -jitter..jitter."""
     window = None
     flip = False
     if crop_flip:
@@ -34,8 +32,7 @@ def draw_view(size, jitter, signed, crop_flip, rng):
 
 
 def apply_view(images, view):
-    """roll(flip(crop(x))). NOTE: one window, flip and roll for the
-    whole batch, as in the paper's code. (B, 3, S, S) -> the same."""
+    """roll(flip(crop(x))), of (B, 3, S, S). NOTE: one for the whole batch, as in the paper's code."""
     if view.window is not None:
         top, left, height, width = view.window
         cropped = images[:, :, top:top + height, left:left + width]
@@ -50,8 +47,7 @@ LOWER, WEIGHT, FIRST, STOP, SHIFT = range(5)
 
 
 def tabulate_axis(first, length, size, roll, flip):
-    """One axis of many views -> (V, 5, S). first, length: the
-    window's, pixels; roll, pixels; flip; all (V,) arrays.
+    """One axis of many views -> (V, 5, S). first, length (of the window), roll, flip: arrays (V,), pixels.
 
     For output pixel i: LOWER, the stored pixel l, and WEIGHT w, so that out[i] = (1 - w) x[l] + w x[l + 1].
     For stored pixel r: FIRST and STOP, the range of places p before flip and roll whose l is r - 1 or r.
@@ -86,8 +82,7 @@ def tabulate_axis(first, length, size, roll, flip):
 
 
 def tabulate(views, size):
-    """V views -> (V, 10, S) float64: five lines for the rows, five
-    for the columns, as in tabulate_axis. Whole numbers are exact."""
+    """V views -> (V, 10, S) float64: five lines for the rows, five for the columns, as in tabulate_axis."""
     windows = np.array([view.window or (0, 0, size, size) for view in views], np.float64)
     rolls = np.array([view.roll for view in views])
     flips = np.array([view.flip for view in views])

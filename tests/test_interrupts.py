@@ -3,10 +3,11 @@ import json
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from recover import recover
+from recover import recover, state
 from recover.batches import group_batches, plan_batches
 from recover.state import StateKeeper, state_path
 from recover.step import Stepper
@@ -209,18 +210,20 @@ def test_outside_of_steps_a_signal_ends_at_once():
     assert caught.value.code == 143
 
 
-def test_the_first_saves_come_early(monkeypatch):
+def test_the_first_saves_come_early(tmp_path, monkeypatch):
     """15, 30, 60, then 120 s apart, so that a run that never lives for two minutes gets on.
 
     A finished batch starts the clock anew."""
     now = [0.0]
-    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
-    timer, saves = signals.SaveTimer(120), []
+    monkeypatch.setattr(state.time, "monotonic", lambda: now[0])
+    group, = group_batches(plan_batches([0, 1, 2], 4, 0, 3), 3)
+    writer = SimpleNamespace(submit=lambda *_: SimpleNamespace(done=lambda: True))
+    keeper, saves = StateKeeper(tmp_path / "images", {}, 0, 120, writer, None), []
     while now[0] < 700:
         now[0] += 1
         if now[0] == 400:
-            timer.restart()
-        if timer.is_due():
-            timer.saved()
+            keeper.forget(group.batches)
+        if keeper.is_due():
+            keeper.save(group, 1, [])
             saves.append(now[0])
     assert saves == [15, 45, 105, 225, 345, 520, 640]

@@ -1,2 +1,1 @@
-"""A frozen network rewritten by torch.fx (fuse.py): each
-BatchNorm layer is one pass with what follows it (norms.py)."""
+"""A frozen network rewritten (fuse.py): each BatchNorm layer is one pass with what follows it (norms.py)."""

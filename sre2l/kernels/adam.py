@@ -17,8 +17,7 @@ def adam_rates(learning_rates):
 def adam_step(images, first, second, gradient, rate, low, high):
     """Adam's step and the clamp to valid pixels, in place.
 
-    images, first and second moment, gradient: of one shape; rate:
-    a row of adam_rates; low, high: of each channel, (3, 1, 1)."""
+    images, moments, gradient: of one shape; rate: a row of adam_rates; low, high: (3, 1, 1)."""
     first.lerp_(gradient, 1 - BETAS[0])
     second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
     images.sub_(rate[0] * first / (second.sqrt() / rate[1] + EPS))

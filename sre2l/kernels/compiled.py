@@ -1,5 +1,4 @@
-"""C kernels for the CPU, compiled at first use and kept in
-the user's cache folder; whether a GPU can have Triton's."""
+"""C kernels, compiled at first use and kept in the user's cache folder; whether a GPU can have Triton's."""
 import ctypes
 import functools
 import hashlib
@@ -75,8 +74,7 @@ def load_kernel(name, *more_flags):
 
 @functools.cache
 def why_no_triton():
-    """Why Triton's kernels cannot be had on a GPU here, or None.
-    Triton itself looks for a C compiler in these places."""
+    """Why Triton's kernels cannot be had here, or None. Triton looks for a C compiler in these places."""
     if importlib.util.find_spec("triton") is None:
         return "this torch comes without Triton"
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):

@@ -1,9 +1,8 @@
-"""A frozen network for labelling alone, on a GPU in half precision: BatchNorm folded into the convolution
-before it.
+"""A frozen network for labelling on a GPU in half precision: BatchNorm folded into the convolutions.
 
 A convolution with scaled weights, the shift, the residual sum and the ReLU are one kernel of cuDNN. What has
 another form (a max pool, ReLU6, no ReLU at all) keeps its Norm, one pass. The forward pass of ResNet-18 at
-224 takes 10.5 us an image, where torch's own takes 19.0 (fp16, H200). """
+224 takes 10.5 us an image, where torch's own takes 19.0 (fp16, H200)."""
 import torch
 from torch import nn
 
@@ -58,8 +57,7 @@ def fold(traced, dtype):
 
 
 def fold_network(network, size, dtype):
-    """A frozen float32 network on a GPU -> its forward pass in fp16 or bf16, a copy. size: of the images,
-    pixels.
+    """A frozen float32 network on a GPU -> its forward pass in fp16 or bf16, a copy. size: as in fuse.
 
     Raises anything where torch.fx cannot trace it. A network that writes in place under another name comes
     out wrong: compare the two."""

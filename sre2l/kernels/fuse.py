@@ -1,8 +1,6 @@
-"""A frozen network rewritten: every BatchNorm, with the sum and the ReLU after it, becomes one Norm; nothing
-in place.
+"""A frozen network rewritten: a BatchNorm, the sum and the ReLU after it become one Norm; nothing in place.
 
-What a pattern does not fit stays as it is: slower, never wrong. A network that torch.fx cannot trace is not
-rewritten at all. """
+What a pattern does not fit stays as it is. A network that torch.fx cannot trace is not rewritten at all."""
 import copy
 import operator
 
@@ -49,8 +47,7 @@ def only_user(node):
 
 
 def absorb(node, facts, modules):
-    """Add to the facts what follows the layer: a sum, then a clamp -> (the nodes that it replaces, the sum's
-    other term or None)."""
+    """Add a sum and a clamp after the layer to its facts -> (their nodes, the sum's other term or None)."""
     pattern = [node]
     user = only_user(node)
     other = None if user is None else added_to(node, user)
@@ -74,8 +71,7 @@ def is_stem_pool(module):
 
 
 def absorb_pool(last, facts, modules):
-    """Where a ReLU of the norm feeds nothing but such a pool over an even size, add it too -> the pool's node
-    in a list, or none."""
+    """Where the norm's ReLU feeds such a pool of an even size alone, add it too -> [its node], or []."""
     user = only_user(last)
     shape = shape_of(last)
     if user is None or user.op != "call_module" or facts.low != 0:
@@ -142,8 +138,7 @@ def make_out_of_place(traced):
 
 
 def trace(network, size):
-    """-> the network as torch.fx sees it, a copy, nothing in place; every node knows the shape of its result
-    for images of this size."""
+    """-> the network as torch.fx sees it, a copy, nothing in place; a node knows the shape of its result."""
     traced = fx.symbolic_trace(copy.deepcopy(network))
     make_out_of_place(traced)
     parameter = next(network.parameters())
@@ -167,8 +162,7 @@ def insert(graph, name, pattern, inputs):
 
 
 def fuse(network, layers, size, on_gpu=False, forward_only=False):
-    """-> (the network rewritten, a copy; its Norms in the order in which they run). Raises anything where
-    torch.fx cannot trace it.
+    """-> (the network rewritten, a copy; its Norms in order). Raises anything where torch.fx cannot trace it.
 
     layers: {BatchNorm layer: (coefficient, weight)}, as NormFacts has them; size: of the images, pixels;
     on_gpu: also what Triton's kernels alone can do; forward_only: nothing that serves a backward pass alone,

@@ -1,15 +1,13 @@
-"""BatchNorm, residual sum and clamp in one step, with the statistics that recover matches and their analytic
-gradient.
+"""BatchNorm, residual sum and clamp in one step, with the statistics that recover matches.
 
-For one layer with input x, over the N values of a channel in one batch, with the layer's term  c (|mean -
-m|_2 + |var - v|_2):
+For a layer with input x, N values of a channel in a batch, and the term  c (|mean - m|_2 + |var - v|_2):
 
     d term / d x = alpha + beta x
     beta = 2 c / N (var - v) / |var - v|      alpha = c / N (mean - m) / |mean - m| - beta mean
 
 so a layer saves x alone. Its backward pass is one elementwise pass: gradient of the output, clamp, affine and
 this, together. This file has the formulas in plain torch (CPU, any type) and the autograd node. cpu/host.py
-and triton/norms.py have the same two passes for a CPU and for a GPU. """
+and triton/norms.py have the same two passes for a CPU and for a GPU."""
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +27,7 @@ def statistics_layers(network):
 class NormFacts:
     """What one run of a BatchNorm layer in eval mode is: y = clamp(scale x + shift [+ other], low, high).
 
-    fuse.py fills in what it finds around the layer; afterwards nothing changes. Tensors are (C,), float32 or
-    float64."""
+    fuse.py fills in what it finds around the layer. Tensors are (C,), float32 or float64."""
     mean: torch.Tensor   # the running statistics that are to be matched
     var: torch.Tensor
     scale: torch.Tensor
@@ -88,8 +85,7 @@ class Norm(nn.Module):
 
 
 class Normalise(torch.autograd.Function):
-    """The autograd node of Norm. The gradient of the layer's BatchNorm term joins in the backward pass,
-    without a node of its own."""
+    """The autograd node of Norm. The gradient of the layer's BatchNorm term joins in its backward pass."""
 
     @staticmethod
     def forward(ctx, x, other, norm):
@@ -159,8 +155,7 @@ def over_norm(values):
 
 
 def finish(norms):
-    """From the moments of each layer that ran, alpha and beta of its gradient -> sum of w (|mean - m| + |var
-    - v|), (G,)."""
+    """Set alpha and beta of each layer from its moments -> sum of w (|mean - m| + |var - v|), (G,)."""
     total = 0
     for norm in norms:
         facts = norm.facts

@@ -22,8 +22,7 @@ def make_scaler(precision, device):
 
 
 def check_finite(loss, network, epoch, lr_flag, precision):
-    """Raise UserError where an epoch's mean loss, a weight or a running statistic is not finite. Syncs the
-    GPU.
+    """Raise UserError where an epoch's loss, a weight or a running statistic is not finite. Syncs the GPU.
 
     Call it before a checkpoint of the epoch is written. fp16's scaler skips a step whose gradients overflow,
     so in fp16 too nothing of a run in good order becomes infinite."""

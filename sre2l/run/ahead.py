@@ -6,9 +6,9 @@ import torch
 
 
 def in_order(function, items, threads, device=None):
-    """Yield function(item) for each item, in order, computed on this many threads beside whoever takes the
-    results (0: in this one). At most threads + 1 results wait. An error in a thread is raised here. device: a
-    GPU that the function uses."""
+    """Yield function(item) for each item, in order, computed on so many threads (0: on this one).
+
+    At most threads + 1 results wait. A thread's error is raised here. device: a GPU that is used."""
     if not threads:
         yield from map(function, items)
         return

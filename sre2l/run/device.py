@@ -25,8 +25,7 @@ GPU_SHARE = 0.5     # for pixels, of the GPU memory that is free: the rest is th
 
 def keep_freed_memory():
     """Let glibc keep large blocks that are freed, instead of faulting every page in again at the next use: an
-    elementwise operation on 64 MB takes 4.6 ms so and 35 ms otherwise (two cores). Elsewhere nothing
-    happens."""
+    elementwise operation on 64 MB takes 4.6 ms so and 35 ms otherwise (two cores)."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
@@ -40,10 +39,9 @@ def give_back_memory():
 
 
 def pick_device(name):
-    """'auto', 'cpu', 'cuda' or 'cuda:N' -> torch.device, which becomes the current GPU; of several processes
-    each its own.
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> torch.device, which becomes the current GPU.
 
-    Raises UserError where there is no such device."""
+    Of several processes each has its own. Raises UserError where there is no such device."""
     count = torch.cuda.device_count()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -95,11 +93,9 @@ def upload(tensor, device):
 
 
 def cgroup_folders(controller):
-    """The folders with the limits of this process, the nearest first. controller: 'cpu' or 'memory', of
-    cgroup v1; v2 has one tree.
+    """The folders whose limits hold for this process. controller: 'cpu' or 'memory' of cgroup v1.
 
-    A limit holds in all folders below. In a container the path may be the host's: there the limits are in the
-    topmost folder."""
+    In a container the path may be the host's: there the limits are in the topmost folder."""
     try:
         lines = OWN_CGROUPS.read_text().splitlines()
     except OSError:  # not Linux

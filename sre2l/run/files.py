@@ -64,8 +64,7 @@ def resolved(root):
 
 @contextlib.contextmanager
 def atomic(path, root=None):
-    """Write to a temporary name, then rename: `with atomic(path) as tmp: save(tmp)`. Afterwards the file
-    survives a power cut.
+    """Write to a temporary name, sync and rename: `with atomic(path) as tmp: save(tmp)`.
 
     root: the image or label folder that the file belongs to. The temporary file then lies beside that folder,
     because the released reader counts everything in it; where the folder is a link, beside its target, which

@@ -32,8 +32,7 @@ def check_name(name, where):
 
 
 def check_link(path, top, above=()):
-    """-> where a symbolic link leads, resolved. Raises UserError unless that is below `top` (resolved) and
-    none of the folders `above`."""
+    """-> where a link leads, resolved. Raises UserError unless that is below `top` and none of `above`."""
     target = os.path.realpath(path)
     if os.path.commonpath((target, top)) != top:
         raise UserError(f"{path}: is a link to {target}, outside {top}; put the files themselves there")
@@ -143,8 +142,7 @@ def older_hash_files(root):
 
 
 def read_hashes(root, strict=False):
-    """The recorded hash of each file of an image or label folder, by its path in it; {} where none is
-    recorded.
+    """{path in it: recorded hash} of the files of an image or label folder.
 
     strict: of a folder that nobody writes to, in which every line must be one."""
     path = sidecar(root, "sha256")

@@ -1,13 +1,11 @@
-"""One writer at a time: locks of the operating system on one file beside each output folder. They end with
-their process.
+"""One writer at a time: locks of the operating system, on a file beside each output folder.
 
 A process holds byte 0 for a moment, while it changes the folder's records, and byte 1 + i for as long as it
-writes image i of the folder. The file also says who holds what, for the message to whoever comes second; it
-is never deleted.
+writes image i of the folder. The locks end with the process. The file stays: it says who holds what.
 
 NOTE: a lock of fcntl.lockf goes when its process closes any descriptor of the file, and it does not keep the
 threads of one process apart. So a process opens each file once and keeps it open, and a lock for threads
-stands beside it. """
+stands beside it."""
 import contextlib
 import errno
 import fcntl

@@ -50,12 +50,11 @@ class Scalars:
 
 
 class RunLog:
-    """A run's args.json, log.txt (lines for people) and metrics.jsonl (the same numbers). where: file name ->
-    its path.
+    """A run's args.json, log.txt (lines for people) and metrics.jsonl (the same numbers).
 
-    The log starts with what the run depends on: command, arguments, versions, device, commit. Of several
-    processes the first writes. Where they do different work (`sliced`) the others keep metrics too, in files
-    of their own. With --tensorboard the numbers are written as event files as well."""
+    where: file name -> its path. The log starts with what the run depends on: command, arguments, versions,
+    device, commit. Of several processes the first writes. Where they do different work (`sliced`) the others
+    keep metrics of their own. With --tensorboard the numbers are written as event files as well."""
 
     def __init__(self, where, args, device, sliced=False):
         self.is_first = rank() == 0

@@ -171,15 +171,14 @@ class OutputFolder:
             names = sorted(path.relative_to(self.root.parent).as_posix() for path in beside)
             size = num_bytes(inside + beside)
             plan["deletes"] = {"folder": str(self.root), "files": len(inside), "beside": names, "bytes": size}
-        elif there := self.earlier_settings():
+        elif (there := self.earlier_settings()) is not None:
             known = {key for key, value in settings.items() if value is not None}
             known &= {*there, *self.defaults}
             self.refuse_others(there, settings, known - {*self.free, *FOUND_LATER})
         print_plan(settings, **plan)
 
     def begin(self, settings, part=None, chosen=None):
-        """Take the lock, delete what --overwrite deletes, refuse other settings, and record these -> the
-        settings on record.
+        """Take the lock, delete with --overwrite, refuse other settings, record these -> those on record.
 
         part: the ranges (first, stop) of flat image indices that this process writes; None for everything,
         which the processes of one launch share. chosen: settings that the run has chosen by itself; recorded

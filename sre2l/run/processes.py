@@ -2,7 +2,7 @@
 
 torchrun starts them and says in the environment which is which. Without it there is one process, number 0,
 and everything here costs nothing. Recover and relabel only ask who they are; squeeze and validate meet in a
-process group. """
+process group."""
 import os
 import socket
 from datetime import timedelta
@@ -43,8 +43,7 @@ def launch_id():
 
 
 def start(device):
-    """Meet the other processes, where there are any, before any barrier or sum. gloo between CPUs, NCCL
-    between GPUs.
+    """Meet the other processes, before any barrier or sum: by gloo between CPUs, by NCCL between GPUs.
 
     Raises UserError where they do not come."""
     if world_size() == 1 or dist.is_initialized():

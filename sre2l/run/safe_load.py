@@ -55,8 +55,7 @@ def check_members(file):
 
 
 def safe_load(path, what, data=None):
-    """What torch.save wrote into a file, on the CPU, from tensors, plain values and the types registered by
-    name alone.
+    """What torch.save wrote into a file, on the CPU: tensors, plain values and KNOWN_TYPES alone.
 
     what: 'checkpoint' or 'label file'; data: the file's bytes if they are read. Raises UserError."""
     try:
@@ -75,8 +74,7 @@ def safe_load(path, what, data=None):
 
 
 def is_whole(value):
-    """Is a value a tensor whose elements are all in the file: dense, on the CPU, not a few that strides of 0
-    spread out?"""
+    """Is it a tensor whose elements are all in the file: dense, on the CPU, not spread by strides of 0?"""
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_nested:
         return False
     return value.device.type == "cpu" and value.nbytes <= value.untyped_storage().nbytes()

@@ -1,8 +1,6 @@
-"""Signals and time: a run of one process ends after the step under way; and how often a run saves what it
-has.
+"""Signals: a run of one process ends after the step under way.
 
-Of several processes, which wait for each other, none can end by itself: there signals keep their default
-effect. """
+Of several processes none can end by itself: there signals keep their default effect."""
 import contextlib
 import os
 import signal
@@ -14,8 +12,6 @@ from sre2l.run.processes import world_size
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 # signals that come sooner after another are the same one: schedulers and shells both send theirs
 REPEAT_SEC = 1
-# after the start; then twice as late each time, so that a run which never lives long gets on as well
-FIRST_SAVE_SEC = 15
 
 
 class Pending:
@@ -86,23 +82,3 @@ def leave():
     number = Pending.signal or signal.SIGTERM
     Pending.signal = None
     end(number)
-
-
-class SaveTimer:
-    """Is it time to save? Every `every_sec` since the last save or finished batch, sooner at the start."""
-
-    def __init__(self, every_sec):
-        self.every_sec = every_sec
-        self.wait_sec = min(every_sec, FIRST_SAVE_SEC)
-        self.last = time.monotonic()
-
-    def is_due(self):
-        return time.monotonic() - self.last >= self.wait_sec
-
-    def saved(self):
-        self.wait_sec = min(self.every_sec, 2 * self.wait_sec)
-        self.restart()
-
-    def restart(self):
-        """What was under way is finished: nothing of it can be lost any more."""
-        self.last = time.monotonic()

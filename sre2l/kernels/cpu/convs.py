@@ -7,7 +7,7 @@ Winograd's F(4x4, 3x3) (Lavin and Gray, 2016), with B, G and A of the points 0, 
 infinity: y = A' [(G w G') (B' x B)] A for each tile of 4x4 outputs, summed over the channels between the
 brackets. In float32 its result is off by 7e-7 (64 channels) to 2e-6 (512) of its spread; torch's is off by
 half as much in NHWC, by 2e-7 in NCHW. float64 has kernels of its own. bfloat16 is what is read and written,
-everything between is float32. Weights have no gradient. """
+everything between is float32. Weights have no gradient."""
 import ctypes
 import functools
 import math
@@ -71,8 +71,7 @@ class Kernels:
             function.restype = None
 
     def readable(self, x):
-        """The same values as the kernels read them: NHWC, in
-        their type or, where that is float32, in bfloat16."""
+        """The same values in NHWC, in the kernels' type or, where that is float32, in bfloat16."""
         bf16 = x.dtype == torch.bfloat16 and self.dtype == torch.float32
         return channels_last(x if bf16 else x.to(self.dtype))
 
@@ -207,8 +206,7 @@ class FirstConv(FrozenConv):
 @torch.enable_grad()
 @torch.random.fork_rng(devices=())
 def agrees_with_torch(kernels):
-    """Both kernels on odd sizes, forward and backward, must give what
-    torch gives, to rounding. Leaves torch's generator as it was."""
+    """Both kernels on odd sizes, forward and backward, must give what torch gives, to rounding."""
     torch.default_generator.manual_seed(0)
     cases = ((Winograd, nn.Conv2d(64, 64, 3, padding=1), 9), (Winograd, nn.Conv2d(256, 512, 3, padding=1), 5),
              (FirstConv, nn.Conv2d(3, 64, 7, 2, 3, bias=False), 21))
@@ -226,8 +224,7 @@ def agrees_with_torch(kernels):
 
 @functools.cache
 def host_kernels(dtype):
-    """-> (Kernels for networks of this type on a CPU, None), or
-    (None, a line that says why torch computes all convolutions)."""
+    """-> (Kernels for networks of this type, None), or (None, why torch computes all convolutions)."""
     try:
         kernels = Kernels(dtype)
     except (OSError, subprocess.CalledProcessError) as error:

@@ -1,7 +1,7 @@
 """A rewritten network on a CPU: the convolutions of convs.py, and the two passes of norms.py by norms.c.
 
 norms.c reads each value once and writes it once. It takes float32 and bfloat16 in NHWC. The formulas in torch
-do the rest, and all of it where nothing compiles. """
+do the rest, and all of it where nothing compiles."""
 import ctypes
 import functools
 import subprocess
@@ -104,8 +104,7 @@ class Passes:
 
 
 def agrees_with_formulas(passes):
-    """One clamped sum with statistics and two gradients: the
-    kernel must give what the formulas give, to rounding."""
+    """A clamped sum with statistics and two gradients: the kernel must give what the formulas give."""
     generator = torch.Generator().manual_seed(0)
     x, other, g1, g2 = torch.randn((4, 4, 6, 6, 24), generator=generator).movedim(-1, 2)
     found = []
@@ -136,8 +135,7 @@ def host_passes():
 def use_host_kernels(network, norms, dtype, forward_only=False):
     """Let a network that fuse.py has rewritten compute by the C functions, in place.
 
-    norms: its Norms; dtype: of its weights, None for torch's convolutions; forward_only: no memory for a
-    backward pass."""
+    dtype: of its weights, None for torch's convolutions; forward_only: no memory for a backward pass."""
     if dtype:
         replace_convolutions(network, dtype, forward_only)
     for norm in norms:
@@ -145,11 +143,10 @@ def use_host_kernels(network, norms, dtype, forward_only=False):
 
 
 def host_network(network, size):
-    """A frozen float32 network on a CPU -> its forward pass
-    by the C functions, a copy. size: of the images, pixels.
+    """A frozen float32 network -> its forward pass by the C functions, a copy. size: of the images, pixels.
 
-    Raises anything where torch.fx cannot trace it or nothing compiles. A network
-    that writes in place under another name comes out wrong: compare the two."""
+    Raises anything where torch.fx cannot trace it or nothing compiles. A network that writes in place under
+    another name comes out wrong: compare the two."""
     kernels, why = host_kernels(torch.float32)
     if kernels is None:
         raise OSError(why)
