@@ -183,7 +183,7 @@ def main(args):
     # A precision, and a faster form of the network, are taken only where the logits of the first batch are
     # close to fp32's.
     first = loader.BatchDataset(images, spec.size, draw)[next(iter(batches))]
-    images, where_decoded = keep_decoded(images, device, run_folder(args), described["images_sha256"])
+    images, where_decoded = keep_decoded(images, device)
     if args.batch_statistics:
         use_batch_statistics(teacher)
     # Only a run that begins may choose: one that continues takes the precision that its labels have.

@@ -172,7 +172,7 @@ def main(args):
     processes.start(device)
     stem = checks.check_student(args, spec)
     # Size and normalisation come from the labels' manifest: the student sees the teacher's pixels.
-    data = find_data(args, spec, device, run)
+    data = find_data(args, spec, device)
     settings = make_settings(args, data.spec, stem, data.facts, data.val, precision)
     data = replace(data, val=keep_on_device(data.val, device))
 

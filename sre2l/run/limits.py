@@ -1,6 +1,5 @@
 """How many cores and how much memory the processes of a run may use here: a container, a batch system or an
 affinity mask may allow less than the machine has."""
-import errno
 import math
 import os
 from pathlib import Path
@@ -77,19 +76,6 @@ def usable_memory():
         limits = read_limits(folder, "memory.max") or read_limits(folder, "memory.limit_in_bytes")
         memory = min([memory, *limits])
     return int(memory)
-
-
-def reserve(path, num_bytes):
-    """Make a file that has its blocks: where a disk fills under a mapped file, the process dies of SIGBUS."""
-    with open(path, "wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            try:
-                return os.posix_fallocate(file.fileno(), 0, num_bytes)
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot
-                    raise
-        for start in range(0, num_bytes, 2 ** 24):
-            file.write(bytes(min(2 ** 24, num_bytes - start)))
 
 
 def fits_gpu(num_bytes, device):
