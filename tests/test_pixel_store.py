@@ -69,6 +69,21 @@ def test_batches_are_the_same_decoded_once_or_at_each_use(images, workers):
         assert torch.equal(sheet.crops.boxes, sheet1.crops.boxes)
 
 
+@pytest.mark.parametrize("kept", (False, True))
+def test_crops_of_chosen_rows_are_those_rows_of_the_whole_batch(images, kept):
+    images = store.keep_decoded(images)[0] if kept else images
+    dataset = BatchDataset(images, 16, partial(draw_label_batch, SETTINGS))
+    batches = Batches(9, 4, 42, 2)
+
+    def rows_of(batch):
+        return slice(batch.index, 3)
+    whole = list(load_batches(dataset, batches, 0, CPU))
+    part = load_batches(dataset, batches, 2, CPU, rows_of)
+    for (batch, pixels, sheet), (_, every, _) in zip(part, whole, strict=True):
+        assert torch.equal(pixels, every[rows_of(batch)])
+        assert len(sheet.crops.boxes) == len(batch.rows)
+
+
 @pytest.mark.parametrize("part_bytes", (1, 2000, 2 ** 30))
 def test_parts_of_any_size_fill_the_gpus_memory_as_one_does(images, part_bytes, monkeypatch):
     """An image larger than a part is a part of its own."""
@@ -90,6 +105,15 @@ def test_batches_on_the_gpu_equal_those_of_the_cpu(images, workers):
     for (_, pixels, _), (_, resident, _), (_, uploaded, _) in zip(*streams, strict=True):
         assert resident.device.type == uploaded.device.type == "cuda"
         assert torch.equal(resident.cpu(), pixels) and torch.equal(uploaded.cpu(), pixels)
+
+
+@on_gpu
+def test_a_process_without_rows_gets_no_crops(images):
+    kept, _ = store.keep_decoded(images, torch.device("cuda"))
+    dataset = BatchDataset(kept, 16, partial(draw_label_batch, SETTINGS))
+    for _, pixels, _ in load_batches(dataset, Batches(9, 4, 42, 1), 0, torch.device("cuda"),
+                                     lambda _: slice(0, 0)):
+        assert pixels.shape == (0, 3, 16, 16)
 
 
 @pytest.fixture
