@@ -10,9 +10,8 @@ from PIL import Image
 from sre2l.check.verify import read_checked, verify_images
 from sre2l.data import real_images
 from sre2l.data.datasets import DATASETS, Dataset
-from sre2l.data.image_folder import Images, fingerprint, image_path, read_folder
+from sre2l.data.image_folder import Images, fingerprint, image_path, read_folder, read_synthetic
 from sre2l.data.real_images import decode_own, read_digits, read_real, read_val, show, shown_at
-from sre2l.data.synthetic import read_synthetic
 from sre2l.run import limits
 from sre2l.run.errors import UserError
 from sre2l.run.output import OutputFolder
