@@ -20,7 +20,7 @@ from sre2l.nets.precision import autocast, memory_format_of
 from sre2l.nets.training import at_least_float32, compile_network, make_scaler, weight_decay_groups
 from sre2l.run.ahead import in_order
 from sre2l.run.output import OutputFolder
-from validate import train
+from validate import losses, train
 from validate.data import stored_label_batch
 from validate.losses import distillation_loss, micro_batches
 from validate.protocol import make_optimizer
@@ -104,7 +104,7 @@ def our_validate(world, precision, compiled=False):
     def run():
         for batch, pixels, labels in our_stream("validate", world, images, next(numbers)):
             classes = images.labels[batch.rows]
-            mixed, targets = train.mix_and_targets(args, SPEC, classes, pixels, labels, precision)
+            mixed, targets = losses.mix_and_targets(args, SPEC, classes, pixels, labels, precision)
             optimizer.zero_grad()
             for rows in micro_batches(len(batch.rows), world.batch // STEPS):
                 with autocast(precision, world.device):

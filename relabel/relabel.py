@@ -9,16 +9,14 @@ import os
 import time
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from relabel import room
+from relabel import plan
 from relabel.teacher_form import describe_form, prepare_teacher, teacher_logits, use_batch_statistics
 from sre2l.check import manifest
 from sre2l.check.agreement import agreement
-from sre2l.check.verify import read_checked, verify_images
 from sre2l.data import loader
 from sre2l.data.augment import draw_crops, draw_mix, unit_rng
 from sre2l.data.flags import add_stage_flags, data_spec
@@ -30,82 +28,14 @@ from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.device import versions
 from sre2l.run.errors import UserError
-from sre2l.run.flags import Parser, check_folders, number
+from sre2l.run.flags import Parser, number
 from sre2l.run.log import eta
-from sre2l.run.output import OutputFolder, check_dataset
+from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
 
 DEFAULTS = {"batch_statistics": False}  # settings that older label folders do not record
 NUM_WRITERS = 2  # threads that write label files; one keeps up with a GPU, two hide a slow disk
-
-
-def check_args(args, spec):
-    """Raise UserError for what the flags alone can get wrong."""
-    if args.min_scale_crops > args.max_scale_crops:
-        raise UserError(f"--min-scale-crops {args.min_scale_crops} is above "
-                        f"--max-scale-crops {args.max_scale_crops}")
-    if (args.padding or 0) > spec.size // 2:
-        raise UserError(f"--padding {args.padding} is more than half of the images' {spec.size} pixels")
-    check_folders(args.data)
-
-
-def find_images(args, spec):
-    """The images to label, complete and not yet decoded; None in a dry run that finds none."""
-    check_dataset(args.data, spec.name)
-    if not Path(args.data).exists():
-        if args.dry_run:
-            return None
-        raise UserError(f"{args.data}: no images there yet; run recover.sh first, "
-                        "or give some with --data DIR")
-    images = read_checked(verify_images(args.data, spec.num_classes, args.classes))
-    if args.batch_statistics and 1 in (args.batch_size, len(images) % args.batch_size):
-        raise UserError(f"--batch-statistics: of {len(images)} images, --batch-size {args.batch_size} leaves "
-                        "a batch of one, which would be normalised by itself alone; choose another")
-    return images
-
-
-def make_settings(args, spec):
-    """What a label file depends on besides the images and the teacher."""
-    crop = {"kind": args.crop or spec.crop,
-            "padding": spec.padding if args.padding is None else args.padding,
-            "scale": [args.min_scale_crops, args.max_scale_crops],
-            "flip": spec.flip and not args.no_flip}
-    alphas = {"none": None, "mixup": args.mixup, "cutmix": args.cutmix}
-    return {"format": manifest.LABEL_FORMAT, "dataset": spec.name, "num_classes": spec.num_classes,
-            "batch_size": args.batch_size, "epochs": args.epochs,
-            "order_seed": args.fkd_seed, "order_rule": manifest.ORDER_RULE, "seed": args.seed,
-            "mix": args.mix_type, "mix_alpha": alphas[args.mix_type], "crop": crop,
-            "input_size": spec.size, "mean": spec.mean, "std": spec.std,
-            "logits": args.label_precision, "batch_statistics": args.batch_statistics}
-
-
-def num_bytes_of(args, num_images, spec):
-    """Bytes of all label files."""
-    return room.num_label_bytes(num_images, args.batch_size, args.epochs, spec.num_classes,
-                                args.label_precision)
-
-
-def print_plan(args, spec, images, labels):
-    """--dry-run: the settings, how many label files and how many bytes."""
-    teacher, spec = find_teacher(args, spec)
-    count = num_batches = num_bytes = None
-    if images:
-        count = len(images)
-        num_batches = len(loader.Batches(count, args.batch_size, args.fkd_seed, args.epochs))
-        num_bytes = num_bytes_of(args, count, spec)
-    labels.dry_run(make_settings(args, spec), images=count, teacher=teacher and teacher.describe(),
-                      batches=num_batches, bytes=num_bytes)
-
-
-def read_recorded(args, described, folder):
-    """The settings of the labels that this run continues, {} where it begins. folder: of the images.
-
-    Raises UserError for labels of other images."""
-    recorded = None if args.overwrite else manifest.manifest_of(args.fkd_path)
-    if recorded:
-        manifest.check_images(args.fkd_path, recorded, described, folder)
-    return recorded or {}
 
 
 def draw_label_batch(settings, batch, sizes):
@@ -160,13 +90,13 @@ def store_labels(labels, where, labelled):
 def main(args):
     # Plan: what the flags can get wrong is refused before anything is loaded. --dry-run ends here.
     spec = data_spec(args)
-    check_args(args, spec)
+    plan.check_args(args, spec)
     args.data = args.data or str(run_folder(args) / "images")
     args.fkd_path = args.fkd_path or str(run_folder(args) / "labels")
     labels = OutputFolder(args.fkd_path, "labels", args.overwrite, DEFAULTS, manifest.FREE)
-    images = find_images(args, spec)
+    images = plan.find_images(args, spec)
     if args.dry_run:
-        return print_plan(args, spec, images, labels)
+        return plan.print_plan(args, spec, images, labels)
 
     # Prepare: images and teacher have to be usable before anything is written or deleted.
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
@@ -174,14 +104,14 @@ def main(args):
     teacher.network.to(device, memory_format=memory_format_of(device))
     top1 = check_top1(teacher, spec, args, device) if processes.rank() == 0 else None
     described = manifest.describe_images(images)
-    recorded = read_recorded(args, described, images.root)
-    settings = make_settings(args, spec)
+    recorded = plan.read_recorded(args, described, images.root)
+    settings = plan.make_settings(args, spec)
     batches = loader.Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
     draw = partial(draw_label_batch, settings)
     # A precision, and a faster form of the network, are taken only where the logits of the first batch are
     # close to fp32's.
     first = loader.BatchDataset(images, spec.size, draw)[next(iter(batches))]
-    images, where_decoded = keep_decoded(images, device, run_folder(args), described["images_sha256"])
+    images, where_decoded = keep_decoded(images, device)
     if args.batch_statistics:
         use_batch_statistics(teacher)
     # Only a run that begins may choose: one that continues takes the precision that its labels have.
@@ -203,9 +133,9 @@ def main(args):
     own = list(planned)[processes.rank()::processes.world_size()]
     todo = [planned[name] for name in labels.missing(own, args.workers)]
     # A disk on which the run would end after hours is refused now.
-    num_bytes = round(num_bytes_of(args, len(images), spec) * len(todo) / len(batches))
-    room.check_room(labels.root, num_bytes)
-    log.line(f"{len(todo)} label files to write, about {room.in_bytes(num_bytes)}, teacher in {precision}, "
+    num_bytes = round(plan.num_label_bytes(args, len(images), spec) * len(todo) / len(batches))
+    plan.check_room(labels.root, num_bytes)
+    log.line(f"{len(todo)} label files to write, about {plan.in_bytes(num_bytes)}, teacher in {precision}, "
              f"logits in {args.label_precision} -> {labels.root}")
 
     # Loop: threads prepare the next batches and write the last files while the teacher labels.

@@ -16,6 +16,7 @@ from sre2l.data.augment import apply_mix
 from sre2l.nets import precision
 from sre2l.run import processes
 from sre2l.run.start import run_script
+from validate import losses
 
 
 def show_batch64(pixels, mix, mean, std, _):
@@ -47,7 +48,7 @@ def record_statistics(path):
 if __name__ == "__main__":
     stage, flags = importlib.import_module(sys.argv[1]), sys.argv[2:]
     torch.set_default_dtype(torch.float64)
-    stage.show_batch = show_batch64
+    losses.show_batch = stage.show_batch = show_batch64
     stage.evaluate = lambda *_, **__: (0.0, 0.0)  # the evaluation's images are float32
     stage.write_page = lambda *_: "no report: a test"
     if "STATISTICS" in os.environ:

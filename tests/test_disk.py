@@ -12,12 +12,9 @@ import pytest
 from recover import recover
 from relabel import relabel
 from squeeze import squeeze
-from sre2l.data import pixel_store as store
-from sre2l.data.synthetic import read_synthetic
-from sre2l.run import device
 from sre2l.run.start import run_script
 from stress.compare import differences, names_of
-from tests.helpers import SMALL, before_call, close_locks, synthetic_folder
+from tests.helpers import SMALL, before_call, close_locks
 from tests.worlds import common, teacher
 from validate import train
 
@@ -194,13 +191,3 @@ def test_relabel_asks_for_the_room_it_needs(run_stage, monkeypatch, tmp_path):
     code, said = run_stage("relabel", tmp_path)
     one_sentence(said, code, str(tmp_path / "run" / "labels"))
     assert not list((tmp_path / "run").rglob("*.tar"))
-
-
-def test_decoded_pixels_that_do_not_fit_are_decoded_at_each_use(disk, tmp_path, monkeypatch):
-    """The disk was free when asked and is full when written: no mapped file, none left over, no SIGBUS."""
-    images = read_synthetic(synthetic_folder(tmp_path / "images"), 10)
-    monkeypatch.setattr(device, "MEMORY_SHARE", 0)
-    fill(disk, 8 * PAGE)  # of the 60 KB of pixels
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: ROOM)
-    kept, note = store.keep_decoded(images, folder=disk / "run", identity="x")
-    assert kept is images and "decoded at each use" in note and os.listdir(disk / "run") == [".pixels.lock"]

@@ -1,10 +1,9 @@
 """Cores and memory that a process may use: cgroups of both versions, affinity, systems without these."""
-import errno
 import os
 
 import pytest
 
-from sre2l.run import device, files
+from sre2l.run import device
 
 
 @pytest.fixture
@@ -62,22 +61,3 @@ def test_a_system_without_cgroups_and_masks(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert device.usable_cores() == 8 and device.usable_memory() == device.machine_memory() > 2 ** 27
-
-
-@pytest.mark.parametrize("refusal", (None, errno.EOPNOTSUPP, errno.ENOSPC))
-def test_a_file_is_given_its_blocks_also_without_posix_fallocate(tmp_path, monkeypatch, refusal):
-    """macOS lacks it, some file systems cannot; a full disk is told as such."""
-    if refusal is None:
-        monkeypatch.delattr(os, "posix_fallocate")
-    else:
-        def posix_fallocate(*_):
-            raise OSError(refusal, os.strerror(refusal))
-        monkeypatch.setattr(os, "posix_fallocate", posix_fallocate)
-    if refusal == errno.ENOSPC:
-        with pytest.raises(OSError, match="No space"):
-            files.reserve(tmp_path / "a", 10)
-        return
-    num_bytes = 2 ** 24 + 5
-    files.reserve(tmp_path / "a", num_bytes)
-    assert (tmp_path / "a").stat().st_size == num_bytes
-    assert (tmp_path / "a").stat().st_blocks * 512 >= num_bytes

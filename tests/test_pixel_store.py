@@ -1,8 +1,6 @@
 """Images decoded once, batches prepared ahead: the same pixels, errors in words, no thread left."""
-import os
 import threading
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from relabel.relabel import draw_label_batch
 from sre2l.data import pixel_store as store
 from sre2l.data.image_folder import read_folder
 from sre2l.data.loader import BatchDataset, Batches, load_batches
-from sre2l.data.synthetic import hash_images
 from sre2l.run import device
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
@@ -38,13 +35,6 @@ def images(tmp_path):
     return read_folder(tmp_path / "set")
 
 
-def keep_in_file(images, folder, monkeypatch, identity="these"):
-    """keep_decoded on a machine whose memory is too small."""
-    with monkeypatch.context() as patch:
-        patch.setattr(device, "MEMORY_SHARE", 0)
-        return store.keep_decoded(images, CPU, folder, identity)
-
-
 def assert_same_pixels(images, others):
     for index in (*range(len(images)), -1):
         assert np.array_equal(images.pixels(index), others.pixels(index))
@@ -52,62 +42,20 @@ def assert_same_pixels(images, others):
     assert np.array_equal(images.shapes(np.arange(9)), others.shapes(np.arange(9)))
 
 
-def test_pixels_are_the_same_wherever_they_are_kept(images, tmp_path, monkeypatch):
+def test_pixels_are_the_same_decoded_once_or_at_each_use(images, monkeypatch):
     kept, line = store.keep_decoded(images)
     assert_same_pixels(images, kept)
     assert "decoded into memory" in line
     assert f"{sum(image.size for image in map(images.pixels, range(9))) / 1e6:.1f} MB" in line
-    mapped, line = keep_in_file(images, tmp_path / "run", monkeypatch)
-    assert_same_pixels(images, mapped)
-    assert f"a mapped file in {tmp_path / 'run'}" in line
-    left, line = keep_in_file(images, None, monkeypatch)
+    monkeypatch.setattr(device, "MEMORY_SHARE", 0)
+    left, line = store.keep_decoded(images)
     assert left.store is None and "decoded at each use" in line
 
 
-def test_the_mapped_file_is_reused_for_the_same_images_and_removed_for_others(images, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    keep_in_file(images, run, monkeypatch, hash_images(images)[1])
-    first, = run.glob("*.u8")
-    stamp = first.stat().st_mtime_ns
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "fill", None)  # decodes nothing
-        mapped, _ = keep_in_file(images, run, patch, hash_images(images)[1])
-    assert first.stat().st_mtime_ns == stamp
-    Path(images.items[4]).write_bytes(Path(images.items[0]).read_bytes())
-    others, _ = keep_in_file(images, run, monkeypatch, hash_images(images)[1])
-    second, = run.glob("*.u8")
-    assert second != first and np.array_equal(others.pixels(4), mapped.pixels(0))
-    assert np.array_equal(mapped.pixels(8), images.pixels(8))  # who has the old file keeps it
-
-
-def test_a_run_and_its_control_keep_the_files_of_both(images, tmp_path, monkeypatch):
-    """Both are decoded into one run folder. Files that name no folder are an older version's."""
-    run = tmp_path / "run"
-    run.mkdir()
-    for name in ("pixels.0123456789abcdef.u8", "pixels.images.more.0123456789abcdef.u8"):
-        (run / name).touch()
-    files = []
-    for root in (run / "images", run / "random_real" / "images", run / "images"):
-        keep_in_file(replace(images, root=str(root)), run, monkeypatch)
-        files.append({path.name.removesuffix(".u8").rpartition(".")[0]: path.stat().st_mtime_ns
-                      for path in run.glob("*.u8")})
-    assert files[0].keys() == {"pixels.images", "pixels.images.more"} and files[1] == files[2]
-    assert files[1].keys() == files[0].keys() | {"pixels.random_real-images"}
-
-
-def test_an_interrupted_decoding_leaves_no_file(images, tmp_path, monkeypatch):
+def test_an_image_that_ends_early_is_named(images):
     Path(images.items[5]).write_bytes(Path(images.items[5]).read_bytes()[:-100])  # its header is whole
     with pytest.raises(UserError, match="c1/2.jpg"):
-        keep_in_file(images, tmp_path / "run", monkeypatch)
-    assert os.listdir(tmp_path / "run") == [".pixels.lock"]
-    with pytest.raises(UserError, match="c1/2.jpg"):
         store.keep_decoded(images)
-
-
-def test_a_full_disk_means_decoding_at_each_use(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10}))
-    kept, line = keep_in_file(images, tmp_path / "run", monkeypatch)
-    assert kept.store is None and "decoded at each use" in line
 
 
 @pytest.mark.parametrize("workers", (0, 3))
@@ -123,18 +71,16 @@ def test_batches_are_the_same_decoded_once_or_at_each_use(images, workers):
 
 @pytest.mark.parametrize("kept", (False, True))
 def test_crops_of_chosen_rows_are_those_rows_of_the_whole_batch(images, kept):
-    """rows_of sees the sheet: here each process's own rows with their mix partners; None means all."""
     images = store.keep_decoded(images)[0] if kept else images
     dataset = BatchDataset(images, 16, partial(draw_label_batch, SETTINGS))
     batches = Batches(9, 4, 42, 2)
 
-    def rows_of(batch, sheet):
-        return None if batch.index == 1 else torch.cat((torch.tensor([0]), sheet.mix.partner[:1]))
+    def rows_of(batch):
+        return slice(batch.index, 3)
     whole = list(load_batches(dataset, batches, 0, CPU))
     part = load_batches(dataset, batches, 2, CPU, rows_of)
     for (batch, pixels, sheet), (_, every, _) in zip(part, whole, strict=True):
-        chosen = rows_of(batch, sheet)
-        assert torch.equal(pixels, every if chosen is None else every[chosen])
+        assert torch.equal(pixels, every[rows_of(batch)])
         assert len(sheet.crops.boxes) == len(batch.rows)
 
 
@@ -166,7 +112,7 @@ def test_a_process_without_rows_gets_no_crops(images):
     kept, _ = store.keep_decoded(images, torch.device("cuda"))
     dataset = BatchDataset(kept, 16, partial(draw_label_batch, SETTINGS))
     for _, pixels, _ in load_batches(dataset, Batches(9, 4, 42, 1), 0, torch.device("cuda"),
-                                     lambda *_: torch.arange(0)):
+                                     lambda _: slice(0, 0)):
         assert pixels.shape == (0, 3, 16, 16)
 
 

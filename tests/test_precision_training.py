@@ -15,7 +15,7 @@ from tests.nets import SmallNet
 from tests.test_continue import files_of
 from tests.test_processes import run
 from tests.worlds import labelled_images
-from validate import train
+from validate import losses, train
 
 GPU = pytest.mark.gpu
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
@@ -94,7 +94,8 @@ def test_a_teacher_trains_in_bf16(device, labelled, teacher_flags):
 def test_a_step_never_waits_for_the_gpu(stage, precision, flags_of, monkeypatch, tmp_path):
     """torch raises at every synchronising call of a step, but for the first step of each batch size."""
     sizes, modes = set(), []
-    show, update = stage.show_batch, torch.amp.GradScaler.update
+    shows = losses if stage is train else stage
+    show, update = shows.show_batch, torch.amp.GradScaler.update
 
     def show_batch(pixels, *rest):
         torch.cuda.set_sync_debug_mode("error" if len(pixels) in sizes else "default")
@@ -105,7 +106,7 @@ def test_a_step_never_waits_for_the_gpu(stage, precision, flags_of, monkeypatch,
         update(scaler)
         modes.append(torch.cuda.get_sync_debug_mode())
         torch.cuda.set_sync_debug_mode("default")
-    monkeypatch.setattr(stage, "show_batch", show_batch)
+    monkeypatch.setattr(shows, "show_batch", show_batch)
     monkeypatch.setattr(torch.amp.GradScaler, "update", after_step)
     flags = (*flags_of(stage, tmp_path), "--device", "cuda", "--epochs", 2, "--precision", precision)
     try:

@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 
 from sre2l.check.verify import read_checked, verify_images
-from sre2l.data import real_images
+from sre2l.data import image_folder, pixel_store, real_images
 from sre2l.data.datasets import DATASETS, Dataset
-from sre2l.data.image_folder import Images, fingerprint, image_path, read_folder
+from sre2l.data.image_folder import Images, fingerprint, image_path, read_folder, read_synthetic
 from sre2l.data.real_images import decode_own, read_digits, read_real, read_val, show, shown_at
-from sre2l.data.synthetic import read_synthetic
 from sre2l.run import device
 from sre2l.run.errors import UserError
 from sre2l.run.output import OutputFolder
@@ -115,15 +114,15 @@ def test_a_process_decodes_the_images_that_it_measures_and_no_other(tmp_path, mo
 
     with monkeypatch.context() as patch:  # as for a GPU, which gets its images in parts: here two at a time
         patch.setattr(real_images, "fits_gpu", lambda *_: True)
-        patch.setattr(real_images, "PART_BYTES", 2 * 32 * 32 * 3)
+        patch.setattr(pixel_store, "PART_BYTES", 2 * 32 * 32 * 3)
         assert torch.equal(decode_own(val, 0, 2).pixels, decode_own(whole, 0, 2).pixels)
     assert torch.equal(decode_own(val, 0, 2).pixels, decode_own(whole, 0, 2).pixels)
 
     decoded = []
-    monkeypatch.setattr(real_images.Images, "pixels", lambda images,
-                        index: decoded.append(index) or whole.items[index])
+    monkeypatch.setattr(image_folder, "decode", lambda path, decode=image_folder.decode:
+                        decoded.append(path) or decode(path))
     decode_own(val, 1, 3)
-    assert sorted(decoded) == [0, 1, 4, 7, 10]  # the first tells the size
+    assert sorted(decoded) == [val.items[i] for i in (0, 1, 4, 7, 10)]  # the first tells the size
 
 
 def test_a_part_that_does_not_fit_into_memory_is_refused_in_its_own_numbers(tmp_path, monkeypatch):

@@ -8,9 +8,9 @@ from torch import nn
 
 from relabel import relabel, teacher_form
 from sre2l.data.datasets import DATASETS
+from sre2l.data.image_folder import read_synthetic
 from sre2l.data.label_files import read_label_batch
 from sre2l.data.loader import BatchDataset, Batches
-from sre2l.data.synthetic import read_synthetic
 from sre2l.kernels.cpu.convs import host_kernels
 from sre2l.nets.precision import pick_precision
 from sre2l.nets.teacher import load_teacher

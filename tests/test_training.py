@@ -1,7 +1,6 @@
 """Losses, accumulation, schedules, weight decay and evaluation against formulas written out here."""
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from tests.fp64 import show_batch64
 from tests.helpers import SMALL, run_main
 from tests.nets import SmallNet, like_trained
 from tests.worlds import labelled_images, train_flags
-from validate import student, train
+from validate import losses, student, train
 from validate.data import find_data, load_stored_batches
 from validate.losses import distillation_loss, hard_targets, micro_batches, soft_targets
 
@@ -73,7 +72,7 @@ def train_on_whole_batches(args):
     network, cpu = plain_network(), torch.device("cpu")
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0)
     spec = train.data_spec(args)
-    data = find_data(args, spec, cpu, Path(args.output_dir))
+    data = find_data(args, spec, cpu)
     mean, std = (torch.tensor(value, dtype=torch.float64).view(3, 1, 1) for value in (spec.mean, spec.std))
     for batch, pixels, labels in load_stored_batches(args, data, 0, cpu):
         outputs = network(apply_mix((pixels.double() / 255 - mean) / std, labels.mix))
@@ -90,7 +89,7 @@ def test_micro_batches_give_the_gradient_and_step_of_the_whole_batch(tmp_path, m
     flags = (*labelled_images(tmp_path, "cutmix"), "--device", "cpu", "--model", SMALL, "-T", 4,
              "--adamw-weight-decay", 0)
     monkeypatch.setattr(student, "build_for", lambda *_: (plain_network(), "torchvision"))
-    monkeypatch.setattr(train, "show_batch", show_batch64)
+    monkeypatch.setattr(losses, "show_batch", show_batch64)
     monkeypatch.setattr(train, "evaluate", lambda *_, **__: (0.0, 0.0))
     wanted = None
     for steps in (1, 2, 4, 8):

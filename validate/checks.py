@@ -97,24 +97,15 @@ def check_manifest(args, manifest, images):
                             f"has {value}")
 
 
-def batch_size_of(args, labels, manifest):
-    """The size of a batch: the manifest's, else what the label files tell.
-
-    labels: LabelFolder. A single batch may be a short one; then the size is what the user says."""
-    if manifest:
-        return manifest["batch_size"]
-    if labels.batch_size == labels.num_images:
-        return max(labels.batch_size, args.batch_size or 0)
-    return labels.batch_size
-
-
 def check_labels(args, spec, images, labels):
     """-> (LabelFolder, manifest or None, notes for the log). labels: what verify_labels found.
 
     Raises UserError for labels of other images or another protocol."""
     root = Path(args.fkd_path)
     manifest = manifest_of(root)
-    labels = replace(labels, batch_size=batch_size_of(args, labels, manifest))
+    if not manifest and labels.batch_size == labels.num_images:
+        # A single batch may be a short one: its size is then what the user says.
+        labels = replace(labels, batch_size=max(labels.batch_size, args.batch_size or 0))
     check_numbers(args, spec, labels, manifest, len(images))
     notes = []
     if manifest:

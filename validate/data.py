@@ -30,9 +30,8 @@ class StudentData:
         return -(-self.labels.num_images // self.labels.batch_size)
 
 
-def find_data(args, spec, device, run):
-    """Read and check images and labels, and read the validation set -> StudentData. run: the folder for a
-    file of pixels.
+def find_data(args, spec, device):
+    """Read and check images and labels, and read the validation set -> StudentData.
 
     Raises UserError where something is missing or damaged, or does not belong together."""
     check_there(args.train_dir, args.fkd_path)
@@ -47,7 +46,7 @@ def find_data(args, spec, device, run):
         class_names = manifest["teacher_classes"]
 
     val = read_val(spec, args.val_dir, facts["classes"], class_names)
-    images, note = keep_decoded(images, device, run, facts["images_sha256"])
+    images, note = keep_decoded(images, device)
     return StudentData(spec, images, labels, facts, val, [*notes, note])
 
 

@@ -1,7 +1,13 @@
-"""Targets and losses of the student, and the micro-batches over which a batch's gradient is summed."""
+"""What the student sees and learns of a batch, its loss, and the micro-batches over which a gradient is
+summed."""
+from dataclasses import replace
+
+import torch
 import torch.nn.functional as F
 
-from sre2l.data.augment import mixed_share
+from sre2l.data.augment import mixed_share, show_batch
+from sre2l.nets.precision import dtype_of
+from sre2l.run.device import upload
 
 
 def soft_targets(logits, temperature):
@@ -18,6 +24,20 @@ def hard_targets(labels, mix, num_classes, size):
         return classes
     share = mixed_share(mix, size)
     return share * classes + (1 - share) * classes[mix.partner]
+
+
+def mix_and_targets(args, spec, classes, pixels, labels, precision):
+    """What the student sees of a whole batch, and what it learns -> images (m, 3, S, S), targets (m, C).
+
+    classes (m,) int64; pixels (m, 3, S, S) uint8 on the device; labels: what relabel stored, LabelBatch."""
+    mix = labels.mix
+    if mix.partner is not None:
+        mix = replace(mix, partner=upload(mix.partner, pixels.device))
+    images = show_batch(pixels, mix, spec.mean, spec.std, dtype_of(precision))
+    if args.hard_labels:
+        targets = hard_targets(torch.from_numpy(classes), labels.mix, spec.num_classes, spec.size)
+        return images, upload(targets, pixels.device)
+    return images, soft_targets(upload(labels.logits, pixels.device), args.temperature)
 
 
 def distillation_loss(outputs, targets, temperature, times_t2=False):

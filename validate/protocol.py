@@ -2,7 +2,10 @@
 import torch
 
 from sre2l.data.image_folder import fingerprint
+from sre2l.nets.checkpoints import num_weight_bytes
+from sre2l.nets.models import build_for
 from sre2l.nets.training import make_sgd, weight_decay_groups
+from validate.checks import check_planned_epochs
 
 
 def describe_optimizer(args):
@@ -43,6 +46,14 @@ def make_settings(args, spec, stem=None, labels=None, val=None, precision=None):
         "val": val and fingerprint(val),
         "precision": precision or args.precision,
     }
+
+
+def print_plan(args, spec, folder):
+    """--dry-run, which loads nothing."""
+    network, stem = build_for(spec, args.model, args.stem)
+    check_planned_epochs(args)
+    folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds,
+                   bytes=num_weight_bytes(network) * len(args.seeds))
 
 
 def make_optimizer(network, args, device):

@@ -29,23 +29,16 @@ from validate import train
 
 DEFAULTS = {"lossless": False}  # older folders did not record it where it was off
 NUM_WRITERS = 4  # threads: each file waits for the disk
-NOT_REPEATED = ("dry_run", "overwrite")
 
 
-def saved_flags(path):
-    """The command line of an earlier run, made of its args.json: {"mean": [0.5, 0.5]} is --mean 0.5,0.5."""
+def saved_args(stage, path, **changes):
+    """What the command line of an earlier run of this stage said, but for some changes."""
     if not path.exists():
         raise UserError(f"{path}: the control repeats a run's settings; run relabel.sh and train.sh first")
-    flags = []
-    for key, value in read_json(path).items():
-        if value is None or value is False or key in NOT_REPEATED:
-            continue
-        flags.append(f"--{key.replace('_', '-')}")
-        if isinstance(value, list):
-            flags.append(",".join(map(str, value)))
-        elif value is not True:
-            flags.append(str(value))
-    return flags
+    args = stage.get_args([])
+    recorded = {key: value for key, value in read_json(path).items() if value is not None}
+    vars(args).update(recorded | changes)
+    return args
 
 
 def are_lossless(paths):
@@ -83,22 +76,20 @@ def store_images(folder, real, chosen, size, num_classes, suffix):
 
 
 def main(args):
-    # Plan: the flags of the run's own relabel and validate, with other folders.
+    # Plan: the settings of the run's own relabel and validate, with other folders.
     run = run_folder(args)
     root = run / "random_real"
     images = OutputFolder(root / "images", "images", args.overwrite, DEFAULTS)
-    relabel_flags = saved_flags(sidecar(run / "labels", "args.json"))
-    train_flags = saved_flags(run / f"student_{args.model}" / "args.json")
     # What this command line says about the control itself goes to both stages.
-    again = ["--overwrite"] * args.overwrite + ["--dry-run"] * args.dry_run
-    inputs = ["--fkd-path", str(root / "labels")]
-    to_relabel = relabel.get_args([*relabel_flags, *again, *inputs, "--data", str(images.root)])
-    to_train = train.get_args([*train_flags, *again, *inputs, "--train-dir", str(images.root),
-                               "--output-dir", str(root / f"student_{args.model}")])
+    changes = {"overwrite": args.overwrite, "dry_run": args.dry_run, "fkd_path": str(root / "labels")}
+    to_relabel = saved_args(relabel, sidecar(run / "labels", "args.json"), **changes)
+    to_train = saved_args(train, run / f"student_{args.model}" / "args.json", **changes,
+                          train_dir=str(images.root), output_dir=str(root / f"student_{args.model}"))
+    run_images = to_relabel.data
+    to_relabel.data = str(images.root)
 
     # The control has as many images of the same classes, size and kind of file as the distilled set.
     spec = data_spec(to_relabel)
-    run_images = relabel.get_args(relabel_flags).data
     distilled = read_checked(verify_images(run_images, spec.num_classes, to_relabel.classes))
     classes = sorted(set(distilled.labels.tolist()))
     settings = {"seed": args.seed, "ipc": len(distilled) // len(classes), "classes": classes,

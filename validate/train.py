@@ -13,41 +13,23 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 
-from sre2l.data.augment import show_batch
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.nets import parallel, training
-from sre2l.nets.checkpoints import num_weight_bytes
 from sre2l.nets.evaluation import evaluate, keep_on_device
-from sre2l.nets.models import build_for
-from sre2l.nets.precision import PRECISIONS, autocast, dtype_of, start_device
+from sre2l.nets.precision import PRECISIONS, autocast, start_device
 from sre2l.run import processes, signals
-from sre2l.run.device import upload
 from sre2l.run.files import hash_json
 from sre2l.run.flags import Parser, check_folders, number, number_list
 from sre2l.run.log import eta
 from sre2l.run.output import OutputFolder, check_dataset
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
-from validate import checks, losses
+from validate import checks, losses, results
 from validate.data import find_data, load_stored_batches
 from validate.evaluate import evaluate_checkpoint
-from validate.protocol import make_settings
-from validate.results import describe_top1, summarise, write_page, write_results
+from validate.protocol import make_settings, print_plan
+from validate.results import write_page
 from validate.student import load_student, save_student
-
-
-def mix_and_targets(args, spec, classes, pixels, labels, precision):
-    """What the student sees of a whole batch, and what it learns -> images (m, 3, S, S), targets (m, C).
-
-    classes (m,) int64; pixels (m, 3, S, S) uint8 on the device; labels: what relabel stored, LabelBatch."""
-    mix = labels.mix
-    if mix.partner is not None:
-        mix = replace(mix, partner=upload(mix.partner, pixels.device))
-    images = show_batch(pixels, mix, spec.mean, spec.std, dtype_of(precision))
-    if args.hard_labels:
-        targets = losses.hard_targets(torch.from_numpy(classes), labels.mix, spec.num_classes, spec.size)
-        return images, upload(targets, pixels.device)
-    return images, losses.soft_targets(upload(labels.logits, pixels.device), args.temperature)
 
 
 def train_student(args, data, folder, settings, seed, log, device, precision):
@@ -93,7 +75,7 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
 
             # Every process mixes the whole batch, since the partners of a micro-batch lie in others.
             classes = data.images.labels[batch.rows]
-            images, targets = mix_and_targets(args, spec, classes, pixels, labels, precision)
+            images, targets = losses.mix_and_targets(args, spec, classes, pixels, labels, precision)
 
             # Micro-batch k is process k mod N's. The gradient is the whole batch's, however it is cut.
             optimizer.zero_grad()
@@ -143,14 +125,6 @@ def choose_folders(args, run):
     args.output_dir = args.output_dir or str(run / name)
 
 
-def print_plan(args, spec, folder):
-    """--dry-run, which loads nothing."""
-    network, stem = build_for(spec, args.model, args.stem)
-    checks.check_planned_epochs(args)
-    folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds,
-                      bytes=num_weight_bytes(network) * len(args.seeds))
-
-
 def main(args):
     # Plan: what a flag can get wrong is refused before anything is loaded.
     spec = data_spec(args)
@@ -170,7 +144,7 @@ def main(args):
     processes.start(device)
     stem = checks.check_student(args, spec)
     # Size and normalisation come from the labels' manifest: the student sees the teacher's pixels.
-    data = find_data(args, spec, device, run)
+    data = find_data(args, spec, device)
     settings = make_settings(args, data.spec, stem, data.facts, data.val, precision)
     data = replace(data, val=keep_on_device(data.val, device))
 
@@ -188,17 +162,17 @@ def main(args):
     for seed in args.seeds:
         with signals.finishing_steps():
             history = train_student(args, data, folder, settings, seed, log, device, precision)
-        row = rows[seed] = summarise(history)
+        row = rows[seed] = results.summarise(history)
         if processes.rank() == 0:
             num_bytes = {"image_bytes": data.facts["image_bytes"], "label_bytes": labels.num_bytes}
-            results = write_results(args, settings, rows, num_bytes, device)
+            written = results.write_results(args, settings, rows, num_bytes, device)
             log.line(f"seed {seed}: last top1 {row['top1']:.2f}%  top5 {row['top5']:.2f}%   "
                      f"(best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']})")
 
     # Finish with a page about the whole run.
     if processes.rank() == 0:
         log.line(write_page(run, folder.root))
-        log.line(f"done: top1 {describe_top1(results)}, {folder.path('results.json')}")
+        log.line(f"done: top1 {results.describe_top1(written)}, {folder.path('results.json')}")
 
 
 def get_args(argv=None):

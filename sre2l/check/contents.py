@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from sre2l.check.agreement import Agreement, frequencies, top1_hits
-from sre2l.check.verify import Finding, again, most_common, planned_labels
+from sre2l.check.verify import Finding, again, most_common
 from sre2l.data.image_folder import decode
 from sre2l.data.label_files import label_name, label_path, read_label_batch
 from sre2l.data.loader import Batches
@@ -133,15 +133,14 @@ def out_of_place(looks):
     return [look for look in looks if luck_explains(look) and is_unlike(look)]
 
 
-def verify_label_files(root, info, settings, hashes, images, num_pixels, order_seed, threads):
+def verify_label_files(root, plan, settings, hashes, images, num_pixels, order_seed, threads):
     """The deep part for labels: every byte hashed, every field checked. Yield Findings.
 
-    images: those that the labels belong to, None where not known; num_pixels, order_seed: the input size and
-    the order of the images, for labels without a manifest."""
-    plan = planned_labels(info, settings)
+    plan: a LabelFolder; images: those that the labels belong to, None where not known; num_pixels,
+    order_seed: the input size and the order of the images, for labels without a manifest."""
     order_seed = settings["order_seed"] if settings else order_seed
     size = settings["input_size"] if settings else num_pixels
-    batches = Batches(plan.num_images, plan.batch_size, order_seed, info.epochs)
+    batches = Batches(plan.num_images, plan.batch_size, order_seed, plan.epochs)
     labels = images.labels if images else None
     frequency = frequencies(labels) if images else None
 

@@ -1,7 +1,7 @@
 """The manifest of a label folder: which images the labels are for, and how they were made."""
+import hashlib
 from pathlib import Path
 
-from sre2l.data.synthetic import hash_images, hash_paths
 from sre2l.run.errors import UserError
 from sre2l.run.files import as_json, hash_file, sidecar
 from sre2l.run.layout import read_hashes
@@ -14,6 +14,23 @@ REQUIRED = {"num_images", "classes", "paths_sha256", "images_sha256", "image_byt
             "teacher", "teacher_classes", "measured_top1"}
 # Settings that may differ between the runs that fill one folder of labels.
 FREE = ("epochs", "measured_top1", "versions", "half_against_fp32", "images_seed")
+
+
+def hash_paths(images):
+    """The sha256 of the images' relative paths, a line each, in flat order."""
+    names = [Path(path).relative_to(images.root).as_posix() for path in images.items]
+    return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
+
+
+def hash_images(images):
+    """-> (sha256 of the sha256 of all files in flat order, number of bytes)."""
+    contents = hashlib.sha256()
+    num_bytes = 0
+    for path in images.items:
+        data = Path(path).read_bytes()
+        contents.update(hashlib.sha256(data).digest())
+        num_bytes += len(data)
+    return contents.hexdigest(), num_bytes
 
 
 def describe_names(images):

@@ -14,9 +14,8 @@ import torch
 
 from sre2l.check.folders import misplaced
 from sre2l.check.manifest import check_images, describe_images, describe_names, manifest_of
-from sre2l.data.image_folder import check_classes, image_path
+from sre2l.data.image_folder import check_classes, image_path, read_synthetic
 from sre2l.data.label_files import inspect_labels, label_name
-from sre2l.data.synthetic import read_synthetic
 from sre2l.run.errors import UserError
 from sre2l.run.files import hash_file, sidecar
 from sre2l.run.layout import LAYOUT, numbers_in, read_hashes, scan
@@ -112,14 +111,6 @@ def compare(finding, root, kind, sizes, wanted, stray, hashes):
             faults.append(f"{root}/{name}: is empty; delete it, and {bring_back(kind, hashes)}")
 
 
-def read_manifest(finding, path):
-    """The record in a manifest, None where it is not readable; adds faults for what no run wrote."""
-    record = attempt(finding, read_record, path)
-    if record and json.dumps(record, indent=1) + "\n" != path.read_text():
-        finding.faults.append(f"{path}: not as a run wrote it")
-    return record
-
-
 def read_records(finding, root, kind):
     """-> (settings in the manifest, hashes by name), None where there is none. What is wrong with the two
     files is added to the faults."""
@@ -127,7 +118,9 @@ def read_records(finding, root, kind):
     listing = sidecar(root, "sha256")
     record = hashes = None
     if path.exists():
-        record = read_manifest(finding, path)
+        record = attempt(finding, read_record, path)
+        if record and json.dumps(record, indent=1) + "\n" != path.read_text():
+            finding.faults.append(f"{path}: not as a run wrote it")
     elif listing.exists():
         finding.faults.append(f"{path}: is missing, though {listing} is there: bring it back, or delete that "
                               f"file too where {root} is of other origin")
@@ -213,7 +206,8 @@ def verify_images(root, num_classes, classes=None):
 
 
 def planned_labels(info, settings):
-    """The LabelFolder that the manifest's settings plan; without a manifest `info`, what the files tell."""
+    """What the files of a label folder tell, with the manifest's settings, where there is one, in place of
+    that -> LabelFolder."""
     if not settings:
         return info
     keys = settings.keys() & {"num_images", "batch_size", "num_classes", "mix"}
@@ -280,10 +274,10 @@ def verify_labels(root, epochs=None):
     if sentence:
         names.faults = [sentence]
     if info:
-        plan = planned_labels(info, settings)
-        check_sizes(names, root, sizes, plan, hashes)
+        info = planned_labels(info, settings)
+        check_sizes(names, root, sizes, info, hashes)
         names.text = (f"{len(sizes)} files, {info.epochs} epochs of {info.num_images} images, "
-                      f"batch {plan.batch_size}, {info.num_bytes / 1e6:.1f} MB")
+                      f"batch {info.batch_size}, {info.num_bytes / 1e6:.1f} MB")
     yield names
     return info if not names.faults else None, settings, hashes
 

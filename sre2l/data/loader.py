@@ -1,4 +1,5 @@
 """Which images are in which batch, and batches that are prepared beside the computation."""
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -25,29 +26,27 @@ def epoch_orders(num_images, seed):
         torch.randperm(num_images, generator=generator)
 
 
+@dataclass(frozen=True)
 class Batches:
-    """All batches of epochs first..epochs-1 in order, of the first of them from batch `index` on."""
-
-    def __init__(self, num_images, batch_size, seed, epochs, first=0, index=0):
-        self.num_images = num_images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epochs = epochs
-        self.first = first
-        self.index = index
+    """All batches of epochs first..epochs-1, in order."""
+    num_images: int
+    batch_size: int
+    seed: int
+    epochs: int
+    first: int = 0
 
     @property
     def per_epoch(self):
         return -(-self.num_images // self.batch_size)
 
     def __len__(self):
-        return (self.epochs - self.first) * self.per_epoch - self.index
+        return (self.epochs - self.first) * self.per_epoch
 
     def __iter__(self):
         for epoch, order in zip(range(self.epochs), epoch_orders(self.num_images, self.seed)):
             if epoch < self.first:
                 continue
-            for index in range(self.index if epoch == self.first else 0, self.per_epoch):
+            for index in range(self.per_epoch):
                 yield Batch(epoch, index, order[index * self.batch_size:(index + 1) * self.batch_size])
 
 
@@ -71,23 +70,15 @@ class BatchDataset:
 
     def prepare(self, batch, rows_of=None, pin=False):
         """The part of an item that belongs on a thread: its LabelBatch, and its crops; of images on a GPU,
-        what it needs to make them.
-
-        rows_of: (Batch, LabelBatch) -> the positions in the batch whose crops are wanted, None for all."""
-        rows = batch.rows
-        sizes = self.images.shapes(rows)
+        what it needs to make them. rows_of: as in load_batches."""
+        sizes = self.images.shapes(batch.rows)
         label_batch = self.label_batch_of(batch, sizes)
-        crops = label_batch.crops
-
-        chosen = None if rows_of is None else rows_of(batch, label_batch)
-        if chosen is not None:
-            chosen = torch.as_tensor(chosen)
-            crops = Crops(crops.boxes[chosen], crops.flips[chosen])
-            rows = rows[chosen.numpy()]
-            sizes = sizes[chosen.numpy()]
+        wanted = rows_of(batch) if rows_of else slice(None)
+        rows = batch.rows[wanted]
+        crops = Crops(label_batch.crops.boxes[wanted], label_batch.crops.flips[wanted])
 
         if self.on_gpu:
-            windows = pixel_windows(crops.boxes, sizes)
+            windows = pixel_windows(crops.boxes, sizes[wanted])
             return batch, self.images.store.request(rows, windows, crops.flips, self.size), label_batch
         pixels = apply_crops([self.images.pixels(row) for row in rows], crops, self.size)
         if pin:  # page-locked memory, which a GPU reads beside its computation
@@ -104,7 +95,7 @@ def load_batches(dataset, batches, workers, device, rows_of=None):
     """Yield (Batch, crops (m, 3, S, S) uint8 on the device, LabelBatch) in order, prepared by `workers`
     threads (0 = this one).
 
-    rows_of: (Batch, LabelBatch) -> the positions whose crops are wanted, in that order; None for all."""
+    rows_of: a function of a Batch that gives the slice of it whose crops are wanted; None for all."""
     pin = device.type == "cuda"
     for prepared in in_order(lambda batch: dataset.prepare(batch, rows_of, pin), batches, workers, device):
         batch, pixels, label_batch = dataset.finish(prepared)

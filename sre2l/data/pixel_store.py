@@ -1,14 +1,8 @@
-"""Images decoded once and kept as uint8: in GPU memory if they fit, else in memory or a mapped file."""
-import errno
-import hashlib
-import os
-import re
-import shutil
+"""Images decoded once and kept as uint8: in GPU memory if they fit, else in memory."""
 from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
-import PIL
 import torch
 from tqdm import tqdm
 
@@ -17,8 +11,6 @@ from sre2l.data.resize import host_cropper, vertical_first
 from sre2l.kernels.compiled import why_no_triton
 from sre2l.run.device import PART_BYTES, fits_gpu, memory_room
 from sre2l.run.errors import UserError
-from sre2l.run.files import atomic, reserve
-from sre2l.run.lock import lock_of
 
 CPU = torch.device("cpu")
 
@@ -96,50 +88,9 @@ def find_shapes(images):
         return np.concatenate(list(tqdm(found, "reading sizes", total=len(parts), disable=None, leave=False)))
 
 
-def pixel_file(folder, root, identity):
-    """-> (the file in `folder` for the pixels of the images in `root`, the files there that it replaces).
-
-    Its name tells where `root` is as seen from `folder`, so that a run's images and those of its control do
-    not meet.
-    identity: what the pixels depend on besides the decoder."""
-    place = os.path.relpath(root, folder).replace(os.sep, "-")[-40:]
-    key = hashlib.sha256(f"{identity} {PIL.__version__}".encode()).hexdigest()[:16]
-    path = folder / f"pixels.{place}.{key}.u8"
-    replaced = rf"pixels\.({re.escape(place)}\.)?[0-9a-f]{{16}}\.u8"  # older versions named no place
-    return path, [other for other in folder.iterdir() if re.fullmatch(replaced, other.name) and other != path]
-
-
-def map_file(folder, identity, images, starts, shapes):
-    """Map the file of these images' pixels -> bytes; None where the disk is too full.
-
-    Decodes them into the file if it is not there yet, and removes earlier images of the same place."""
-    num_bytes = int(starts[-1])
-    with lock_of(folder / ".pixels").moment():  # one process decodes, and others wait for it
-        path, replaced = pixel_file(folder, images.root, identity)
-        for other in [*replaced, *folder.glob("pixels.*.tmp")]:  # and what killed runs left half-decoded
-            other.unlink(missing_ok=True)  # a process that has mapped it keeps it
-        if not path.exists() or path.stat().st_size != num_bytes:
-            if shutil.disk_usage(folder).free < num_bytes:
-                return None
-            try:
-                with atomic(path) as tmp:
-                    reserve(tmp, num_bytes)
-                    buffer = np.memmap(tmp, np.uint8, "r+")
-                    fill(buffer, images, range(len(images)), starts, shapes)
-                    buffer.flush()
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                return None
-    return np.asarray(np.memmap(path, np.uint8, "r"))
-
-
-def keep_decoded(images, device=CPU, folder=None, identity=None):
-    """Decode all images once, if there is room.
-
-    folder: the run's, where a memory-mapped file may lie; identity: what identifies these images in it, such
-    as a hash of their bytes -> (Images with a store, or the same Images to be decoded at each use; a line
-    that says which)."""
+def keep_decoded(images, device=CPU):
+    """Decode all images once, if there is room -> (Images with a store, or the same Images to be decoded at
+    each use; a line for the log that says which)."""
     shapes = find_shapes(images)
     starts = np.concatenate(([0], np.cumsum(shapes.prod(1) * 3)))
     num_bytes = int(starts[-1])
@@ -152,14 +103,8 @@ def keep_decoded(images, device=CPU, folder=None, identity=None):
         return replace(images, store=store), f"{line}, decoded into GPU memory; cropped there"
 
     how = host_cropper()[1]
-    buffer = None
-    if num_bytes <= memory_room():
-        where = "memory"
-        buffer = np.empty(num_bytes, np.uint8)
-        fill(buffer, images, range(len(images)), starts, shapes)
-    elif folder is not None:
-        where = f"a mapped file in {folder}"
-        buffer = map_file(folder, identity, images, starts, shapes)
-    if buffer is None:
+    if num_bytes > memory_room():
         return images, f"{line}, too many for memory, decoded at each use; {how}"
-    return replace(images, store=Store(buffer, starts, shapes)), f"{line}, decoded into {where}; {how}"
+    buffer = np.empty(num_bytes, np.uint8)
+    fill(buffer, images, range(len(images)), starts, shapes)
+    return replace(images, store=Store(buffer, starts, shapes)), f"{line}, decoded into memory; {how}"

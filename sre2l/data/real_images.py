@@ -1,6 +1,6 @@
 """Real images: folders {train,val}/<class>/, Tiny-ImageNet as distributed, CIFAR, embedded digits."""
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +8,13 @@ import torch
 import torchvision
 from PIL import Image
 
-from sre2l.data.image_folder import Images, check_classes, decode_rows, read_folder
-from sre2l.run.device import PART_BYTES, fits_gpu, memory_room
+from sre2l.data.image_folder import Images, check_classes, read_folder
+from sre2l.data.pixel_store import CPU, fill, fill_gpu
+from sre2l.run.device import fits_gpu, memory_room
 from sre2l.run.errors import UserError
 from sre2l.run.layout import check_name
 from sre2l.run.paths import ROOT
 
-CPU = torch.device("cpu")
 CIFAR = {"cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py"),
          "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python")}
 
@@ -156,25 +156,19 @@ def decode_own(images, rank=0, world=1, device=CPU):
     OwnImages: in the GPU's memory where the device is one with room, else in this machine's.
 
     images: of equal size, such as read_val's. Raises UserError where the part does not fit into memory."""
-    rows = range(rank, len(images), world)
+    own = replace(images, items=images.items[rank::world], labels=images.labels[rank::world])
     shape = images.pixels(0).shape
-    num_bytes = math.prod(shape) * len(rows)
+    shapes = np.tile(shape[:2], (len(own), 1))
+    starts = np.arange(len(own) + 1) * math.prod(shape)
+    num_bytes = int(starts[-1])
     if fits_gpu(num_bytes, device):
-        pixels = torch.empty((len(rows), *shape), dtype=torch.uint8, device=device)
-        part_size = max(1, PART_BYTES // math.prod(shape))
+        pixels = fill_gpu(own, starts, shapes, device)
     elif num_bytes > memory_room():
-        raise UserError(f"{images.root}: {len(rows):,} of its {len(images):,} images, which process {rank} "
+        raise UserError(f"{images.root}: {len(own):,} of its {len(images):,} images, which process {rank} "
                         f"of {world} measures, take {num_bytes / 1e9:.1f} GB as pixels; "
                         f"its part of the memory is {memory_room() / 1e9:.1f} GB")
     else:
-        pixels = torch.empty((len(rows), *shape), dtype=torch.uint8)
-        part_size = max(1, len(rows))
-
-    for part in pixels.split(part_size):  # one part in memory, several for a GPU: never a second copy of all
-        own = part if part.device.type == "cpu" else torch.empty(part.shape, dtype=torch.uint8)
-        decode_rows(images, rows[:len(part)], own.numpy().__setitem__)
-        rows = rows[len(part):]
-        if own is not part:
-            part.copy_(own)
-    labels = torch.from_numpy(images.labels[rank::world]).to(pixels.device)
-    return OwnImages(pixels, labels, len(images), images.root)
+        pixels = torch.empty(num_bytes, dtype=torch.uint8)
+        fill(pixels.numpy(), own, range(len(own)), starts, shapes)
+    labels = torch.from_numpy(own.labels).to(pixels.device)
+    return OwnImages(pixels.view(len(own), *shape), labels, len(images), images.root)

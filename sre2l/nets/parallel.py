@@ -1,5 +1,4 @@
 """One network trained by several processes: each has a copy, and computes its rows of every batch."""
-import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
@@ -18,10 +17,9 @@ def own_slice(num_rows):
     return rows, (rows.stop - rows.start) / num_rows
 
 
-def own_rows(batch, _):
-    """The positions in a batch whose crops this process needs, as load_batches asks for them."""
-    rows, _ = own_slice(len(batch.rows))
-    return np.arange(len(batch.rows))[rows]
+def own_rows(batch):
+    """The slice of a batch whose crops this process needs, as load_batches asks for it."""
+    return own_slice(len(batch.rows))[0]
 
 
 def sum_gradients(network):

@@ -113,19 +113,6 @@ def append_line(path, text):
         sync(Path(path).parent)
 
 
-def reserve(path, num_bytes):
-    """Make a file that has its blocks: where a disk fills under a mapped file, the process dies of SIGBUS."""
-    with open(path, "wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            try:
-                return os.posix_fallocate(file.fileno(), 0, num_bytes)
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot
-                    raise
-        for start in range(0, num_bytes, 2 ** 24):
-            file.write(bytes(min(2 ** 24, num_bytes - start)))
-
-
 def save_torch(path, value):
     """torch.save by way of memory: equal values give equal bytes, whatever the file's name."""
     data = io.BytesIO()

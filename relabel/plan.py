@@ -1,0 +1,101 @@
+"""What relabel is about to do, by its flags and by what is there: settings, images, bytes."""
+import shutil
+from pathlib import Path
+
+from sre2l.check.manifest import LABEL_FORMAT, ORDER_RULE, check_images, manifest_of
+from sre2l.check.verify import read_checked, verify_images
+from sre2l.data.loader import Batches
+from sre2l.nets.teacher import find_teacher
+from sre2l.run.errors import UserError
+from sre2l.run.files import make_folder, resolved
+from sre2l.run.flags import check_folders
+from sre2l.run.output import check_dataset
+
+
+def check_args(args, spec):
+    """Raise UserError for what the flags alone can get wrong."""
+    if args.min_scale_crops > args.max_scale_crops:
+        raise UserError(f"--min-scale-crops {args.min_scale_crops} is above "
+                        f"--max-scale-crops {args.max_scale_crops}")
+    if (args.padding or 0) > spec.size // 2:
+        raise UserError(f"--padding {args.padding} is more than half of the images' {spec.size} pixels")
+    check_folders(args.data)
+
+
+def find_images(args, spec):
+    """The images to label, complete and not yet decoded; None in a dry run that finds none."""
+    check_dataset(args.data, spec.name)
+    if not Path(args.data).exists():
+        if args.dry_run:
+            return None
+        raise UserError(f"{args.data}: no images there yet; run recover.sh first, "
+                        "or give some with --data DIR")
+    images = read_checked(verify_images(args.data, spec.num_classes, args.classes))
+    if args.batch_statistics and 1 in (args.batch_size, len(images) % args.batch_size):
+        raise UserError(f"--batch-statistics: of {len(images)} images, --batch-size {args.batch_size} leaves "
+                        "a batch of one, which would be normalised by itself alone; choose another")
+    return images
+
+
+def make_settings(args, spec):
+    """What a label file depends on besides the images and the teacher."""
+    crop = {"kind": args.crop or spec.crop,
+            "padding": spec.padding if args.padding is None else args.padding,
+            "scale": [args.min_scale_crops, args.max_scale_crops],
+            "flip": spec.flip and not args.no_flip}
+    alphas = {"none": None, "mixup": args.mixup, "cutmix": args.cutmix}
+    return {"format": LABEL_FORMAT, "dataset": spec.name, "num_classes": spec.num_classes,
+            "batch_size": args.batch_size, "epochs": args.epochs,
+            "order_seed": args.fkd_seed, "order_rule": ORDER_RULE, "seed": args.seed,
+            "mix": args.mix_type, "mix_alpha": alphas[args.mix_type], "crop": crop,
+            "input_size": spec.size, "mean": spec.mean, "std": spec.std,
+            "logits": args.label_precision, "batch_statistics": args.batch_statistics}
+
+
+def num_label_bytes(args, num_images, spec):
+    """Bytes of all label files.
+
+    A row has its logits and 25 bytes of crop, flip and partner; a file has 2,400 bytes of zip."""
+    num_files = args.epochs * -(-num_images // args.batch_size)
+    row_bytes = spec.num_classes * (2 if args.label_precision == "fp16" else 4) + 25
+    return num_images * args.epochs * row_bytes + 2400 * num_files
+
+
+def print_plan(args, spec, images, labels):
+    """--dry-run: the settings, how many label files and how many bytes."""
+    teacher, spec = find_teacher(args, spec)
+    count = num_batches = num_bytes = None
+    if images:
+        count = len(images)
+        num_batches = len(Batches(count, args.batch_size, args.fkd_seed, args.epochs))
+        num_bytes = num_label_bytes(args, count, spec)
+    labels.dry_run(make_settings(args, spec), images=count, teacher=teacher and teacher.describe(),
+                   batches=num_batches, bytes=num_bytes)
+
+
+def read_recorded(args, described, folder):
+    """The settings of the labels that this run continues, {} where it begins. folder: of the images.
+
+    Raises UserError for labels of other images."""
+    recorded = None if args.overwrite else manifest_of(args.fkd_path)
+    if recorded:
+        check_images(args.fkd_path, recorded, described, folder)
+    return recorded or {}
+
+
+def in_bytes(number):
+    """A number of bytes as people read it: '541.1 kB'."""
+    power = min(4, (len(str(number)) - 1) // 3)
+    unit = ("bytes", "kB", "MB", "GB", "TB")[power]
+    return f"{number / 1000 ** power:.{1 if power else 0}f} {unit}"
+
+
+def check_room(root, num_bytes):
+    """Raise UserError where the disk has no room for these bytes of labels."""
+    folder = resolved(root).parent
+    make_folder(folder)
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise UserError(f"{root}: {in_bytes(num_bytes)} of labels are still to be written, the disk has room "
+                        f"for {in_bytes(free)}; make room, or give another folder with --fkd-path. "
+                        f"What is there is kept")
