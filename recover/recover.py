@@ -11,10 +11,10 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+from recover import pictures
 from recover.batches import draw, group_batches, image_names, index_ranges, plan_batches
 from recover.engines import ENGINES, choose_groups, make_engine
 from recover.objective import WEIGHTS, Weights, check_statistics
-from recover.pictures import Snapshots, contact_sheet, to_pixels
 from recover.state import StateKeeper
 from recover.step import Stepper, pixel_bounds
 from recover.views import draw_view
@@ -147,8 +147,8 @@ def main(args):
     period = args.print_period or max(1, args.iteration // 40)
     watch = Watch(log, stepper, weights, args.precision, args.iteration, period, spec.num_classes, verifier)
     first = f"unit{batches[0].index}." if batches[0].index else ""  # of a range that begins later
-    snapshots = Snapshots(folder.path(f"{first}snapshots"), folder.path(f"{first}gif"), args.snapshot_every,
-                          args.iteration, spec.mean, spec.std)
+    snapshots = pictures.Snapshots(folder.path(f"{first}snapshots"), folder.path(f"{first}gif"),
+                                   args.snapshot_every, args.iteration, spec.mean, spec.std)
 
     # Loop: on threads beside the computation, the next noise is drawn and the last images are written.
     drawn = in_order(draw_group, groups, threads=1)
@@ -187,7 +187,7 @@ def main(args):
                 snapshots.take(args.iteration, stepper.images[0])
             # One group is written while the next is computed, never two: its images wait in memory.
             wait_for(writing)
-            pixels = [to_pixels(images, spec.mean, spec.std) for images in stepper.images]
+            pixels = [pictures.to_pixels(images, spec.mean, spec.std) for images in stepper.images]
             writing = writer.submit(write_images, folder, group, pixels, missing, keeper)
             for batch in group.batches:
                 num_new = len(missing.keys() & set(batch.pairs))
@@ -197,7 +197,7 @@ def main(args):
 
     # Finish: of several processes the last one finds the set complete.
     if folder.finish(list(names.values())):
-        contact_sheet(root, folder.path("png"))
+        pictures.contact_sheet(root, folder.path("png"))
         log.line(f"done: {len(pairs)} images in {root}, contact sheet {folder.path('png')}", from_any=True)
 
 

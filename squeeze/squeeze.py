@@ -13,16 +13,14 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from squeeze.published import check_torchvision
-from sre2l.data import loader
-from sre2l.data.augment import Mix, draw_crops, show_batch, unit_rng
+from sre2l.data import augment, loader
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.image_folder import fingerprint
 from sre2l.data.label_files import LabelBatch
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.data.real_images import read_real, read_val
-from sre2l.nets import checkpoints, parallel, training
+from sre2l.nets import checkpoints, models, parallel, training
 from sre2l.nets.evaluation import evaluate, keep_on_device
-from sre2l.nets.models import build_for, check_input_size
 from sre2l.nets.precision import PRECISIONS, autocast, dtype_of, memory_format_of, start_device
 from sre2l.run import processes, signals
 from sre2l.run.device import upload
@@ -56,8 +54,9 @@ def make_settings(args, spec, stem, train=None, val=None, precision=None):
 
 def draw_label_batch(spec, seed, batch, sizes):
     """Draw a batch's crops, from a generator of its own. sizes (m, 2): its images' heights and widths."""
-    rng = unit_rng(seed, batch.epoch, batch.index)
-    return LabelBatch(draw_crops(sizes, spec.crop, SCALE, spec.padding, spec.flip, rng), Mix())
+    rng = augment.unit_rng(seed, batch.epoch, batch.index)
+    crops = augment.draw_crops(sizes, spec.crop, SCALE, spec.padding, spec.flip, rng)
+    return LabelBatch(crops, augment.Mix())
 
 
 def start_network(args, network, device, log):
@@ -88,7 +87,7 @@ def main(args):
         return check_torchvision(args, spec)
     folder = OutputFolder(run_folder(args) / "teacher", "teacher", args.overwrite, vars(get_args([])))
     if args.dry_run:
-        network, stem = build_for(spec, args.arch, args.stem)
+        network, stem = models.build_for(spec, args.arch, args.stem)
         num_bytes = 3 * checkpoints.num_weight_bytes(network)  # the teacher, and a checkpoint with momentum
         return folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs, bytes=num_bytes)
     if args.warmup_epochs >= args.epochs:
@@ -99,8 +98,8 @@ def main(args):
     processes.start(device)
     # The weights come first from this seed: they depend on nothing that was read or measured.
     torch.manual_seed(args.seed)
-    network, stem = build_for(spec, args.arch, args.stem)
-    check_input_size(network, args.arch, spec.size)
+    network, stem = models.build_for(spec, args.arch, args.stem)
+    models.check_input_size(network, args.arch, spec.size)
     images = read_real(spec, args.real_data, "train")
     val = read_val(spec, args.real_data)
     images, note = keep_decoded(images, device)
@@ -156,7 +155,8 @@ def main(args):
                 # gradient of the batch's mean loss.
                 optimizer.zero_grad()
                 with autocast(precision, device):
-                    logits = forward(show_batch(pixels, Mix(), spec.mean, spec.std, dtype_of(precision)))
+                    seen = augment.show_batch(pixels, augment.Mix(), spec.mean, spec.std, dtype_of(precision))
+                    logits = forward(seen)
                 logits = training.at_least_float32(logits)
                 loss = F.cross_entropy(logits, labels) * weight  # its part of the batch's mean
                 scaler.scale(loss).backward()

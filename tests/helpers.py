@@ -109,12 +109,12 @@ def before_call(monkeypatch, owner, name, at, act=None):
 def keep_last_images(monkeypatch):
     """Keep what recover makes pixels of -> a list that fills with the last images of each batch."""
     lasts = []
-    to_pixels = recover.to_pixels
+    to_pixels = recover.pictures.to_pixels
 
     def keep(images, mean, std):
         lasts.append(images.clone())
         return to_pixels(images, mean, std)
-    monkeypatch.setattr(recover, "to_pixels", keep)
+    monkeypatch.setattr(recover.pictures, "to_pixels", keep)
     return lasts
 
 
