@@ -8,13 +8,14 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar
-from sre2l.run.limits import usable_cores
+from sre2l.run.limits import PART_BYTES, usable_cores
 from sre2l.run.links import check_links
 from sre2l.run.output import recorded
 from sre2l.run.processes import local_world_size
@@ -94,15 +95,40 @@ def decoding_threads():
     return max(1, usable_cores() // local_world_size())
 
 
-def decode_rows(images, rows, keep):
-    """Decode images on all cores; each goes to keep(its place in `rows`, pixels (H, W, 3))."""
-    def decode_row(number):
-        keep(number, images.pixels(rows[number]))
+def fill(buffer, images, rows, starts, shapes):
+    """Decode the images `rows`, a range, on all cores, one after the other into a numpy array of bytes.
+
+    starts: where each image begins, and the end; shapes: height and width of each. Raises UserError where an
+    image is not what its header says."""
+    first = starts[rows.start]
+
+    def decode_row(index):
+        pixels = images.pixels(index)
+        height, width = shapes[index]
+        if pixels.shape[:2] != (height, width):
+            raise UserError(f"{images.items[index]}: not a readable image (its header says {height} by "
+                            f"{width} pixels, it has {pixels.shape[0]} by {pixels.shape[1]})")
+        buffer[starts[index] - first:starts[index + 1] - first] = pixels.reshape(-1)
 
     with ThreadPool(decoding_threads()) as pool:
-        decoded = pool.imap_unordered(decode_row, range(len(rows)), chunksize=16)
+        decoded = pool.imap_unordered(decode_row, rows, chunksize=16)
         for _ in tqdm(decoded, "decoding", total=len(rows), unit="image", disable=None, leave=False):
             pass
+
+
+def fill_gpu(images, starts, shapes, device):
+    """Decode all images -> uint8 tensor on the GPU, as `fill` lays them out.
+
+    They are copied in large parts, since a copy for each image would wait for the GPU."""
+    buffer = torch.empty(int(starts[-1]), dtype=torch.uint8, device=device)
+    first = 0
+    while first < len(images):
+        end = max(first + 1, int(np.searchsorted(starts, starts[first] + PART_BYTES, "right")) - 1)
+        part = np.empty(starts[end] - starts[first], np.uint8)
+        fill(part, images, range(first, end), starts, shapes)
+        buffer[starts[first]:starts[end]].copy_(torch.from_numpy(part))
+        first = end
+    return buffer
 
 
 def image_path(root, label, ipc, num_classes, suffix=".jpg"):
