@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sre2l.check.verify import read_checked, verify_images
+from sre2l.check.verify import read_checked, read_synthetic, verify_images
 from sre2l.data import image_folder, real_images
 from sre2l.data.datasets import DATASETS, Dataset
-from sre2l.data.image_folder import Images, fingerprint, image_path, read_folder, read_synthetic
+from sre2l.data.image_folder import Images, fingerprint, image_path, read_folder
 from sre2l.data.real_images import decode_own, read_digits, read_real, read_val, show, shown_at
 from sre2l.run import limits
 from sre2l.run.errors import UserError

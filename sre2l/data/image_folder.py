@@ -2,8 +2,7 @@
 import contextlib
 import hashlib
 import io
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -14,10 +13,7 @@ from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from sre2l.run.errors import UserError
-from sre2l.run.files import sidecar
 from sre2l.run.limits import PART_BYTES, usable_cores
-from sre2l.run.links import check_links
-from sre2l.run.output import recorded
 from sre2l.run.processes import local_world_size
 
 JPEG_QUALITY = 75  # Pillow's default, which the released code uses; the student trains on that file
@@ -164,26 +160,6 @@ def read_folder(root):
         raise UserError(f"{root}: {str(error).splitlines()[0]}") from None
     items, labels = zip(*folder.samples)
     return Images(list(items), np.array(labels), folder.classes, str(root))
-
-
-def read_synthetic(root, num_classes, classes=None):
-    """Read a folder of synthetic images, whose file names verify_images has checked -> Images.
-
-    The number in the name of a folder new... is its class. In folders of other names the class is the sorted
-    position among `classes` (default: those that recover recorded for `root`, else all)."""
-    check_links(root)
-    images = read_folder(root)
-    numbers = [re.fullmatch(r"new(\d+)", name) for name in images.class_names]
-    if all(numbers):
-        found = [int(number[1]) for number in numbers]
-    else:
-        found = list(classes or recorded(sidecar(root, "manifest.json"), "classes") or range(num_classes))
-        if len(images.class_names) != len(found):
-            raise UserError(f"{root}: {len(images.class_names)} class folders, the set has {len(found)} "
-                            f"classes")
-    if max(found) >= num_classes:
-        raise UserError(f"{root}: class {max(found)} is not among the network's {num_classes}")
-    return replace(images, labels=np.array(found)[images.labels])
 
 
 def check_classes(root, found, expected, owner):
