@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from relabel.relabel import draw_label_batch
+from sre2l.data import image_folder
 from sre2l.data import pixel_store as store
 from sre2l.data.image_folder import read_folder
 from sre2l.data.loader import BatchDataset, Batches, load_batches
@@ -87,7 +88,7 @@ def test_crops_of_chosen_rows_are_those_rows_of_the_whole_batch(images, kept):
 @pytest.mark.parametrize("part_bytes", (1, 2000, 2 ** 30))
 def test_parts_of_any_size_fill_the_gpus_memory_as_one_does(images, part_bytes, monkeypatch):
     """An image larger than a part is a part of its own."""
-    monkeypatch.setattr(store, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(image_folder, "PART_BYTES", part_bytes)
     kept = store.keep_decoded(images)[0].store
     assert np.array_equal(store.fill_gpu(images, kept.starts, kept.shapes, CPU).numpy(), kept.buffer)
 

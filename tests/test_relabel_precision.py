@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from relabel import relabel, teacher_form
+from sre2l.check.verify import read_synthetic
 from sre2l.data.datasets import DATASETS
-from sre2l.data.image_folder import read_synthetic
 from sre2l.data.label_files import read_label_batch
 from sre2l.data.loader import BatchDataset, Batches
 from sre2l.kernels.cpu.convs import host_kernels

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from relabel import relabel
-from sre2l.check.verify import read_checked, verify_images, verify_labels, wanted_images
+from sre2l.check.verify import read_checked, read_synthetic, verify_images, verify_labels, wanted_images
 from sre2l.data.datasets import DATASETS
-from sre2l.data.image_folder import decode, read_shape, read_synthetic
+from sre2l.data.image_folder import decode, read_shape
 from sre2l.data.real_images import read_real
 from sre2l.run.errors import UserError
 from sre2l.run.layout import check_links, read_hashes, scan

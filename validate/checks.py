@@ -9,8 +9,7 @@ from sre2l.data.label_files import label_path
 from sre2l.data.loader import Batches
 from sre2l.nets.models import build_for, check_input_size
 from sre2l.run.errors import UserError
-from sre2l.run.files import as_json, hash_file, sidecar
-from sre2l.run.output import recorded
+from sre2l.run.files import as_json, hash_file
 from sre2l.run.processes import world_size
 
 # What the protocol takes over from a manifest.
@@ -42,11 +41,6 @@ def check_epochs(args, epochs, more=True):
         return
     hint = f"; the same relabel command with --epochs {args.epochs} adds the missing ones" if more else ""
     raise UserError(f"{args.fkd_path}: labels for {epochs} epochs, --epochs asks for {args.epochs}{hint}")
-
-
-def check_planned_epochs(args):
-    """check_epochs for --dry-run, by what is recorded of the labels, if they are there."""
-    check_epochs(args, recorded(sidecar(args.fkd_path, "manifest.json"), "epochs"))
 
 
 def check_micro_batches(args, labels):

@@ -5,7 +5,6 @@ Time: that of relabel and train.
 Result: runs/<name>/random_real/ with images, labels and the student's results.json.
 """
 import os
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,18 +58,17 @@ def draw_real_images(images, ipc, seed):
     return chosen
 
 
-def write_image(folder, real, size, rows, name):
-    """Write one chosen image as the evaluation shows it. rows: {name: its place among the real images}."""
-    pixels = show(real.pixels(rows[name]), size, size)
-    folder.write({name: encode(pixels, Path(name).suffix)})
-
-
 def store_images(folder, real, chosen, size, num_classes, suffix):
-    """Write the chosen images that are not there as they were recorded. chosen: of draw_real_images."""
+    """Write the chosen images that are not there as they were recorded, as an evaluation shows them.
+
+    chosen: of draw_real_images."""
     rows = {image_path("", label, index, num_classes, suffix).as_posix(): row
             for (index, label), row in chosen.items()}
-    missing = folder.missing(list(rows), NUM_WRITERS)
-    for _ in in_order(partial(write_image, folder, real, size, rows), missing, NUM_WRITERS):
+
+    def write(name):
+        folder.write({name: encode(show(real.pixels(rows[name]), size, size), suffix)})
+
+    for _ in in_order(write, folder.missing(list(rows), NUM_WRITERS), NUM_WRITERS):
         pass
     folder.finish(list(rows))
 

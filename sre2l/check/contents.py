@@ -23,39 +23,40 @@ from sre2l.run.layout import LAYOUT
 CLEAR = 6  # standard deviations: among a million label files, none is so far from the others by chance
 
 
-class ImageLook(NamedTuple):
-    """What one image file shows: sha256 of its bytes, height and width, a fault; None = unknown."""
+class Look(NamedTuple):
+    """What one file shows: a hash of its contents, and a fault or None; of an image height and width; of a
+    label file its rows whose top-1 is the class of the image or of its partner (hits, None without the
+    images' classes), as many as luck gives, and all rows."""
     name: str
-    digest: str | None
-    shape: tuple | None
-    fault: str | None
-
-
-class LabelLook(NamedTuple):
-    """What one label file shows: a hash of its contents, a fault, and its rows whose top-1 is the class of
-    the image or of its partner (hits), as many as luck gives, and all rows. hits is None without the images'
-    classes."""
-    name: str
-    digest: bytes | None = None
+    digest: bytes | str | None = None
     fault: str | None = None
+    shape: tuple | None = None
     hits: int | None = None
     luck: float = 0.0
     rows: int = 0
 
 
+def look_at_all(finding, look_at, files, threads, kind):
+    """Look at every file on threads -> the looks; their faults go to the finding."""
+    looks = in_order(look_at, files, threads)
+    looks = list(tqdm(looks, kind, total=len(files), unit="file", disable=None, leave=False))
+    finding.faults += [look.fault for look in looks if look.fault]
+    return looks
+
+
 def look_at_image(root, hashes, path):
-    """Read and decode one image -> ImageLook. hashes: the recorded ones by name, None for none."""
+    """Read and decode one image -> Look. hashes: the recorded ones by name, None for none."""
     name = Path(path).relative_to(root).as_posix()
     try:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if hashes is not None and hashes[name] != digest:
             fault = f"{path}: its sha256 is not the one in {sidecar(root, 'sha256')}; {again('images')}"
-            return ImageLook(name, digest, None, fault)
-        return ImageLook(name, digest, decode(path).shape[:2], None)
+            return Look(name, digest, fault)
+        return Look(name, digest, shape=decode(path).shape[:2])
     except UserError as error:
-        return ImageLook(name, None, None, str(error))
+        return Look(name, fault=str(error))
     except OSError as error:
-        return ImageLook(name, None, None, f"{path}: not readable ({error.strerror})")
+        return Look(name, fault=f"{path}: not readable ({error.strerror})")
 
 
 def repeated(looks):
@@ -71,9 +72,7 @@ def verify_pixels(images, settings, hashes, threads):
     whether it is without fault."""
     root = images.root
     finding = Finding(f"{root}, contents")
-    looks = in_order(partial(look_at_image, root, hashes), images.items, threads)
-    looks = list(tqdm(looks, "images", total=len(images), unit="image", disable=None, leave=False))
-    finding.faults += [look.fault for look in looks if look.fault]
+    looks = look_at_all(finding, partial(look_at_image, root, hashes), images.items, threads, "images")
 
     shapes = Counter(look.shape for look in looks if look.shape)
     is_synthetic = all(re.fullmatch(LAYOUT["images"][0], name) for name in images.class_names)
@@ -97,40 +96,43 @@ def count_right(hashes):
 
 
 def look_at_label_file(root, plan, size, hashes, labels, frequency, batch):
-    """Read one label file and check its fields -> LabelLook. plan: a LabelFolder; size: of the networks'
+    """Read one label file and check its fields -> Look. plan: a LabelFolder; size: of the networks'
     input; labels: the classes of all images, None where not known; frequency: the share of each class."""
     name = label_name(batch.epoch, batch.index)
     path = label_path(root, batch.epoch, batch.index)
     try:
         stored = read_label_batch(root, batch.epoch, batch.index, len(batch.rows), plan.num_classes, hashes)
     except UserError as error:
-        return LabelLook(name, fault=str(error))
+        return Look(name, fault=str(error))
     kind = stored.mix.kind
     dtype = stored.logits.dtype
     if (kind, dtype) != (plan.mix, plan.dtype):
-        return LabelLook(name, fault=f"{path}: {kind} and {dtype}, the set has {plan.mix} and {plan.dtype}")
+        return Look(name, fault=f"{path}: {kind} and {dtype}, the set has {plan.mix} and {plan.dtype}")
     if stored.mix.box and max(stored.mix.box) > size:
-        return LabelLook(name, fault=f"{path}: its cutmix box {stored.mix.box} reaches out of {size} pixels")
+        return Look(name, fault=f"{path}: its cutmix box {stored.mix.box} reaches out of {size} pixels")
 
     digest = hashlib.sha256(stored.logits.numpy().tobytes() + stored.crops.boxes.numpy().tobytes()).digest()
     if labels is None:
-        return LabelLook(name, digest)
+        return Look(name, digest)
     hits, luck = top1_hits(stored, torch.from_numpy(labels[batch.rows]), frequency)
-    return LabelLook(name, digest, None, hits, luck, len(batch.rows))
+    return Look(name, digest, hits=hits, luck=luck, rows=len(batch.rows))
+
+
+def deviation(rows, share):
+    """The standard deviation of how many of these rows hit, where each does with this probability."""
+    return math.sqrt(max(rows * share * (1 - share), 1))
 
 
 def out_of_place(looks):
     """The files whose logits fit their images no better than luck, unlike the others: exchanged ones."""
-    def luck_explains(look):
-        return look.hits - look.luck < 3 * math.sqrt(max(look.luck * (1 - look.luck / look.rows), 1))
-
-    others = [look for look in looks if not luck_explains(look)]
+    suspects = []
+    others = []
+    for look in looks:
+        is_luck = look.hits - look.luck < 3 * deviation(look.rows, look.luck / look.rows)
+        (suspects if is_luck else others).append(look)
     share = sum(look.hits for look in others) / max(sum(look.rows for look in others), 1)
-
-    def is_unlike(look):
-        return look.rows * share - look.hits > CLEAR * math.sqrt(max(look.rows * share * (1 - share), 1))
-
-    return [look for look in looks if luck_explains(look) and is_unlike(look)]
+    return [look for look in suspects
+            if look.rows * share - look.hits > CLEAR * deviation(look.rows, share)]
 
 
 def verify_label_files(root, plan, settings, hashes, images, num_pixels, order_seed, threads):
@@ -146,9 +148,7 @@ def verify_label_files(root, plan, settings, hashes, images, num_pixels, order_s
 
     finding = Finding(f"{root}, contents")
     look_at = partial(look_at_label_file, root, plan, size, hashes, labels, frequency)
-    looks = in_order(look_at, batches, threads)
-    looks = list(tqdm(looks, "labels", total=len(batches), unit="file", disable=None, leave=False))
-    finding.faults += [look.fault for look in looks if look.fault]
+    looks = look_at_all(finding, look_at, batches, threads, "labels")
     finding.faults += [f"{root}/{name}: is {earlier} once more" for name, earlier in repeated(looks)]
     finding.text = f"{len(looks)} of {len(looks)} load and have the right fields{count_right(hashes)}"
     yield finding

@@ -10,16 +10,17 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sre2l.check.folders import misplaced
 from sre2l.check.manifest import check_images, describe_images, describe_names, manifest_of
-from sre2l.data.image_folder import check_classes, image_path, read_synthetic
+from sre2l.data.image_folder import check_classes, image_path, read_folder
 from sre2l.data.label_files import inspect_labels, label_name
 from sre2l.run.errors import UserError
 from sre2l.run.files import hash_file, sidecar
-from sre2l.run.layout import LAYOUT, numbers_in, read_hashes, scan
-from sre2l.run.output import read_record
+from sre2l.run.layout import LAYOUT, check_links, numbers_in, read_hashes, scan
+from sre2l.run.output import read_record, recorded
 
 STAGE = {"images": "recover", "labels": "relabel"}
 FILE_OVERHEAD = 16384  # bytes of a label file that are not its tensors, at most: 2,400 with torch 2.14
@@ -162,6 +163,26 @@ def wanted_images(names, hashes, classes, num_classes):
     numbers = range(min(common), max(common) + 1)
     paths = [image_path("", label, number, num_classes, suffix) for label in classes for number in numbers]
     return {path.as_posix() for path in paths} | set(hashes or ())
+
+
+def read_synthetic(root, num_classes, classes=None):
+    """Read a folder of synthetic images, whose file names are checked -> Images.
+
+    The number in the name of a folder new... is its class. In folders of other names the class is the sorted
+    position among `classes` (default: those that recover recorded for `root`, else all)."""
+    check_links(root)
+    images = read_folder(root)
+    numbers = [re.fullmatch(r"new(\d+)", name) for name in images.class_names]
+    if all(numbers):
+        found = [int(number[1]) for number in numbers]
+    else:
+        found = list(classes or recorded(sidecar(root, "manifest.json"), "classes") or range(num_classes))
+        if len(images.class_names) != len(found):
+            raise UserError(f"{root}: {len(images.class_names)} class folders, the set has {len(found)} "
+                            f"classes")
+    if max(found) >= num_classes:
+        raise UserError(f"{root}: class {max(found)} is not among the network's {num_classes}")
+    return replace(images, labels=np.array(found)[images.labels])
 
 
 def verify_images(root, num_classes, classes=None):

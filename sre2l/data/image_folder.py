@@ -2,21 +2,18 @@
 import contextlib
 import hashlib
 import io
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
-from sre2l.run.device import usable_cores
+from sre2l.run.device import PART_BYTES, usable_cores
 from sre2l.run.errors import UserError
-from sre2l.run.files import sidecar
-from sre2l.run.layout import check_links
-from sre2l.run.output import recorded
 from sre2l.run.processes import local_world_size
 
 JPEG_QUALITY = 75  # Pillow's default, which the released code uses; the student trains on that file
@@ -94,15 +91,40 @@ def decoding_threads():
     return max(1, usable_cores() // local_world_size())
 
 
-def decode_rows(images, rows, keep):
-    """Decode images on all cores; each goes to keep(its place in `rows`, pixels (H, W, 3))."""
-    def decode_row(number):
-        keep(number, images.pixels(rows[number]))
+def fill(buffer, images, rows, starts, shapes):
+    """Decode the images `rows`, a range, on all cores, one after the other into a numpy array of bytes.
+
+    starts: where each image begins, and the end; shapes: height and width of each. Raises UserError where an
+    image is not what its header says."""
+    first = starts[rows.start]
+
+    def decode_row(index):
+        pixels = images.pixels(index)
+        height, width = shapes[index]
+        if pixels.shape[:2] != (height, width):
+            raise UserError(f"{images.items[index]}: not a readable image (its header says {height} by "
+                            f"{width} pixels, it has {pixels.shape[0]} by {pixels.shape[1]})")
+        buffer[starts[index] - first:starts[index + 1] - first] = pixels.reshape(-1)
 
     with ThreadPool(decoding_threads()) as pool:
-        decoded = pool.imap_unordered(decode_row, range(len(rows)), chunksize=16)
+        decoded = pool.imap_unordered(decode_row, rows, chunksize=16)
         for _ in tqdm(decoded, "decoding", total=len(rows), unit="image", disable=None, leave=False):
             pass
+
+
+def fill_gpu(images, starts, shapes, device):
+    """Decode all images -> uint8 tensor on the GPU, as `fill` lays them out.
+
+    They are copied in large parts, since a copy for each image would wait for the GPU."""
+    buffer = torch.empty(int(starts[-1]), dtype=torch.uint8, device=device)
+    first = 0
+    while first < len(images):
+        end = max(first + 1, int(np.searchsorted(starts, starts[first] + PART_BYTES, "right")) - 1)
+        part = np.empty(starts[end] - starts[first], np.uint8)
+        fill(part, images, range(first, end), starts, shapes)
+        buffer[starts[first]:starts[end]].copy_(torch.from_numpy(part))
+        first = end
+    return buffer
 
 
 def image_path(root, label, ipc, num_classes, suffix=".jpg"):
@@ -138,26 +160,6 @@ def read_folder(root):
         raise UserError(f"{root}: {str(error).splitlines()[0]}") from None
     items, labels = zip(*folder.samples)
     return Images(list(items), np.array(labels), folder.classes, str(root))
-
-
-def read_synthetic(root, num_classes, classes=None):
-    """Read a folder of synthetic images, whose file names verify_images has checked -> Images.
-
-    The number in the name of a folder new... is its class. In folders of other names the class is the sorted
-    position among `classes` (default: those that recover recorded for `root`, else all)."""
-    check_links(root)
-    images = read_folder(root)
-    numbers = [re.fullmatch(r"new(\d+)", name) for name in images.class_names]
-    if all(numbers):
-        found = [int(number[1]) for number in numbers]
-    else:
-        found = list(classes or recorded(sidecar(root, "manifest.json"), "classes") or range(num_classes))
-        if len(images.class_names) != len(found):
-            raise UserError(f"{root}: {len(images.class_names)} class folders, the set has {len(found)} "
-                            f"classes")
-    if max(found) >= num_classes:
-        raise UserError(f"{root}: class {max(found)} is not among the network's {num_classes}")
-    return replace(images, labels=np.array(found)[images.labels])
 
 
 def check_classes(root, found, expected, owner):

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sre2l.data.image_folder import decode_rows, decoding_threads
+from sre2l.data.image_folder import decoding_threads, fill, fill_gpu
 from sre2l.data.resize import host_cropper, vertical_first
 from sre2l.kernels.compiled import why_no_triton
-from sre2l.run.device import PART_BYTES, fits_gpu, memory_room
-from sre2l.run.errors import UserError
+from sre2l.run.device import fits_gpu, memory_room
 
 CPU = torch.device("cpu")
 
@@ -46,38 +45,6 @@ class Store:
         with torch.cuda.device_of(self.buffer):
             table = table.to(self.buffer.device, non_blocking=True)
             return crop_resident(self.buffer, self.layout, table, size, tallest, widest)
-
-
-def fill(buffer, images, rows, starts, shapes):
-    """Decode the images `rows`, a range, one after the other into a numpy array of bytes.
-
-    Raises UserError where an image is not what its header says."""
-    first = starts[rows.start]
-
-    def keep(number, pixels):
-        index = rows[number]
-        height, width = shapes[index]
-        if pixels.shape[:2] != (height, width):
-            raise UserError(f"{images.items[index]}: not a readable image (its header says {height} by "
-                            f"{width} pixels, it has {pixels.shape[0]} by {pixels.shape[1]})")
-        buffer[starts[index] - first:starts[index + 1] - first] = pixels.reshape(-1)
-
-    decode_rows(images, rows, keep)
-
-
-def fill_gpu(images, starts, shapes, device):
-    """Decode all images -> uint8 tensor on the GPU, as `fill` lays them out.
-
-    They are copied in large parts, since a copy for each image would wait for the GPU."""
-    buffer = torch.empty(int(starts[-1]), dtype=torch.uint8, device=device)
-    first = 0
-    while first < len(images):
-        end = max(first + 1, int(np.searchsorted(starts, starts[first] + PART_BYTES, "right")) - 1)
-        part = np.empty(starts[end] - starts[first], np.uint8)
-        fill(part, images, range(first, end), starts, shapes)
-        buffer[starts[first]:starts[end]].copy_(torch.from_numpy(part))
-        first = end
-    return buffer
 
 
 def find_shapes(images):

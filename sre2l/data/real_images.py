@@ -8,13 +8,13 @@ import torch
 import torchvision
 from PIL import Image
 
-from sre2l.data.image_folder import Images, check_classes, read_folder
-from sre2l.data.pixel_store import CPU, fill, fill_gpu
+from sre2l.data.image_folder import Images, check_classes, fill, fill_gpu, read_folder
 from sre2l.run.device import fits_gpu, memory_room
 from sre2l.run.errors import UserError
 from sre2l.run.layout import check_name
 from sre2l.run.paths import ROOT
 
+CPU = torch.device("cpu")
 CIFAR = {"cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py"),
          "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python")}
 

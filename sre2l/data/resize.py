@@ -16,7 +16,10 @@ EXACT = "-ffp-contract=off"  # no fused multiply-add: Pillow's doubles are round
 
 
 def crop_with_pillow(images, windows, flips, size):
-    """crop_images in Pillow's own words; a crop takes about six times as long as the kernel's."""
+    """Crop, resize (bilinear) and flip by Pillow, six times slower than by the kernel.
+
+    images: m arrays (H, W, 3) uint8; windows (m, 4) top, left, height, width in pixels, black outside the
+    image; flips (m,) bool -> (m, 3, size, size) uint8."""
     out = np.empty((len(images), 3, size, size), np.uint8)
     for image, (top, left, height, width), flip, planes in zip(images, windows.tolist(), flips.tolist(), out):
         inside = image[max(top, 0):max(top + height, 0), max(left, 0):max(left + width, 0)]
@@ -43,7 +46,7 @@ def vertical_first(windows, size):
 
 
 def crop_with_kernel(kernel, images, windows, flips, size):
-    """crop_images by the C function of resize.c."""
+    """The same by the C function of resize.c. Other threads run meanwhile."""
     images = [np.ascontiguousarray(image) for image in images]
     addresses = np.array([image.__array_interface__["data"][0] for image in images], np.int64)
     shapes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
@@ -70,7 +73,7 @@ def agrees_with_pillow(kernel):
 
 @functools.cache
 def host_cropper():
-    """-> (the function behind crop_images, the line that says which it is)."""
+    """-> (crop_with_pillow or what does the same faster, the line that says which it is)."""
     try:
         kernel = load_kernel("resize.c", EXACT).crop_all
         kernel.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 5, ctypes.c_int, ctypes.c_void_p]
@@ -79,13 +82,6 @@ def host_cropper():
     if not agrees_with_pillow(kernel):
         return crop_with_pillow, "crops on the CPU by Pillow (the compiled kernel does not agree with it)"
     return functools.partial(crop_with_kernel, kernel), "crops on the CPU by the compiled kernel"
-
-
-def crop_images(images, windows, flips, size):
-    """Crop, resize (Pillow's bilinear), flip. images: m arrays (H, W, 3) uint8; windows (m, 4) top, left,
-    height, width in pixels, black outside the image; flips (m,) bool -> (m, 3, size, size) uint8. Other
-    threads run meanwhile."""
-    return host_cropper()[0](images, windows, flips, size)
 
 
 def pixel_windows(boxes, sizes):
@@ -100,4 +96,4 @@ def apply_crops(images, crops, size):
     """Crop, resize (Pillow's bilinear), flip. images: m arrays (H, W, 3) uint8 -> (m, 3, size, size) uint8;
     black outside the image."""
     sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
-    return crop_images(images, pixel_windows(crops.boxes, sizes), crops.flips.numpy(), size)
+    return host_cropper()[0](images, pixel_windows(crops.boxes, sizes), crops.flips.numpy(), size)
