@@ -84,14 +84,9 @@ def thin(lines):
         batches.setdefault(values.get("unit"), []).append(values)
     chosen = spread(list(batches.values()), max(1, len(batches) * MAX_LINES // max(1, len(lines))))
     step = -(-sum(map(len, chosen)) // MAX_LINES)
-
-    kept = []
-    for batch in chosen:
-        for number, values in enumerate(batch, 1):
-            is_last = number > len(batch) - 2  # recover's last terms, and its line about the images
-            if number % step == 0 or is_last or "top1" in values:
-                kept.append(values)
-    return kept
+    # The last two of a batch are recover's last terms, and its line about the images.
+    return [values for batch in chosen for number, values in enumerate(batch, 1)
+            if number % step == 0 or number > len(batch) - 2 or "top1" in values]
 
 
 def collect_metrics(run):

@@ -117,13 +117,9 @@ def read_real(spec, path, split, classes=None, class_names=None):
         chosen = f" and --classes names {len(classes)}" if classes != every else ""
         raise UserError(f"{images.root}: {len(names)} class folders, {spec.name} has {len(every)} classes"
                         f"{chosen} (the first folder is '{names[0]}', the last '{names[-1]}')")
-    return select_classes(images, np.array(found)[images.labels], classes)
-
-
-def select_classes(images, labels, classes):
-    """The images of some classes. labels: one for each image, the class index in the teacher's output."""
+    labels = np.array(found)[images.labels]
     kept = np.flatnonzero(np.isin(labels, classes))
-    return Images([images.items[row] for row in kept], labels[kept], images.class_names, images.root)
+    return replace(images, items=[images.items[row] for row in kept], labels=labels[kept])
 
 
 def show(pixels, size, short):
