@@ -68,6 +68,7 @@ def test_iterates_equal_adam_written_out_with_the_clamp():
     gradients = scripted(steps)
     seen = run_loop(FakeEngine(lambda t, x: gradients[t].clone()), steps, lr)
     low, high = bounds(SPEC)
+    assert (seen[0] < low).any() and (seen[0] > high).any()
     x, m, v = seen[0].double(), 0, 0
     for t, g in enumerate(g.double() for g in gradients):
         m, v = 0.5 * m + 0.5 * g, 0.9 * v + 0.1 * g ** 2
@@ -76,16 +77,6 @@ def test_iterates_equal_adam_written_out_with_the_clamp():
         x = x - lr_t * (m / (1 - 0.5 ** (t + 1))) / ((v / (1 - 0.9 ** (t + 1))).sqrt() + 1e-8)
         x = torch.minimum(torch.maximum(x, low), high)
         assert (seen[t + 1] - x).abs().max() < 2e-5
-
-
-@pytest.mark.parametrize("sign", (-1, 1))
-def test_iterates_are_clamped_to_black_and_white_per_channel(sign):
-    low, high = bounds(SPEC)
-    seen = run_loop(FakeEngine(lambda t, x: torch.full_like(x, sign)), 40, 0.5)
-    edge = high if sign < 0 else low
-    assert all(((x >= low - 1e-6) & (x <= high + 1e-6)).all() for x in seen[1:])
-    assert (seen[-1] - edge).abs().max() < 1e-6
-    assert (seen[0] < low).any() and (seen[0] > high).any()
 
 
 def test_noise_is_standard_normal():
@@ -189,16 +180,8 @@ def test_file_holds_the_last_iterate(tmp_path, teacher, monkeypatch, flags, suff
     grey = levels.floor().byte().permute(0, 2, 3, 1).contiguous().numpy()
     assert [len(images) for images in lasts] == [3, 2]
     assert files == {f"class{label:03d}_id000{suffix}": encode(grey[label], suffix) for label in range(5)}
-
-
-@pytest.mark.parametrize("flags", ((), ("--lossless",)))
-def test_a_folder_holds_one_kind_of_files(tmp_path, teacher, flags):
-    """JPEG or PNG: the other is refused, in a dry run as well."""
-    recover_images(tmp_path, teacher, 5, 0, 1, *flags)
-    for dry in ((), ("--dry-run",)):
-        with pytest.raises(UserError, match="lossless"):
-            recover_images(tmp_path, teacher, 5, 0, 1, *dry, *(() if flags else ("--lossless",)))
-        recover_images(tmp_path, teacher, 5, 0, 1, *dry, *flags)
+    with pytest.raises(UserError, match="lossless"):  # a folder holds one kind of files
+        recover_images(tmp_path, teacher, 3, 0, 1, *(() if flags else ("--lossless",)))
 
 
 @pytest.mark.parametrize("batch, classes", ((2, "0-4"), (5, "0-4"), (4, "0,1,4")))
