@@ -5,12 +5,10 @@ import time
 import pytest
 
 import squeeze.squeeze as squeeze
-import validate.train as train
 from relabel import check
 from sre2l.run.log import read_metrics
 from sre2l.run.tensorboard import Scalars
 from tests.helpers import SMALL, refused, run_main
-from tests.test_continue import interrupt
 from tests.worlds import common, recover_flags, train_flags
 
 
@@ -65,27 +63,6 @@ def test_events_are_the_metrics_of_each_stage(world):
         own = [line for line in read_metrics(student / "metrics.jsonl") if line["seed"] == seed]
         assert len(own) == 2
         assert scalars_of(student / "tensorboard" / f"seed{seed}") == scalars_in(own, "epoch", "seed")
-
-
-@pytest.mark.parametrize("stage", (squeeze, train))
-def test_a_run_that_was_stopped_goes_on_at_its_step(stage, world, tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard")
-    if stage is squeeze:
-        flags = squeeze_flags(world, tmp_path / "run", "--tensorboard", "--eval-every", 1)
-        events = tmp_path / "run" / "teacher" / "tensorboard"
-    else:
-        flags = train_flags(world, "--tensorboard", "--epochs", 2, "--eval-every", 1, "--output-dir",
-                            tmp_path / "student")
-        events = tmp_path / "student" / "tensorboard" / "seed0"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt(patch, stage, 2)
-        run_main(*flags)
-    assert set(scalars_of(events)["loss"]) == {1}
-    next_second()
-    run_main(*flags)
-    assert len(list(events.iterdir())) == 2
-    epochs = set(range(1, 4 if stage is squeeze else 3))
-    assert set(scalars_of(events)["loss"]) == set(scalars_of(events)["top1"]) == epochs
 
 
 def test_steps_that_are_done_once_more_count_once(tmp_path):
