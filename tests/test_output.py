@@ -17,7 +17,7 @@ from sre2l.run import lock, output
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json
 from sre2l.run.hashes import read_hash_file
-from sre2l.run.output import OutputFolder, read_record, recorded
+from sre2l.run.output import OutputFolder, read_record
 from tests import old_run
 from tests.helpers import SMALL, refused, release_locks, run_main
 from tests.test_continue import files_of
@@ -137,19 +137,6 @@ def test_where_a_file_system_has_no_locks_one_line_says_so(tmp_path, monkeypatch
 
 
 # -- settings
-
-def test_settings_that_were_changed_by_hand_are_refused(tmp_path):
-    path = tmp_path / "teacher" / "settings.json"
-    OutputFolder(tmp_path / "teacher", "teacher").begin({"lr": 0.25, "seed": 0})
-    assert recorded(path, "lr") == 0.25 and recorded(path, "other") is None
-    assert recorded(tmp_path / "none") is None
-    path.write_text(path.read_text().replace("0.25", "0.35"))
-    with pytest.raises(UserError, match=f"{path}: not as a run wrote it"):
-        OutputFolder(tmp_path / "teacher", "teacher").begin({"lr": 0.35, "seed": 0})
-    path.write_text(json.dumps({"settings": {"lr": 0.25, "seed": 0}}))
-    with pytest.raises(UserError, match="not as a run wrote it"):
-        recorded(path)
-
 
 def test_a_setting_that_a_folder_does_not_record_counts_as_its_default(tmp_path):
     """A folder of before the setting goes on. It is refused where the setting is not at its default."""
@@ -272,18 +259,6 @@ def test_overwrite_keeps_links_to_folders(tmp_path):
     assert root.is_symlink() and not list(root.iterdir())
 
 
-def test_only_what_a_run_writes_counts_as_its_output(world):
-    """All that stands beside images and labels of the world belongs to them, but for the lock."""
-    (world / "run" / "labels.png").touch()  # a plot of somebody's
-    for kind, others in (("images", set()), ("labels", {"labels.png"})):
-        root = world / "run" / kind
-        inside, beside = OutputFolder(root, kind).outputs()
-        there = {path.name for path in root.parent.iterdir() if path.name.startswith(f"{kind}.")}
-        assert len(inside) == len(files_of(root))
-        assert {path.name for path in beside} == there - others - {f"{kind}.lock"}
-    (world / "run" / "labels.png").unlink()
-
-
 def planned(capsys, *flags):
     """The plan of a stage's --dry-run."""
     capsys.readouterr()
@@ -334,12 +309,6 @@ def test_a_dry_run_says_what_overwrite_would_delete_and_deletes_nothing(
     (root / "notes.txt").touch()
     message = refused(*flags, *change, "--overwrite", "--dry-run")
     assert "notes.txt: no file of a run, so --overwrite deletes nothing" in message
-
-
-def test_a_dry_run_refuses_more_epochs_than_the_labels_have(world):
-    flags = train_flags(world, "--epochs", 1000, "--output-dir", world / "none")
-    refusal = refused(*flags, "--dry-run")
-    assert refusal == refused(*flags) and "--epochs asks for 1000" in refusal
 
 
 # -- files and hashes

@@ -227,9 +227,11 @@ def test_settings_are_read_back_as_they_were_written(kept, other, name):
         begin({**kept, key: other}, free=(key,))
         assert recorded(path, key) == (kept[key] if other is None else other)
         assume(kept[key] != [other])
-        write_json(path, {**read_json(path), "settings": {**kept, key: [other]}})
-        with pytest.raises(UserError, match="not as a run wrote it"):
-            recorded(path)
+        changed = {**read_json(path), "settings": {**kept, key: [other]}}
+        for record in (changed, {"settings": kept}):
+            write_json(path, record)
+            with pytest.raises(UserError, match="not as a run wrote it"):
+                begin(kept)
 
 
 def rounds_of(name):
