@@ -194,13 +194,6 @@ def test_folder_tells_its_own_shape(tmp_path):
     assert info.num_bytes == sum(path.stat().st_size for path in (tmp_path / "labels").rglob("*.tar"))
 
 
-def test_nothing_stands_in_the_root_but_epochs_and_label_files(tmp_path):
-    """The released reader counts everything in the root as an epoch and everything in an epoch as a batch."""
-    label_folder(tmp_path / "labels")
-    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    assert names == [f"labels/epoch_{epoch}/batch_{index}.tar" for epoch in range(3) for index in range(3)]
-
-
 @pytest.mark.parametrize("gone", (
     "epoch_0", "epoch_1", "epoch_1/batch_0.tar", "epoch_2/batch_1.tar", "epoch_2/batch_2.tar",
     "epoch_0/batch_2.tar"))
