@@ -98,11 +98,13 @@ def test_relabel_names_the_stray_image_that_its_classes_do_not_share(run, tmp_pa
     assert str(extra) in refused(*relabel_flags(run.parent, "--name", tmp_path / "run"))
 
 
-@pytest.mark.parametrize("line", ["x" * 64 + "  a.tar\n", HASH + " a.tar\n", HASH + "  ../a.tar\n",
-                                  HASH + "  /a.tar\n", HASH + "  a\\b.tar\n", "\n",
-                                  HASH.upper() + "  a.tar\n", HASH + "  a\x07.tar\n", HASH + "  b.tar\n",
-                                  HASH + "  c.tar"])
-def test_a_line_that_is_no_hash_is_passed_over_by_a_run_and_named_by_check(line, tmp_path):
+OUTSIDE = ("../a.tar", "..", "/a.tar", "epoch_0/../b.tar", "epoch_0//b.tar", "a\\b.tar", "a\x07.tar", "a\0b")
+
+
+@pytest.mark.parametrize("line", [*(f"{HASH}  {name}\n" for name in OUTSIDE), "\n",
+                                  "x" * 64 + "  a.tar\n", HASH.upper() + "  a.tar\n", HASH + " a.tar\n",
+                                  HASH + "  b.tar\n", HASH + "  c.tar"])
+def test_a_line_that_is_no_hash_of_a_file_inside_is_passed_over_by_a_run_and_named_by_check(line, tmp_path):
     """The last two: a name for the second time, and a line without its end."""
     path = tmp_path / "labels.sha256"
     path.write_text(f"{HASH}  b.tar\n{line}")
