@@ -49,13 +49,6 @@ def test_class_folders_that_do_not_match_the_teacher(world, tmp_path):
     assert "the first that differs is number 9: 'zebra' where 'c9' is expected" in message
 
 
-def test_incomplete_set(world, tmp_path):
-    shutil.copytree(world / "run" / "images", tmp_path / "images")
-    (tmp_path / "images" / "new003" / "class003_id001.jpg").unlink()
-    message = refused(*relabel_flags(world, "--data", tmp_path / "images"))
-    assert "new003/class003_id001.jpg: is missing" in message
-
-
 STAGES_WITH_A_TEACHER = ((recover, ()), (recover, ("--dry-run",)), (relabel, ("--dry-run",)))
 
 

@@ -144,24 +144,6 @@ def test_published_label_files_load_in_several_threads_at_once(tmp_path):
         assert all(len(fields) == 6 for fields in pool.map(lambda _: read_fields(path), range(400)))
 
 
-def test_a_flipped_bit_in_a_zip_changes_no_value_in_silence():
-    """Every 13th bit of a small file: refused, or without effect. torch.load alone loads other values."""
-    fields = released_fields(box=[3, 0, 20, 17])
-    data = saved(fields)
-    outcomes = {"refused": 0, "without effect": 0}
-    for at in range(0, 8 * len(data), 13):
-        flipped = bytearray(data)
-        flipped[at // 8] ^= 1 << at % 8
-        try:
-            found = safe_load("x", "label file", bytes(flipped))
-        except UserError:
-            outcomes["refused"] += 1
-            continue
-        assert saved(found) == data, f"bit {at % 8} of byte {at // 8}"
-        outcomes["without effect"] += 1
-    assert outcomes["refused"] > outcomes["without effect"] > 0
-
-
 def zip_of(data, **changed):
     """A torch.save zip written anew, some attribute of its members changed."""
     target = io.BytesIO()
