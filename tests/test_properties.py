@@ -22,7 +22,6 @@ from sre2l.data.resize import pixel_windows
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, sidecar, write_json
 from sre2l.run.hashes import numbers_in, read_hashes
-from sre2l.run.layout import scan
 from sre2l.run.output import OutputFolder, recorded
 from tests.crops import by_pillow
 from tests.helpers import release_locks
@@ -171,20 +170,6 @@ def test_index_ranges_hold_each_flat_index_once_and_touch_nowhere(indices, num_c
     ranges = index_ranges([divmod(index, num_classes) for index in indices], num_classes)
     assert [index for first, stop in ranges for index in range(first, stop)] == sorted(indices)
     assert all(stop < first for (_, stop), (first, _) in zip(ranges, ranges[1:]))
-
-
-@now_and_then
-@given(labels=st.sets(st.integers(0, 20_000), min_size=1, max_size=6),
-       ids=st.sets(st.integers(0, 99_999), min_size=1, max_size=4), many=st.booleans())
-def test_names_of_images_differ_and_are_recovers_layout(labels, ids, many):
-    with tempfile.TemporaryDirectory() as root:
-        paths = {image_path(root, label, ipc, 21_000 if many else 1000) for label in labels for ipc in ids}
-        for path in paths:
-            path.parent.mkdir(exist_ok=True)
-            path.touch()
-        there, _, stray = scan(root, "images")
-        assert not stray and len(there) == len(paths)
-        assert len(paths) == len(labels) * len(ids)
 
 
 # What is written beside the results and read back
