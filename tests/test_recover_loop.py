@@ -19,7 +19,7 @@ from sre2l.data.datasets import DATASETS
 from sre2l.data.image_folder import decode, encode
 from sre2l.kernels.adam import adam_step
 from sre2l.run.errors import UserError
-from tests.helpers import bare_checkpoint, keep_last_images, optimise, run_main
+from tests.helpers import bare_checkpoint, keep_last_images, run_main
 
 SPEC = dataclasses.replace(DATASETS["imagenet1k"], size=8)  # three different means and stds
 
@@ -42,12 +42,14 @@ class FakeEngine:
 
 
 def run_loop(engine, steps, lr, seed=0, index=0, batch=2, spec=SPEC):
-    """optimise with a fake engine, one batch -> every iterate (B, 3, S, S), the last one included."""
+    """The loop over one batch with a fake engine -> every iterate (B, 3, S, S), the last one included."""
     group = BatchGroup((ImageBatch(index, tuple((0, label) for label in range(batch))),))
     noise, views = draw(group, seed, spec.size, steps, partial(draw_view, spec.size, 2, False, True))
     stepper = Stepper(engine, *(edge.float() for edge in bounds(spec)))
-    last = optimise(stepper, noise, views, group.targets("cpu"), cosine_rates(lr, steps), lambda *_: None)
-    return [images[0] for images in engine.seen] + [last[0].clone()]
+    stepper.start(noise, group.targets("cpu"), views, cosine_rates(lr, steps))
+    for iteration in range(steps):
+        stepper.step(iteration)
+    return [images[0] for images in engine.seen] + [stepper.images[0].clone()]
 
 
 def scripted(steps, shape=(2, 3, 8, 8)):
