@@ -12,7 +12,15 @@ from sre2l.data.datasets import DATASETS
 from sre2l.nets.teacher import load_teacher
 from sre2l.run.errors import UserError
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
-from tests.worlds import NAMES, common, recover_flags, relabel_flags, teacher, train_flags
+from tests.worlds import (
+    NAMES,
+    common,
+    recover_flags,
+    relabel_flags,
+    squeeze_flags,
+    teacher,
+    train_flags,
+)
 from validate import train
 
 
@@ -42,8 +50,7 @@ def test_class_folders_that_do_not_match_the_data_set(world, tmp_path):
 
 def test_class_folders_that_do_not_match_the_teacher(world, tmp_path):
     """Squeeze remembers the class names; later stages compare real folders with them."""
-    run_main(squeeze, *common(tmp_path), "--real-data", world / "real", "--arch", SMALL, "--epochs", 1,
-             "-b", 10, "-j", 0)
+    run_main(*squeeze_flags(world, name=tmp_path / "run"))
     noise_folder(tmp_path / "other" / "val", [*NAMES[:9], "zebra"], 1)
     message = refused(recover, *common(tmp_path), "--val-dir", tmp_path / "other")
     assert "the first that differs is number 9: 'zebra' where 'c9' is expected" in message

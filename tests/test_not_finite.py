@@ -14,13 +14,12 @@ from recover.fast import FastEngine
 from recover.objective import TERMS, Terms, Weights
 from recover.step import Stepper
 from recover.views import draw_view
-from squeeze import squeeze
 from sre2l.kernels.adam import adam_step
 from sre2l.nets.training import check_finite
 from sre2l.run.errors import UserError
-from tests.helpers import SMALL, bare_checkpoint, refused
+from tests.helpers import bare_checkpoint, refused
 from tests.nets import SmallNet
-from tests.worlds import common, recover_flags, train_flags
+from tests.worlds import recover_flags, squeeze_flags, train_flags
 
 NAN, INF = float("nan"), float("inf")
 
@@ -160,9 +159,9 @@ def test_training_stops_where_loss_weight_or_statistic_is_not_finite():
 
 
 def test_training_writes_no_checkpoint_of_an_epoch_that_is_not_finite(world, tmp_path):
-    teacher = ("--real-data", world / "real", "--arch", SMALL, "--epochs", 2, "-b", 4, "-j", 0)
+    teacher = squeeze_flags(world, "-b", 4, name=tmp_path)
     student = train_flags(world, "--output-dir", tmp_path / "student", "--sgd")
-    for flags, rate in (((squeeze, *common(world, tmp_path), *teacher), "--lr"), (student, "-lr")):
+    for flags, rate in ((teacher, "--lr"), (student, "-lr")):
         message = refused(*flags, rate, 1e30)
         assert message.startswith("epoch 1: the loss, nan, is not finite") and f"smaller {rate}" in message
     assert not list(tmp_path.rglob("*.pth"))

@@ -12,7 +12,6 @@ import pytest
 
 from recover import recover
 from relabel import check, relabel
-from squeeze import squeeze
 from sre2l.run import lock, output
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json
@@ -21,7 +20,7 @@ from sre2l.run.output import OutputFolder, read_record
 from tests import old_run
 from tests.helpers import SMALL, refused, release_locks, run_main
 from tests.test_continue import files_of
-from tests.worlds import common, recover_flags, teacher, train_flags
+from tests.worlds import common, recover_flags, squeeze_flags, teacher, train_flags
 from validate import train
 
 NAMES = [f"new00{label}/class00{label}_id000.jpg" for label in range(3)]
@@ -269,8 +268,7 @@ def planned(capsys, *flags):
 def stage_flags(stage, world, tmp_path):
     """A command that makes the folder tmp_path / stage."""
     if stage == "teacher":
-        real = ("--real-data", world / "real", "--arch", SMALL)
-        return squeeze, *common(tmp_path, tmp_path), *real, "--epochs", 1, "-b", 10, "-j", 0
+        return squeeze_flags(world, name=tmp_path)
     if stage == "images":
         return recover_flags(world, "--syn-data-path", tmp_path, name=tmp_path)
     if stage == "labels":

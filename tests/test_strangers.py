@@ -12,7 +12,6 @@ import torch
 import torchvision
 
 from relabel import relabel
-from squeeze import squeeze
 from sre2l.data.datasets import DATASETS
 from sre2l.data.label_files import read_fields, read_label_batch
 from sre2l.data.real_images import read_real
@@ -22,7 +21,7 @@ from sre2l.run.errors import UserError
 from sre2l.run.safe_load import safe_load
 from tests.helpers import SMALL, bare_checkpoint, refused
 from tests.test_label_files import Trap, released_fields, rename_in_pickle, write_file
-from tests.worlds import common, recover_flags, train_flags
+from tests.worlds import common, recover_flags, squeeze_flags, train_flags
 
 CIFAR10 = DATASETS["cifar10"]
 
@@ -44,8 +43,7 @@ def test_a_teacher_a_verifier_and_a_student_run_nothing(world, tmp_path, legacy)
 def test_a_checkpoint_to_continue_from_runs_nothing(world, tmp_path):
     """checkpoint.pth of squeeze and of validate."""
     mark = tmp_path / "sprung"
-    real = ("--real-data", world / "real", "--arch", SMALL, "--epochs", 1, "-b", 10, "-j", 0)
-    for folder, flags in (("run/teacher", (squeeze, *common(tmp_path), *real)),
+    for folder, flags in (("run/teacher", squeeze_flags(world, name=tmp_path / "run")),
                           ("s/seed0", train_flags(world, "--output-dir", tmp_path / "s"))):
         (tmp_path / folder).mkdir(parents=True)
         trap = tmp_path / folder / "checkpoint.pth"

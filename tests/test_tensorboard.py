@@ -4,12 +4,11 @@ import time
 
 import pytest
 
-import squeeze.squeeze as squeeze
 from relabel import check
 from sre2l.run.log import read_metrics
 from sre2l.run.tensorboard import Scalars
-from tests.helpers import SMALL, refused, run_main
-from tests.worlds import common, recover_flags, train_flags
+from tests.helpers import refused, run_main
+from tests.worlds import common, recover_flags, squeeze_flags, train_flags
 
 
 def scalars_of(folder):
@@ -36,15 +35,10 @@ def next_second():
     time.sleep(1.1)
 
 
-def squeeze_flags(world, name, *flags):
-    real = ("--real-data", world / "real", "--arch", SMALL, "--epochs", 3, "-b", 10, "-j", 0)
-    return squeeze, *common(world, name), *real, "--eval-every", 2, *flags
-
-
 def test_events_are_the_metrics_of_each_stage(world):
     """A folder for each batch of recover and each seed of validate; squeeze has one curve."""
     pytest.importorskip("tensorboard")
-    run_main(*squeeze_flags(world, "board", "--tensorboard"))
+    run_main(*squeeze_flags(world, "--tensorboard", "--epochs", 3, "--eval-every", 2, name="board"))
     teacher = world / "board" / "teacher"
     lines = read_metrics(teacher / "metrics.jsonl")
     assert len(lines) == 3 and scalars_of(teacher / "tensorboard") == scalars_in(lines, "epoch")
@@ -81,7 +75,7 @@ def test_steps_that_are_done_once_more_count_once(tmp_path):
 
 def test_without_the_package_the_flag_is_refused_before_any_work(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    for flags in (squeeze_flags(world, "none"), recover_flags(world, name="none"),
+    for flags in (squeeze_flags(world, name="none"), recover_flags(world, name="none"),
                   train_flags(world, "--output-dir", world / "none" / "student")):
         assert "pip install tensorboard" in refused(*flags, "--tensorboard")
     assert not (world / "none").exists()
@@ -91,7 +85,7 @@ def test_event_files_are_a_runs_own(world, capsys):
     """A run continues beside them, check and --overwrite know them; a stranger's file is nobody's."""
     pytest.importorskip("tensorboard")
     folder, student = world / "own", world / "own" / "student"
-    for flags, events in ((squeeze_flags(world, "own"), folder / "teacher" / "tensorboard"),
+    for flags, events in ((squeeze_flags(world, name="own"), folder / "teacher" / "tensorboard"),
                           (recover_flags(world, name="own"), folder / "images.tensorboard"),
                           (train_flags(world, "--output-dir", student), student / "tensorboard")):
         run_main(*flags, "--tensorboard")
