@@ -187,6 +187,7 @@ def test_an_output_folder_keeps_its_settings(world, tmp_path):
     run_main(*recover_flags(world, name="grow"))
     message = refused(*recover_flags(world, "--lr", 0.5, "--print-period", 7, name="grow"))
     assert "lr: there 0.25, here 0.5" in message and "print_period" not in message
+    assert "--overwrite" in message
     run_main(*recover_flags(world, "--ipc-end", 2, "--print-period", 7, name="grow"))
     assert len(list((world / "grow" / "images").glob("new*/*.jpg"))) == 20
     flags = ("--epochs", 2, "-b", 8, "--seed", 1)

@@ -10,18 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from recover import recover
-from relabel import check, relabel
+from relabel import relabel
 from sre2l.run import lock, output
 from sre2l.run.errors import UserError
-from sre2l.run.files import read_json
 from sre2l.run.hashes import read_hash_file
 from sre2l.run.output import OutputFolder, read_record
-from tests import old_run
-from tests.helpers import SMALL, refused, release_locks, run_main
+from tests.helpers import refused, release_locks, run_main
 from tests.test_continue import files_of
 from tests.worlds import common, recover_flags, squeeze_flags, teacher, train_flags
-from validate import train
 
 NAMES = [f"new00{label}/class00{label}_id000.jpg" for label in range(3)]
 HOLD = """
@@ -161,7 +157,7 @@ def test_free_settings_take_the_later_value_and_chosen_ones_the_first(tmp_path):
 # -- --overwrite
 
 def test_overwrite_deletes_what_a_run_left_and_says_so(world, capsys):
-    """Another learning rate is refused with the difference; --overwrite makes the set anew, and only it."""
+    """It makes the set anew, and only it."""
     run = world / "afresh"
     flags = recover_flags(world, name="afresh")
     run_main(*flags)
@@ -169,9 +165,6 @@ def test_overwrite_deletes_what_a_run_left_and_says_so(world, capsys):
     (run / "images.notes.txt").write_text("mine")
     (run / "images.snapshots").mkdir()
     (run / "images.snapshots" / "iteration_000000.png").write_bytes(b"")
-    message = refused(*flags, "--lr", 0.5)
-    assert "lr: there 0.25, here 0.5" in message and "--overwrite" in message
-
     run_main(*flags, "--lr", 0.5, "--overwrite")
     assert not (run / "images.snapshots").exists()  # nothing is left in it
     said = f"--overwrite: deleting {run / 'images'}: 10 files in it and 7 beside it"
@@ -400,29 +393,3 @@ def test_temporary_files_of_a_living_range_stay(tmp_path, hold):
     (tmp_path / "images.0123.tmp").touch()
     images_of(tmp_path).begin({}, part=[(0, 3)])
     assert (tmp_path / "images.0123.tmp").exists()
-
-
-# -- run folders of earlier versions
-
-def test_a_run_that_an_earlier_version_made_is_checked_kept_and_continued(tmp_path, capsys):
-    """Its images and labels have no fault, the same commands change nothing, longer ones add to them."""
-    flags = old_run.unpack(tmp_path)
-    run = tmp_path / "run"
-    before = files_of(run / "images") | files_of(run / "labels")
-    run_main(check, "--dataset", "cifar10", "--name", run)
-    assert "no fault found" in capsys.readouterr().out
-    run_main(recover, *flags["recover"])
-    run_main(relabel, *flags["relabel"])
-    assert files_of(run / "images") | files_of(run / "labels") == before
-
-    run_main(relabel, *flags["relabel"], "--epochs", 3)
-    results = run / f"student_{SMALL}" / "results.json"
-    wanted = read_json(results)
-    run_main(train, *flags["validate"])  # its settings are accepted; its checkpoint is not in the archive
-    assert read_json(results)["image_bytes"] == wanted["image_bytes"]
-
-    run_main(recover, *flags["recover"], "--ipc-end", 2)
-    after = files_of(run / "images") | files_of(run / "labels")
-    assert before.items() <= after.items() and len(after) == len(before) + 10 + 2
-    for other in (("--lr", 0.5), ("--lossless",)):
-        assert "other settings" in refused(recover, *flags["recover"], *other)
