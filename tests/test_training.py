@@ -1,5 +1,4 @@
 """Losses, accumulation, schedules, weight decay and evaluation against formulas written out here."""
-import re
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from sre2l.nets.training import lr_factor, set_lr, weight_decay_groups
 from tests.fp64 import show_batch64
 from tests.helpers import SMALL, run_main
 from tests.nets import SmallNet, like_trained
-from tests.worlds import labelled_images, train_flags
+from tests.worlds import labelled_images
 from validate import student, train
 from validate.data import find_data, load_stored_batches
 from validate.losses import distillation_loss, micro_batches, soft_targets
@@ -186,14 +185,3 @@ def test_evaluation_shows_resize_256_and_the_centre_224(height, width):
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     wanted = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])(Image.fromarray(image))
     assert np.array_equal(show(image, 224, 256), np.asarray(wanted))
-
-
-def test_a_student_ends_with_a_page_or_says_why_not(world, page, tmp_path, monkeypatch, capsys):
-    """One that lies outside of the run folder has a page of its own."""
-    run_main(*train_flags(world, "--output-dir", tmp_path / "student"))
-    assert f"report: {tmp_path / 'student' / 'report.html'}" in capsys.readouterr().out
-    assert (tmp_path / "student" / "report.html").exists()
-    monkeypatch.setattr("sys.executable", "/no/such/python")
-    run_main(*train_flags(world, "--output-dir", tmp_path / "other"))
-    out = capsys.readouterr().out
-    assert re.search(r"\nno report: .*/no/such/python", out) and "done: top1" in out
