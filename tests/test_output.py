@@ -86,18 +86,14 @@ def test_a_second_writer_is_told_who_the_first_is_until_that_one_is_dead(tmp_pat
     (None, (0, 5), False), ((0, 5), (0, lock.END), False)))
 def test_ranges_that_share_no_image_may_share_a_folder(tmp_path, hold, mine, theirs, is_free):
     hold(tmp_path / "images", *theirs)
+    hold(tmp_path / "images.more")  # a lock on its neighbours is none on it
+    hold(tmp_path / "image")
     images = images_of(tmp_path)
     if is_free:
         images.begin({}, part=mine and [mine])
     else:
         with pytest.raises(UserError, match="has been writing to it since noon"):
             images.begin({}, part=mine and [mine])
-
-
-def test_a_lock_on_one_folder_is_none_on_its_neighbour(tmp_path, hold):
-    hold(tmp_path / "images.more")
-    hold(tmp_path / "image")
-    images_of(tmp_path).begin({})
 
 
 def test_overwrite_wants_the_folder_for_itself(tmp_path, hold):

@@ -40,11 +40,6 @@ def png(width, height, stored_rows):
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
 
 
-def test_the_made_up_png_is_one(tmp_path):
-    (tmp_path / "a.png").write_bytes(png(300, 200, 200))
-    assert decode(tmp_path / "a.png").shape == (200, 300, 3)
-
-
 def peak_memory():
     """The most memory that this process has had, KiB."""
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
