@@ -2,7 +2,6 @@
 import hashlib
 import importlib
 import json
-import os
 import re
 import socket
 import tarfile
@@ -19,6 +18,7 @@ from sre2l.run.files import write_json
 from sre2l.run.paths import ROOT
 from tests.helpers import launch, refused, run_main
 from tests.synthetic_run import TRAIN, log, synthetic_run
+from tests.test_launchers import with_python
 
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/commands.sh"))
 FILES = {"commands.sh", "results.json", "settings.json", "metrics.jsonl", "log.txt",
@@ -67,11 +67,7 @@ def test_the_images_of_a_row_are_those_whose_hashes_were_recorded(path):
 @pytest.fixture
 def printing_python(tmp_path):
     """-> a PATH whose python3 prints its arguments in place of running."""
-    fake = tmp_path / "bin" / "python3"
-    fake.parent.mkdir()
-    fake.write_text('#!/bin/sh\ncase $1 in */preflight.py) exit 0 ;; esac\nprintf "%s\\n" "$@"\n')
-    fake.chmod(0o755)
-    return f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
+    return with_python(tmp_path / "bin", 'printf "%s\\n" "$@"')
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
