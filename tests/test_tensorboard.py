@@ -30,11 +30,6 @@ def scalars_in(lines, step, *others):
     return found
 
 
-def next_second():
-    """TensorBoard reads files by name, which has the second; within one, a number: 10 before 9."""
-    time.sleep(1.1)
-
-
 def test_events_are_the_metrics_of_each_stage(world):
     """A folder for each batch of recover and each seed of validate; squeeze has one curve."""
     pytest.importorskip("tensorboard")
@@ -68,7 +63,7 @@ def test_steps_that_are_done_once_more_count_once(tmp_path):
             scalars.add({"unit": 7, "iteration": iteration, "ce": 10.0 * first + iteration})
         scalars.add({"unit": 7, "images": 10, "precision": "fp32"})  # the last line of a unit
         assert not scalars.writers
-        next_second()
+        time.sleep(1.1)  # TensorBoard reads files by name, which has the second
     second = {iteration: 30 + iteration for iteration in range(3, 9)}
     assert scalars_of(tmp_path / "unit7") == {"ce": {0: 0, 1: 1, 2: 2, **second}}
 
