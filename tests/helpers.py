@@ -81,16 +81,6 @@ def close_locks():
     LOCKS.clear()
 
 
-def optimise(stepper, noise, views, targets, rates, watch=lambda iteration, terms: None):
-    """The loop of recover.py over one group of batches -> the last images (G, B, 3, S, S), normalised.
-
-    watch is called after each step, with the terms before it."""
-    stepper.start(noise.to(targets.device), targets, views, rates)
-    for iteration in range(len(rates)):
-        watch(iteration, stepper.step(iteration))
-    return stepper.images
-
-
 def before_call(monkeypatch, owner, name, at, act=None):
     """Let act() happen before the `at`-th call of owner.name, in whatever thread -> a list of the calls."""
     original = getattr(owner, name)

@@ -5,14 +5,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from relabel import relabel
 from sre2l.check.agreement import Agreement
 from sre2l.data.augment import normalise
 from sre2l.data.datasets import DATASETS
 from sre2l.nets.models import build_network
 from tests.helpers import SMALL, run_main
-from tests.worlds import NAMES
-from validate import train
+from tests.worlds import NAMES, relabel_flags, train_flags
 
 
 def test_labels_at_chance_low_and_good():
@@ -34,8 +32,9 @@ def colours(tmp_path_factory):
     colours = np.array([[200 * (k & 1) + 30, 100 * (k >> 1 & 1) + 60, 40 * (k >> 2)] for k in range(10)],
                        np.uint8)
     for label, colour in enumerate(colours):
-        (root / "val" / NAMES[label]).mkdir(parents=True)
-        Image.new("RGB", (32, 32), tuple(colour.tolist())).save(root / "val" / NAMES[label] / "0.png")
+        (root / "real" / "val" / NAMES[label]).mkdir(parents=True)
+        image = Image.new("RGB", (32, 32), tuple(colour.tolist()))
+        image.save(root / "real" / "val" / NAMES[label] / "0.png")
     spec = DATASETS["cifar10"]
     labels = torch.arange(10)
     torch.manual_seed(0)
@@ -73,10 +72,9 @@ def test_a_wrong_class_order_is_warned_of_by_relabel_and_by_validate(shift, want
     """At the end of the one and at the start of the other."""
     folder, values = colours
     painted(tmp_path / "run" / "images", np.roll(values, shift, 0))
-    flags = ("--dataset", "cifar10", "--name", tmp_path / "run", "--device", "cpu", "-j", 0, "--epochs", 1)
-    run_main(relabel, *flags, "--teacher", folder / "teacher.pth", "--arch", SMALL, "-b", 8, "--mix-type",
-             "none", "--padding", 0)
-    run_main(train, *flags, "--val-dir", folder, "--model", SMALL)
+    name = ("--name", tmp_path / "run")
+    run_main(*relabel_flags(folder, *name, "--epochs", 1, "-b", 8, "--mix-type", "none", "--padding", 0))
+    run_main(*train_flags(folder, *name))
     for log in (tmp_path / "run" / "labels.log.txt", tmp_path / "run" / f"student_{SMALL}" / "log.txt"):
         warnings = [line for line in log.read_text().splitlines() if line.startswith("warning")]
         assert len(warnings) == (wanted is not None) and all(wanted in line for line in warnings)

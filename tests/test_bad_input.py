@@ -13,7 +13,15 @@ from sre2l.data.datasets import DATASETS
 from sre2l.nets.teacher import load_teacher
 from sre2l.run.errors import UserError
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
-from tests.worlds import NAMES, common, recover_flags, relabel_flags, teacher, train_flags
+from tests.worlds import (
+    NAMES,
+    common,
+    recover_flags,
+    relabel_flags,
+    squeeze_flags,
+    teacher,
+    train_flags,
+)
 from validate import train
 
 
@@ -43,18 +51,10 @@ def test_class_folders_that_do_not_match_the_data_set(world, tmp_path):
 
 def test_class_folders_that_do_not_match_the_teacher(world, tmp_path):
     """Squeeze remembers the class names; later stages compare real folders with them."""
-    run_main(squeeze, *common(tmp_path), "--real-data", world / "real", "--arch", SMALL, "--epochs", 1,
-             "-b", 10, "-j", 0)
+    run_main(*squeeze_flags(world, name=tmp_path / "run"))
     noise_folder(tmp_path / "other" / "val", [*NAMES[:9], "zebra"], 1)
     message = refused(recover, *common(tmp_path), "--val-dir", tmp_path / "other")
     assert "the first that differs is number 9: 'zebra' where 'c9' is expected" in message
-
-
-def test_incomplete_set(world, tmp_path):
-    shutil.copytree(world / "run" / "images", tmp_path / "images")
-    (tmp_path / "images" / "new003" / "class003_id001.jpg").unlink()
-    message = refused(*relabel_flags(world, "--data", tmp_path / "images"))
-    assert "new003/class003_id001.jpg: is missing" in message
 
 
 STAGES_WITH_A_TEACHER = ((recover, ()), (recover, ("--dry-run",)), (relabel, ("--dry-run",)))
@@ -188,6 +188,7 @@ def test_an_output_folder_keeps_its_settings(world, tmp_path):
     run_main(*recover_flags(world, name="grow"))
     message = refused(*recover_flags(world, "--lr", 0.5, "--print-period", 7, name="grow"))
     assert "lr: there 0.25, here 0.5" in message and "print_period" not in message
+    assert "--overwrite" in message
     run_main(*recover_flags(world, "--ipc-end", 2, "--print-period", 7, name="grow"))
     assert len(list((world / "grow" / "images").glob("new*/*.jpg"))) == 20
     flags = ("--epochs", 2, "-b", 8, "--seed", 1)

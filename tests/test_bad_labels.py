@@ -13,17 +13,12 @@ def test_labels_for_other_images(world, tmp_path):
     assert "labels for 20 images" in refused(*train_flags(world, "--train-dir", tmp_path / "more"))
 
 
-def test_labels_without_a_manifest_are_checked_by_the_top1_rule(world, tmp_path):
-    """A fresh teacher's logits say nothing of the classes: near chance, refused."""
-    labels = copy_labels(world, tmp_path, records=())
-    message = refused(*train_flags(world, "--fkd-path", labels))
-    assert "these labels do not belong to" in message
-
-
 def test_a_protocol_that_the_labels_do_not_have(world):
     steps = ("--gradient-accumulation-steps", 3)
     mix = ("--mix-type", "mixup")
-    assert "labels for 2 epochs, --epochs asks for 3" in refused(*train_flags(world, "--epochs", 3))
+    for dry in ((), ("--dry-run",)):
+        flags = train_flags(world, "--epochs", 3, *dry)
+        assert "labels for 2 epochs, --epochs asks for 3" in refused(*flags)
     assert "labels for batches of 8, --batch-size says 16" in refused(*train_flags(world, "--batch-size", 16))
     assert "does not divide the batch of 8" in refused(*train_flags(world, *steps))
     assert "labels with mix cutmix, --mix-type says mixup" in refused(*train_flags(world, *mix))

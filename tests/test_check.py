@@ -98,11 +98,13 @@ def test_relabel_names_the_stray_image_that_its_classes_do_not_share(run, tmp_pa
     assert str(extra) in refused(*relabel_flags(run.parent, "--name", tmp_path / "run"))
 
 
-@pytest.mark.parametrize("line", ["x" * 64 + "  a.tar\n", HASH + " a.tar\n", HASH + "  ../a.tar\n",
-                                  HASH + "  /a.tar\n", HASH + "  a\\b.tar\n", "\n",
-                                  HASH.upper() + "  a.tar\n", HASH + "  a\x07.tar\n", HASH + "  b.tar\n",
-                                  HASH + "  c.tar"])
-def test_a_line_that_is_no_hash_is_passed_over_by_a_run_and_named_by_check(line, tmp_path):
+OUTSIDE = ("../a.tar", "..", "/a.tar", "epoch_0/../b.tar", "epoch_0//b.tar", "a\\b.tar", "a\x07.tar", "a\0b")
+
+
+@pytest.mark.parametrize("line", [*(f"{HASH}  {name}\n" for name in OUTSIDE), "\n",
+                                  "x" * 64 + "  a.tar\n", HASH.upper() + "  a.tar\n", HASH + " a.tar\n",
+                                  HASH + "  b.tar\n", HASH + "  c.tar"])
+def test_a_line_that_is_no_hash_of_a_file_inside_is_passed_over_by_a_run_and_named_by_check(line, tmp_path):
     """The last two: a name for the second time, and a line without its end."""
     path = tmp_path / "labels.sha256"
     path.write_text(f"{HASH}  b.tar\n{line}")
@@ -111,26 +113,22 @@ def test_a_line_that_is_no_hash_is_passed_over_by_a_run_and_named_by_check(line,
         read_hash_file(path, strict=True)
 
 
-def refuses_strays(root, strays, flags):
-    """A stage that is done names what the next stage would refuse; without the stray all is well."""
-    run_main(*flags)
-    for stray in strays:
-        path = root / stray
-        path.touch() if "." in stray else path.mkdir()
-        assert f"{path}: all is done, but this is no file of the set" in refused(*flags)
-        path.unlink() if "." in stray else path.rmdir()
-    run_main(*flags)
-
-
-def test_recover_says_what_does_not_belong_into_its_folder(world):
-    strays = ("new000/notes.txt", "new000/class000_id007.jpg", ".DS_Store", "new010")
-    flags = recover_flags(world, "--engine", "plain", name="strays")  # it starts in half the time
-    refuses_strays(world / "strays" / "images", strays, flags)
-
-
-def test_relabel_says_what_does_not_belong_into_its_folder(world, tmp_path):
-    flags = relabel_flags(world, "--epochs", 1, "-b", 8, "--fkd-path", tmp_path / "labels")
-    refuses_strays(tmp_path / "labels", ("notes.txt", "epoch_0/batch_9.tar", "epoch_7"), flags)
+def test_a_stage_that_is_done_names_what_the_next_one_would_refuse(world, tmp_path):
+    """Without the stray all is well."""
+    labels = tmp_path / "labels"
+    recover = recover_flags(world, "--engine", "plain", name="strays")  # it starts in half the time
+    relabel = relabel_flags(world, "--epochs", 1, "-b", 8, "--fkd-path", labels)
+    of_images = ("new000/notes.txt", "new000/class000_id007.jpg", ".DS_Store", "new010")
+    of_labels = ("notes.txt", "epoch_0/batch_9.tar", "epoch_7")
+    for flags, root, strays in ((recover, world / "strays" / "images", of_images),
+                                (relabel, labels, of_labels)):
+        run_main(*flags)
+        for stray in strays:
+            path = root / stray
+            path.touch() if "." in stray else path.mkdir()
+            assert f"{path}: all is done, but this is no file of the set" in refused(*flags)
+            path.unlink() if "." in stray else path.rmdir()
+        run_main(*flags)
 
 
 def test_bytes_are_shown_in_a_unit_that_fits():

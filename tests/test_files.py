@@ -12,7 +12,7 @@ import torch
 from relabel.plan import check_room
 from sre2l.run import files
 from sre2l.run.errors import UserError
-from sre2l.run.layout import read_hash_file, read_hashes, sort_hashes
+from sre2l.run.layout import read_hash_file, read_hashes
 from sre2l.run.log import RunLog, read_metrics, stage_seconds
 
 HASH = "0123456789abcdef" * 4
@@ -54,12 +54,6 @@ def test_equal_values_give_equal_checkpoints(tmp_path):
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
 
 
-def test_a_run_folder_that_was_removed_does_not_come_back(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        files.write_bytes(tmp_path / "run" / "images" / "new000" / "a.jpg", b"x", tmp_path / "run" / "images")
-    assert not list(tmp_path.iterdir())
-
-
 def test_hashes_of_settings_do_not_depend_on_the_order_of_keys():
     assert files.hash_json({"a": 1, "b": Path("x")}) == files.hash_json({"b": "x", "a": 1})
     assert files.hash_json({"a": 1, "b": "x"}) != files.hash_json({"a": 1, "b": "y"})
@@ -85,14 +79,6 @@ def test_a_line_that_a_kill_has_torn_counts_as_not_there(tmp_path):
         read_hash_file(path, strict=True)
     files.append_line(path, f"{HASH}  new002/c.jpg\n")
     assert read_hash_file(path, strict=True) == {"new000/a.jpg": HASH, "new002/c.jpg": HASH}
-
-
-def test_hashes_are_sorted_by_their_numbers_and_the_last_line_of_a_name_counts(tmp_path):
-    names = ("epoch_10/batch_0.tar", "epoch_2/batch_0.tar", "epoch_2/batch_0.tar")
-    lines = [f"{digit * 64}  {name}\n" for digit, name in zip("abc", names)]
-    (tmp_path / "labels.sha256").write_text("".join(lines))
-    sort_hashes(tmp_path / "labels")
-    assert (tmp_path / "labels.sha256").read_text() == lines[2] + lines[0]
 
 
 def test_a_line_that_a_full_disk_cut_is_an_error(tmp_path):

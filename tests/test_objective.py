@@ -4,7 +4,6 @@ import pytest
 import torch
 import torchvision
 
-from recover import objective
 from recover.objective import PlainEngine, Weights
 from recover.views import View, draw_view
 from tests.nets import build
@@ -84,15 +83,6 @@ def test_a_block_of_one_image_equals_the_formula(network):
     check_formula(network, WEIGHTS["priors"], torch.tensor([3]), VIEWS["all"])
 
 
-def test_loss_is_of_this_batch_whatever_ran_before():
-    teacher, forward = build("conv")
-    w, engine = WEIGHTS["published"], PlainEngine(teacher, WEIGHTS["published"])
-    plain(engine, noise(3, seed=8), torch.tensor([0, 1, 2]), VIEWS["crop"])
-    terms, _ = plain(engine, noise(4), torch.tensor([4, 0, 0, 2]), VIEWS["all"])
-    loss, _, _ = reference(forward, noise(4), torch.tensor([4, 0, 0, 2]), VIEWS["all"], w)
-    assert total(terms, w) == pytest.approx(loss, rel=1e-12)
-
-
 def test_batches_at_a_time_are_computed_as_if_alone():
     """Three batches, each with a view of its own, against the formula of each."""
     teacher, forward = build("head")
@@ -105,35 +95,6 @@ def test_batches_at_a_time_are_computed_as_if_alone():
         found = [getattr(terms, key)[group].item() for key in parts]
         assert found == pytest.approx([value.item() for value in parts.values()], rel=1e-12)
         assert (gradient[group] - wanted).norm() / wanted.norm() < 1e-10
-
-
-def test_a_term_with_coefficient_0_is_not_computed(monkeypatch):
-    """Norms taken: none without terms, 4 for the total variation, 1 for l2, 2 for each BatchNorm layer."""
-    calls = []
-    norm = torch.linalg.vector_norm
-
-    def counted(*args, **kwargs):
-        calls.append(1)
-        return norm(*args, **kwargs)
-
-    monkeypatch.setattr(objective.torch.linalg, "vector_norm", counted)
-    for w, wanted in (((0, 10, 0, 0), 0), ((0, 10, 1, 0), 4), ((0, 10, 0, 1), 1), ((1, 10, 0, 0), 4)):
-        engine = PlainEngine(build("conv")[0], Weights(*w))
-        calls.clear()
-        plain(engine, noise(2), torch.tensor([0, 1]), VIEWS["all"])
-        assert len(calls) == wanted
-
-
-def test_steps_leave_the_teacher_as_it_was():
-    teacher, _ = build("resnet18")
-    before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    engine, x = PlainEngine(teacher, WEIGHTS["priors"]), noise(4)
-    for _ in range(3):
-        _, gradient = plain(engine, x, torch.tensor([4, 0, 0, 2]), VIEWS["all"])
-        x = x - 0.1 * gradient
-    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
-    assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
-    assert not x.requires_grad
 
 
 @pytest.mark.parametrize("jitter, signed", ((4, False), (4, True), (0, False), (0, True)))
@@ -150,22 +111,6 @@ def test_roll_is_uniform_from_0_or_from_minus_jitter_to_jitter_inclusive(jitter,
     assert all(view.window is None and not view.flip for view in rolls)
 
 
-def test_window_is_inside_and_within_area_and_aspect_bounds():
-    rng, size = np.random.default_rng(1), 64
-    views = [draw_view(size, 0, False, True, rng) for _ in range(3000)]
-    for top, left, height, width in (view.window for view in views):
-        assert 0 <= top <= size - height and 0 <= left <= size - width
-        assert (height + 0.5) * (width + 0.5) >= 0.08 * size ** 2
-        assert (width + 0.5) / (height - 0.5) >= 3 / 4 and (width - 0.5) / (height + 0.5) <= 4 / 3
-    assert 0.45 < np.mean([view.flip for view in views]) < 0.55
-    assert len({view.window for view in views}) > 2500
-    touching = [view.window for view in views if view.window[2] > 0.8 * size and view.window[3] > 0.8 * size]
-    assert any(top == size - height > 0 for top, _, height, _ in touching)
-    assert any(top == 0 for top, *_ in touching)
-    assert any(left == size - width > 0 for _, left, _, width in touching)
-    assert any(left == 0 for _, left, *_ in touching)
-
-
 def test_windows_are_distributed_like_torchvisions():
     """Mean and quartiles of area, aspect and place against RandomResizedCrop.get_params."""
     rng, size, count = np.random.default_rng(2), 96, 4000
@@ -173,7 +118,9 @@ def test_windows_are_distributed_like_torchvisions():
     image = torch.zeros(3, size, size)
     get_params = torchvision.transforms.RandomResizedCrop.get_params
     theirs = np.array([get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(count)], float)
-    ours = np.array([draw_view(size, 0, False, True, rng).window for _ in range(count)], float)
+    views = [draw_view(size, 0, False, True, rng) for _ in range(count)]
+    assert 0.45 < np.mean([view.flip for view in views]) < 0.55
+    ours = np.array([view.window for view in views], float)
     for feature in (lambda w: w[:, 2] * w[:, 3] / size ** 2, lambda w: np.log(w[:, 3] / w[:, 2]),
                     lambda w: w[:, 0] / size, lambda w: w[:, 1] / size):
         a, b = feature(ours), feature(theirs)

@@ -10,19 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from recover import recover
-from relabel import check, relabel
-from squeeze import squeeze
+from relabel import relabel
 from sre2l.run import lock, output
 from sre2l.run.errors import UserError
-from sre2l.run.files import read_json
 from sre2l.run.layout import read_hash_file
-from sre2l.run.output import OutputFolder, read_record, recorded
-from tests import old_run
-from tests.helpers import SMALL, refused, release_locks, run_main
+from sre2l.run.output import OutputFolder, read_record
+from tests.helpers import refused, release_locks, run_main
 from tests.test_continue import files_of
-from tests.worlds import common, recover_flags, teacher, train_flags
-from validate import train
+from tests.worlds import common, recover_flags, squeeze_flags, teacher, train_flags
 
 NAMES = [f"new00{label}/class00{label}_id000.jpg" for label in range(3)]
 HOLD = """
@@ -91,18 +86,14 @@ def test_a_second_writer_is_told_who_the_first_is_until_that_one_is_dead(tmp_pat
     (None, (0, 5), False), ((0, 5), (0, lock.END), False)))
 def test_ranges_that_share_no_image_may_share_a_folder(tmp_path, hold, mine, theirs, is_free):
     hold(tmp_path / "images", *theirs)
+    hold(tmp_path / "images.more")  # a lock on its neighbours is none on it
+    hold(tmp_path / "image")
     images = images_of(tmp_path)
     if is_free:
         images.begin({}, part=mine and [mine])
     else:
         with pytest.raises(UserError, match="has been writing to it since noon"):
             images.begin({}, part=mine and [mine])
-
-
-def test_a_lock_on_one_folder_is_none_on_its_neighbour(tmp_path, hold):
-    hold(tmp_path / "images.more")
-    hold(tmp_path / "image")
-    images_of(tmp_path).begin({})
 
 
 def test_overwrite_wants_the_folder_for_itself(tmp_path, hold):
@@ -138,19 +129,6 @@ def test_where_a_file_system_has_no_locks_one_line_says_so(tmp_path, monkeypatch
 
 # -- settings
 
-def test_settings_that_were_changed_by_hand_are_refused(tmp_path):
-    path = tmp_path / "teacher" / "settings.json"
-    OutputFolder(tmp_path / "teacher", "teacher").begin({"lr": 0.25, "seed": 0})
-    assert recorded(path, "lr") == 0.25 and recorded(path, "other") is None
-    assert recorded(tmp_path / "none") is None
-    path.write_text(path.read_text().replace("0.25", "0.35"))
-    with pytest.raises(UserError, match=f"{path}: not as a run wrote it"):
-        OutputFolder(tmp_path / "teacher", "teacher").begin({"lr": 0.35, "seed": 0})
-    path.write_text(json.dumps({"settings": {"lr": 0.25, "seed": 0}}))
-    with pytest.raises(UserError, match="not as a run wrote it"):
-        recorded(path)
-
-
 def test_a_setting_that_a_folder_does_not_record_counts_as_its_default(tmp_path):
     """A folder of before the setting goes on. It is refused where the setting is not at its default."""
     images_of(tmp_path).begin({"lr": 1, "lossless": None})
@@ -175,7 +153,7 @@ def test_free_settings_take_the_later_value_and_chosen_ones_the_first(tmp_path):
 # -- --overwrite
 
 def test_overwrite_deletes_what_a_run_left_and_says_so(world, capsys):
-    """Another learning rate is refused with the difference; --overwrite makes the set anew, and only it."""
+    """It makes the set anew, and only it."""
     run = world / "afresh"
     flags = recover_flags(world, name="afresh")
     run_main(*flags)
@@ -183,9 +161,6 @@ def test_overwrite_deletes_what_a_run_left_and_says_so(world, capsys):
     (run / "images.notes.txt").write_text("mine")
     (run / "images.snapshots").mkdir()
     (run / "images.snapshots" / "iteration_000000.png").write_bytes(b"")
-    message = refused(*flags, "--lr", 0.5)
-    assert "lr: there 0.25, here 0.5" in message and "--overwrite" in message
-
     run_main(*flags, "--lr", 0.5, "--overwrite")
     assert not (run / "images.snapshots").exists()  # nothing is left in it
     said = f"--overwrite: deleting {run / 'images'}: 10 files in it and 7 beside it"
@@ -272,18 +247,6 @@ def test_overwrite_keeps_links_to_folders(tmp_path):
     assert root.is_symlink() and not list(root.iterdir())
 
 
-def test_only_what_a_run_writes_counts_as_its_output(world):
-    """All that stands beside images and labels of the world belongs to them, but for the lock."""
-    (world / "run" / "labels.png").touch()  # a plot of somebody's
-    for kind, others in (("images", set()), ("labels", {"labels.png"})):
-        root = world / "run" / kind
-        inside, beside = OutputFolder(root, kind).outputs()
-        there = {path.name for path in root.parent.iterdir() if path.name.startswith(f"{kind}.")}
-        assert len(inside) == len(files_of(root))
-        assert {path.name for path in beside} == there - others - {f"{kind}.lock"}
-    (world / "run" / "labels.png").unlink()
-
-
 def planned(capsys, *flags):
     """The plan of a stage's --dry-run."""
     capsys.readouterr()
@@ -294,8 +257,7 @@ def planned(capsys, *flags):
 def stage_flags(stage, world, tmp_path):
     """A command that makes the folder tmp_path / stage."""
     if stage == "teacher":
-        real = ("--real-data", world / "real", "--arch", SMALL)
-        return squeeze, *common(tmp_path, tmp_path), *real, "--epochs", 1, "-b", 10, "-j", 0
+        return squeeze_flags(world, name=tmp_path)
     if stage == "images":
         return recover_flags(world, "--syn-data-path", tmp_path, name=tmp_path)
     if stage == "labels":
@@ -334,12 +296,6 @@ def test_a_dry_run_says_what_overwrite_would_delete_and_deletes_nothing(
     (root / "notes.txt").touch()
     message = refused(*flags, *change, "--overwrite", "--dry-run")
     assert "notes.txt: no file of a run, so --overwrite deletes nothing" in message
-
-
-def test_a_dry_run_refuses_more_epochs_than_the_labels_have(world):
-    flags = train_flags(world, "--epochs", 1000, "--output-dir", world / "none")
-    refusal = refused(*flags, "--dry-run")
-    assert refusal == refused(*flags) and "--epochs asks for 1000" in refusal
 
 
 # -- files and hashes
@@ -433,29 +389,3 @@ def test_temporary_files_of_a_living_range_stay(tmp_path, hold):
     (tmp_path / "images.0123.tmp").touch()
     images_of(tmp_path).begin({}, part=[(0, 3)])
     assert (tmp_path / "images.0123.tmp").exists()
-
-
-# -- run folders of earlier versions
-
-def test_a_run_that_an_earlier_version_made_is_checked_kept_and_continued(tmp_path, capsys):
-    """Its images and labels have no fault, the same commands change nothing, longer ones add to them."""
-    flags = old_run.unpack(tmp_path)
-    run = tmp_path / "run"
-    before = files_of(run / "images") | files_of(run / "labels")
-    run_main(check, "--dataset", "cifar10", "--name", run)
-    assert "no fault found" in capsys.readouterr().out
-    run_main(recover, *flags["recover"])
-    run_main(relabel, *flags["relabel"])
-    assert files_of(run / "images") | files_of(run / "labels") == before
-
-    run_main(relabel, *flags["relabel"], "--epochs", 3)
-    results = run / f"student_{SMALL}" / "results.json"
-    wanted = read_json(results)
-    run_main(train, *flags["validate"])  # its settings are accepted; its checkpoint is not in the archive
-    assert read_json(results)["image_bytes"] == wanted["image_bytes"]
-
-    run_main(recover, *flags["recover"], "--ipc-end", 2)
-    after = files_of(run / "images") | files_of(run / "labels")
-    assert before.items() <= after.items() and len(after) == len(before) + 10 + 2
-    for other in (("--lr", 0.5), ("--lossless",)):
-        assert "other settings" in refused(recover, *flags["recover"], *other)

@@ -1,5 +1,6 @@
 """Pictures: what is on a contact sheet and in an animation."""
 import numpy as np
+import pytest
 from PIL import Image
 
 from recover.pictures import GAP, animate, contact_sheet, save_snapshot, spread
@@ -7,17 +8,18 @@ from sre2l.data.image_folder import decode
 from tests.helpers import synthetic_folder
 
 
-def test_contact_sheet_has_a_row_per_class_and_a_column_per_image(tmp_path):
-    """A tile, at its place, is the image enlarged twice: the first pixel of each 2x2 block gives it back."""
-    root = synthetic_folder(tmp_path / "images", num_classes=3, ipc=2)
+@pytest.mark.parametrize("num_classes, ipc, rows, columns", ((3, 2, 3, 2), (11, 1, 4, 3)))
+def test_contact_sheet_has_a_row_per_class_and_a_column_per_image(tmp_path, num_classes, ipc, rows, columns):
+    """Classes of one image share a row, the last of which may be short.
+
+    A tile, at its place, is the image enlarged twice: the first pixel of each 2x2 block gives it back."""
+    root = synthetic_folder(tmp_path / "images", num_classes, ipc)
     contact_sheet(root, tmp_path / "sheet.png")
     sheet = decode(tmp_path / "sheet.png")
-    assert sheet.shape == (3 * (64 + GAP) + GAP, 2 * (64 + GAP) + GAP, 3)
-    for label in range(3):
-        for i in range(2):
-            top, left = GAP + label * (64 + GAP), GAP + i * (64 + GAP)
-            wanted = decode(root / f"new{label:03d}" / f"class{label:03d}_id{i:03d}.jpg")
-            assert np.array_equal(sheet[top:top + 64:2, left:left + 64:2], wanted)
+    assert sheet.shape == (rows * (64 + GAP) + GAP, columns * (64 + GAP) + GAP, 3)
+    for number, path in enumerate(sorted(root.rglob("*.jpg"))):
+        top, left = (GAP + place * (64 + GAP) for place in divmod(number, columns))
+        assert np.array_equal(sheet[top:top + 64:2, left:left + 64:2], decode(path))
 
 
 def test_a_large_set_gives_a_bounded_sheet(tmp_path):
@@ -25,18 +27,6 @@ def test_a_large_set_gives_a_bounded_sheet(tmp_path):
     contact_sheet(root, tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").size == (20 * (64 + GAP) + GAP, 20 * (64 + GAP) + GAP)
     assert spread(list(range(30)), 3) == [0, 14, 29] and spread([1, 2], 5) == [1, 2]
-
-
-def test_classes_of_one_image_share_a_row(tmp_path):
-    """Class after class, row after row; the last row may be short."""
-    root = synthetic_folder(tmp_path / "images", num_classes=11, ipc=1)
-    contact_sheet(root, tmp_path / "sheet.png")
-    sheet = decode(tmp_path / "sheet.png")
-    assert sheet.shape == (4 * (64 + GAP) + GAP, 3 * (64 + GAP) + GAP, 3)
-    for label in range(11):
-        top, left = (GAP + place * (64 + GAP) for place in divmod(label, 3))
-        wanted = decode(root / f"new{label:03d}" / f"class{label:03d}_id000.jpg")
-        assert np.array_equal(sheet[top:top + 64:2, left:left + 64:2], wanted)
 
 
 def test_animation_has_a_frame_per_snapshot_and_holds_the_last(tmp_path):

@@ -2,6 +2,7 @@
 
 They are unpacked by the commands of docs/released-files.md, whole and in part. What does not fit is refused.
 """
+import fnmatch
 import json
 import os
 import re
@@ -189,17 +190,10 @@ def test_the_first_images_of_each_class_are_unpacked_relabelled_and_trained_on(s
     assert results["protocol"]["labels"]["num_images"] == 50
 
 
-def test_the_patterns_of_the_page_are_the_first_ten_and_fifty_of_each_class(tmp_path):
-    with zipfile.ZipFile(tmp_path / "200.zip", "w") as archive:
-        for label in (0, 999):
-            for i in range(200):
-                archive.writestr(f"set/new{label:03d}/class{label:03d}_id{i:03d}.jpg", b"")
+def test_the_patterns_of_the_page_are_the_first_ten_and_fifty_of_each_class():
+    names = [f"set/new999/class999_id{i:03d}.jpg" for i in range(200)]
     for number, pattern in ((10, FIRST_TEN.split()[3]), (50, FIRST_FIFTY)):
-        shell(f"unzip -q 200.zip {pattern} -d {number}", tmp_path)
-        for label in (0, 999):
-            folder = tmp_path / str(number) / "set" / f"new{label:03d}"
-            found = sorted(path.name for path in folder.iterdir())
-            assert found == [f"class{label:03d}_id{i:03d}.jpg" for i in range(number)]
+        assert fnmatch.filter(names, pattern.strip("'")) == names[:number]
 
 
 def roll_classes(_, labels):
@@ -213,10 +207,6 @@ def lose_an_image(images, _):
     (images / "new003" / "class003_id007.jpg").unlink()
 
 
-def lose_a_class(images, _):
-    shutil.rmtree(images / "new003")
-
-
 def lose_a_label_file(_, labels):
     (labels / "epoch_1" / "batch_1.tar").unlink()
 
@@ -228,8 +218,6 @@ def cut_a_label_file(_, labels):
 MISTAKES = {  # what happens to the files, flags added, the sentence
     "another class order": (roll_classes, (), "these labels do not belong to"),
     "another seed of the order": (None, ("--fkd-seed", 1), "or --fkd-seed is not 1"),
-    "more epochs than there are": (None, ("--epochs", 300), "labels for 2 epochs, --epochs asks for 300"),
-    "another mix": (None, ("--mix-type", "mixup"), "labels with mix cutmix, --mix-type says mixup"),
     "a label file missing": (
         lose_a_label_file, (),
         "epoch_1/batch_1.tar: is missing, or .* bring it back from where these labels came from"),
@@ -239,7 +227,6 @@ MISTAKES = {  # what happens to the files, flags added, the sentence
     "an image missing": (
         lose_an_image, (),
         "class003_id007.jpg: is missing; bring it back from where these images came from"),
-    "a class missing": (lose_a_class, (), "9 class folders, the set has 10"),
     "exchanged": (
         None, ("--train-dir", "published/labels"),
         "labels: no images are in this folder; labels are in .*/FKD_cutmix_fp16$"),

@@ -14,6 +14,7 @@ from sre2l.data.image_folder import Images, fingerprint, image_path, read_folder
 from sre2l.data.real_images import decode_own, read_digits, read_real, read_val, show, shown_at
 from sre2l.run import device
 from sre2l.run.errors import UserError
+from sre2l.run.layout import scan
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import ROOT
 from tests.helpers import noise_folder, synthetic_folder
@@ -156,9 +157,16 @@ def test_synthetic_folders_tell_their_class_by_name(tmp_path):
     assert read_synthetic(tmp_path / "b", 10, classes=[5, 9]).labels.tolist() == [5, 5, 9, 9]
 
 
-def test_names_of_images():
-    assert str(image_path("r", 7, 12, 1000)) == "r/new007/class007_id012.jpg"
-    assert str(image_path("r", 7, 12, 10450)) == "r/new00007/class00007_id012.jpg"
+def test_names_of_images(tmp_path):
+    """Also of many classes and images: recover's layout, in which nothing is a stray."""
+    names = {image_path("", *case): case for case in ((7, 12, 1000), (7, 12, 10450), (10449, 1234, 10450))}
+    assert [*map(str, names)] == ["new007/class007_id012.jpg", "new00007/class00007_id012.jpg",
+                                  "new10449/class10449_id1234.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    there, _, stray = scan(tmp_path, "images")
+    assert len(there) == 3 and not stray
 
 
 def test_random_real_images_are_ipc_of_each_class_and_a_prefix_of_more():

@@ -2,7 +2,6 @@
 import hashlib
 import importlib
 import json
-import os
 import re
 import socket
 import tarfile
@@ -19,6 +18,7 @@ from sre2l.run.files import write_json
 from sre2l.run.paths import ROOT
 from tests.helpers import launch, refused, run_main
 from tests.synthetic_run import TRAIN, log, synthetic_run
+from tests.test_launchers import with_python
 
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/commands.sh"))
 FILES = {"commands.sh", "results.json", "settings.json", "metrics.jsonl", "log.txt",
@@ -30,7 +30,7 @@ def row(tmp_path, monkeypatch):
     """A row made of a synthetic run."""
     monkeypatch.setattr(rows, "RESULTS", tmp_path)
     collect.collect(synthetic_run(tmp_path / "runs" / "try"), tmp_path / "row")
-    return Row("row", "tiny-imagenet", 50, note="a note")
+    return Row("row", "tiny-imagenet", 50)
 
 
 def test_the_readmes_have_the_tables_that_results_give():
@@ -67,11 +67,7 @@ def test_the_images_of_a_row_are_those_whose_hashes_were_recorded(path):
 @pytest.fixture
 def printing_python(tmp_path):
     """-> a PATH whose python3 prints its arguments in place of running."""
-    fake = tmp_path / "bin" / "python3"
-    fake.parent.mkdir()
-    fake.write_text('#!/bin/sh\ncase $1 in */preflight.py) exit 0 ;; esac\nprintf "%s\\n" "$@"\n')
-    fake.chmod(0o755)
-    return f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
+    return with_python(tmp_path / "bin", 'printf "%s\\n" "$@"')
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
@@ -191,47 +187,14 @@ def test_pictures_of_the_recovery_show_ten_classes_in_order(tmp_path, dataset, c
     assert np.abs(levels - wanted).max() < 2.5
 
 
-def test_a_row_says_what_was_measured_and_a_missing_one_that_it_was_not(row):
-    found = [row, Row("row", "tiny-imagenet", None), Row("gone", "cifar10", 10)]
-    assert tables.missing(found) == "Not run yet: CIFAR-10 IPC 10, ResNet-18."
-    assert tables.missing([Row("gone", "tiny-imagenet", None)]) == (
-        "Not run yet: Tiny-ImageNet, ResNet-18 as the teacher (59.57 published).")
-    lines = tables.readme_tables(found).splitlines()
-    assert lines[2:4] == [
-        "| Tiny-ImageNet | 50 | ResNet-18 | 41.1 +- 0.4 | **66.00 +- 1.25** | 78.00 +- 1.25 | 71.00 +- 1.25 "
-        "| 3 | 90.50 | [row](results/row) |",
-        "| Tiny-ImageNet | - | ResNet-18 (teacher) | 59.57 | 90.50 |  |  | 1 |  | [row](results/row) |"]
-    assert lines[5] == "- Tiny-ImageNet IPC 50, ResNet-18: a note."
-    assert lines[-1].startswith("Not run yet: CIFAR-10")
-    ablation = {"dataset": "cifar10", "varied": "r_bn", "values": {"0": "gone", "1": "row"},
-                "tells": "one of two"}
-    lines = tables.ablation_tables(found, [ablation]).splitlines()
-    assert lines[2] == ("| Tiny-ImageNet | 50 | ResNet-18 "
-                        "| 60 epochs, batch 20, cutmix, AdamW 0.002, T 20, fp32 "
-                        "| 1 CPU thread and NVIDIA H200: squeeze 40; 2 CPU threads: validate 100 "
-                        "| `sh results/row/commands.sh` |")
-    assert [line for line in lines if "| r_bn |" in line] == [
-        "| CIFAR-10 | r_bn | 1 | 66.00 +- 1.25 | [row](row) |"]
-    assert lines[-1] == "- CIFAR-10, r_bn: one of two."
-
-
-def test_images_without_a_student_say_so(row):
-    row = Row("row", "imagenet1k", 1)
-    (row.path / "results.json").unlink()
-    assert tables.main_row(row) is None
-    assert tables.images_alone(row) == "images alone: cross entropy 0.10 at the teacher"
-    with open(row.path / "metrics.jsonl", "a") as file:
-        for unit, ce in ((0, 0.3), (1, 0.1)):
-            file.write(json.dumps({"output": "images", "unit": unit, "iteration": 99, "ce": ce}) + "\n")
-    seen = {"mobilenet_v2": {"top1": 40.0, "top5": 90.5},
-            "efficientnet_lite0": {"top1": 30.0, "top5": 60.0}}
-    write_json(row.path / "results.json", {"recognised": {"num_images": 10, "networks": seen}})
-    words = ("images alone: cross entropy 0.20 at the teacher; MobileNetV2 finds the class in 40 % of 10, "
-             "among its first five in 90.5 %; EfficientNet-Lite0 finds the class in 30 % of 10, "
-             "among its first five in 60 %")
-    assert tables.images_alone(row) == words and words in tables.ablation_tables([row], [])
-    row = Row("row", "imagenet1k", 1, "mobilenet_v2")
-    assert "MobileNetV2 (the teacher) finds" in tables.images_alone(row)
+def test_a_row_says_what_was_measured(row):
+    """What no row of the tables shows yet: a teacher's row, and a stage that ran in two places."""
+    assert tables.main_row(row)[3:] == [
+        "41.1 +- 0.4", "**66.00 +- 1.25**", "78.00 +- 1.25", "71.00 +- 1.25", "3", "90.50",
+        "[row](results/row)"]
+    assert tables.main_row(Row("row", "tiny-imagenet", None)) == [
+        "Tiny-ImageNet", "-", "ResNet-18 (teacher)", "59.57", "90.50", "", "", "1", "", "[row](results/row)"]
+    assert tables.hardware(row) == "1 CPU thread and NVIDIA H200: squeeze 40; 2 CPU threads: validate 100"
 
 
 def test_what_is_no_row_is_never_replaced(row, tmp_path):

@@ -4,13 +4,10 @@ import time
 
 import pytest
 
-import squeeze.squeeze as squeeze
-import validate.train as train
 from relabel import check
 from sre2l.run.log import Scalars, read_metrics
-from tests.helpers import SMALL, refused, run_main
-from tests.test_continue import interrupt
-from tests.worlds import common, recover_flags, train_flags
+from tests.helpers import refused, run_main
+from tests.worlds import common, recover_flags, squeeze_flags, train_flags
 
 
 def scalars_of(folder):
@@ -32,20 +29,10 @@ def scalars_in(lines, step, *others):
     return found
 
 
-def next_second():
-    """TensorBoard reads files by name, which has the second; within one, a number: 10 before 9."""
-    time.sleep(1.1)
-
-
-def squeeze_flags(world, name, *flags):
-    real = ("--real-data", world / "real", "--arch", SMALL, "--epochs", 3, "-b", 10, "-j", 0)
-    return squeeze, *common(world, name), *real, "--eval-every", 2, *flags
-
-
 def test_events_are_the_metrics_of_each_stage(world):
     """A folder for each batch of recover and each seed of validate; squeeze has one curve."""
     pytest.importorskip("tensorboard")
-    run_main(*squeeze_flags(world, "board", "--tensorboard"))
+    run_main(*squeeze_flags(world, "--tensorboard", "--epochs", 3, "--eval-every", 2, name="board"))
     teacher = world / "board" / "teacher"
     lines = read_metrics(teacher / "metrics.jsonl")
     assert len(lines) == 3 and scalars_of(teacher / "tensorboard") == scalars_in(lines, "epoch")
@@ -66,27 +53,6 @@ def test_events_are_the_metrics_of_each_stage(world):
         assert scalars_of(student / "tensorboard" / f"seed{seed}") == scalars_in(own, "epoch", "seed")
 
 
-@pytest.mark.parametrize("stage", (squeeze, train))
-def test_a_run_that_was_stopped_goes_on_at_its_step(stage, world, tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard")
-    if stage is squeeze:
-        flags = squeeze_flags(world, tmp_path / "run", "--tensorboard", "--eval-every", 1)
-        events = tmp_path / "run" / "teacher" / "tensorboard"
-    else:
-        flags = train_flags(world, "--tensorboard", "--epochs", 2, "--eval-every", 1, "--output-dir",
-                            tmp_path / "student")
-        events = tmp_path / "student" / "tensorboard" / "seed0"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt(patch, stage, 2)
-        run_main(*flags)
-    assert set(scalars_of(events)["loss"]) == {1}
-    next_second()
-    run_main(*flags)
-    assert len(list(events.iterdir())) == 2
-    epochs = set(range(1, 4 if stage is squeeze else 3))
-    assert set(scalars_of(events)["loss"]) == set(scalars_of(events)["top1"]) == epochs
-
-
 def test_steps_that_are_done_once_more_count_once(tmp_path):
     """After kill -9 a run goes on from what it saved last: what it had written of later steps gives way."""
     pytest.importorskip("tensorboard")
@@ -96,14 +62,14 @@ def test_steps_that_are_done_once_more_count_once(tmp_path):
             scalars.add({"unit": 7, "iteration": iteration, "ce": 10.0 * first + iteration})
         scalars.add({"unit": 7, "images": 10, "precision": "fp32"})  # the last line of a unit
         assert not scalars.writers
-        next_second()
+        time.sleep(1.1)  # TensorBoard reads files by name, which has the second
     second = {iteration: 30 + iteration for iteration in range(3, 9)}
     assert scalars_of(tmp_path / "unit7") == {"ce": {0: 0, 1: 1, 2: 2, **second}}
 
 
 def test_without_the_package_the_flag_is_refused_before_any_work(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    for flags in (squeeze_flags(world, "none"), recover_flags(world, name="none"),
+    for flags in (squeeze_flags(world, name="none"), recover_flags(world, name="none"),
                   train_flags(world, "--output-dir", world / "none" / "student")):
         assert "pip install tensorboard" in refused(*flags, "--tensorboard")
     assert not (world / "none").exists()
@@ -113,7 +79,7 @@ def test_event_files_are_a_runs_own(world, capsys):
     """A run continues beside them, check and --overwrite know them; a stranger's file is nobody's."""
     pytest.importorskip("tensorboard")
     folder, student = world / "own", world / "own" / "student"
-    for flags, events in ((squeeze_flags(world, "own"), folder / "teacher" / "tensorboard"),
+    for flags, events in ((squeeze_flags(world, name="own"), folder / "teacher" / "tensorboard"),
                           (recover_flags(world, name="own"), folder / "images.tensorboard"),
                           (train_flags(world, "--output-dir", student), student / "tensorboard")):
         run_main(*flags, "--tensorboard")

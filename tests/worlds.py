@@ -1,6 +1,7 @@
 """A small world of noise for the tests of bad input: images, a teacher, labels, and flags to use them."""
 from recover import recover
 from relabel import relabel
+from squeeze import squeeze
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, run_main, synthetic_folder
 from validate import train
 
@@ -23,6 +24,12 @@ def common(root, name="run"):
 
 def teacher(root):
     return "--teacher", root / "teacher.pth", "--arch", SMALL
+
+
+def squeeze_flags(root, *flags, name="run"):
+    return (
+        squeeze, *common(root, name), "--real-data", root / "real", "--arch", SMALL, "--epochs", 1, "-b", 10,
+        "-j", 0, *flags)
 
 
 def recover_flags(root, *flags, name="new"):
