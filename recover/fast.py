@@ -107,7 +107,7 @@ class CpuEngine(FastEngine):
         super().__init__(network, weights, size, precision)
         traced = self.rewrite(network, for_triton=False)
         dtype = self.exact if own_convolutions else None
-        use_host_kernels(traced, self.norms, dtype)
+        use_host_kernels(traced, self.norms, dtype, bf16=self.dtype == torch.bfloat16)
         self.network = self.converted(traced)
 
     def tabulate(self, views):

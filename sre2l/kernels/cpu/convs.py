@@ -16,9 +16,9 @@ import subprocess
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from sre2l.kernels.compiled import load_threaded_kernel
+from sre2l.kernels.cpu.gradients import FrozenConv, StridedDepthwise, strided_pays
 from sre2l.kernels.fuse import shape_of
 from sre2l.run.errors import first_line
 
@@ -86,29 +86,6 @@ class Kernels:
         job = Job(**pointers, **shapes, bf16=x.dtype == torch.bfloat16, values=values, **sizes)
         function(ctypes.byref(job), threads)
         return y
-
-
-class Frozen(torch.autograd.Function):
-    """module.compute(x), with module.gradient as its input gradient."""
-
-    @staticmethod
-    def forward(ctx, x, module):
-        ctx.module = module
-        ctx.shape = x.shape
-        ctx.dtype = x.dtype
-        return module.compute(x).to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        return ctx.module.gradient(g, ctx.shape).to(ctx.dtype), None
-
-
-class FrozenConv(nn.Module):
-    """A subclass has compute(x), and gradient(g, shape of x), the gradient of x."""
-
-    def forward(self, x):
-        return Frozen.apply(x, self)
 
 
 class Winograd(FrozenConv):
@@ -242,29 +219,33 @@ def winograd_pays(shape):
     return TRANSFORMS * 36 * -(-height // 4) * -(-width // 4) < (3 * height - 2) * (3 * width - 2)
 
 
-def ours(conv, kernels, shapes=(), forward_only=False):
-    """What takes the place of this module, or None. shapes: of its results."""
+def ours(conv, kernels, shapes=(), forward_only=False, bf16=False):
+    """What takes the place of this module, or None. shapes:
+    of its results; bf16: it will have weights in bfloat16."""
     has_hooks = conv._forward_pre_hooks or conv._forward_hooks  # these may make the weights
     if type(conv) is not nn.Conv2d or has_hooks:
+        return None
+    if bf16 and StridedDepthwise.fits(conv):
+        return StridedDepthwise(conv) if strided_pays() else None
+    if kernels is None:
         return None
     if Winograd.fits(conv, kernels):
         return Winograd(conv, kernels, share=forward_only) if all(map(winograd_pays, shapes)) else None
     return FirstConv(conv, kernels) if FirstConv.fits(conv, kernels) and not forward_only else None
 
 
-def replace_convolutions(network, dtype, forward_only=False):
+def replace_convolutions(network, dtype, forward_only=False, bf16=False):
     """Put ours in the place of each convolution that they fit, in a frozen network as fuse.py traced it.
 
-    dtype: float32 or float64, of its weights; forward_only: as fuse.py has it."""
+    dtype: float32 or float64, of its weights; forward_only: as fuse.py
+    has it; bf16: it will be converted to bfloat16 afterwards."""
     kernels, _ = host_kernels(dtype)
-    if kernels is None:
-        return
     shapes = {}
     for node in network.graph.nodes:
         if node.op == "call_module":
             shapes.setdefault(node.target, []).append(shape_of(node))
     for name in shapes:
-        found = ours(network.get_submodule(name), kernels, shapes[name], forward_only)
+        found = ours(network.get_submodule(name), kernels, shapes[name], forward_only, bf16)
         if found:
             network.set_submodule(name, found)
 
