@@ -14,7 +14,7 @@ from sre2l.run.start import prepare_process  # noqa: E402
 prepare_process()
 
 LONGEST = (
-    "test_soak", "test_processes", "test_kernels", "test_torture", "test_fast_engine", "test_disk",
+    "test_processes", "test_kernels", "test_torture", "test_fast_engine", "test_disk",
     "test_bench", "test_launchers", "test_report", "test_stop_training", "test_precision_training",
     "test_recover_precision", "test_relabel_precision", "test_interrupts", "test_damage",
     "test_deterministic")
