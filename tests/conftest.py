@@ -10,6 +10,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from sre2l.run.start import prepare_process  # noqa: E402
+from validate.results import write_page  # noqa: E402
 
 prepare_process()
 
@@ -41,16 +42,18 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"{value:6.1f} s  {name}")
 
 
-@pytest.fixture(autouse=True)
-def no_page(request, monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def no_page():
     """Training ends without its page, which takes three seconds, but where a test has the fixture `page`."""
-    if "page" not in request.fixturenames:
-        monkeypatch.setattr("validate.train.write_page", lambda run, student: "no report: a test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("validate.train.write_page", lambda run, student: "no report: a test")
+        yield
 
 
 @pytest.fixture
-def page():
+def page(monkeypatch):
     """Students get their page (no_page)."""
+    monkeypatch.setattr("validate.train.write_page", write_page)
 
 
 @pytest.fixture(scope="session")
