@@ -15,10 +15,9 @@ from validate.results import write_page  # noqa: E402
 prepare_process()
 
 LONGEST = (
-    "test_processes", "test_kernels", "test_torture", "test_fast_engine", "test_disk",
-    "test_bench", "test_launchers", "test_report", "test_stop_training", "test_precision_training",
-    "test_recover_precision", "test_relabel_precision", "test_interrupts", "test_damage",
-    "test_deterministic")
+    "test_processes", "test_kernels", "test_torture", "test_fast_engine", "test_disk", "test_interrupts",
+    "test_report", "test_precision_training", "test_bench", "test_stop_training", "test_damage",
+    "test_launchers", "test_recover_precision", "test_relabel_precision", "test_deterministic")
 
 
 def pytest_collection_modifyitems(items):
