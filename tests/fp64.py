@@ -1,13 +1,12 @@
 """Run a training stage in float64, so that one process and several can be compared to rounding.
 
 python -m tests.fp64 validate.train <its flags>, or squeeze.squeeze. With --device cuda all processes share
-the first GPU, over gloo. STATISTICS=FILE: keep there what the BatchNorm layers of one process meet in
-training."""
-import atexit
+the first GPU, over gloo."""
+import contextlib
 import importlib
-import os
 import sys
 from functools import partial
+from unittest import mock
 
 import torch
 from torch import nn
@@ -31,8 +30,9 @@ def share_one_gpu():
     processes.start = lambda device: start(torch.device("cpu"))
 
 
-def record_statistics(path):
-    """Keep mean and unbiased variance of each input that a BatchNorm layer meets in training, in order."""
+@contextlib.contextmanager
+def recorded_statistics():
+    """-> a list of mean and unbiased variance of each input that a BatchNorm layer meets in training."""
     met = []
 
     def look(module, inputs):
@@ -40,18 +40,27 @@ def record_statistics(path):
             pixels = inputs[0].detach()
             met.append((pixels.mean((0, 2, 3)), pixels.var((0, 2, 3))))
 
-    nn.modules.module.register_module_forward_pre_hook(look)
-    atexit.register(lambda: torch.save(met, path))
+    handle = nn.modules.module.register_module_forward_pre_hook(look)
+    yield met
+    handle.remove()
+
+
+@contextlib.contextmanager
+def in_float64(stage):
+    """Let a stage train in float64. It evaluates nothing, since the evaluation's images are float32."""
+    torch.set_default_dtype(torch.float64)
+    changes = {"show_batch": show_batch64, "evaluate": lambda *_, **__: (0.0, 0.0),
+               "write_page": lambda *_: "no report: a test"}
+    try:
+        with mock.patch.multiple(stage, create=True, **changes):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 if __name__ == "__main__":
     stage, flags = importlib.import_module(sys.argv[1]), sys.argv[2:]
-    torch.set_default_dtype(torch.float64)
-    stage.show_batch = show_batch64
-    stage.evaluate = lambda *_, **__: (0.0, 0.0)  # the evaluation's images are float32
-    stage.write_page = lambda *_: "no report: a test"
-    if "STATISTICS" in os.environ:
-        record_statistics(os.environ["STATISTICS"])
     if "cuda" in flags:
         share_one_gpu()
-    run_script(stage.main, partial(stage.get_args, flags))
+    with in_float64(stage):
+        run_script(stage.main, partial(stage.get_args, flags))

@@ -14,6 +14,7 @@ from relabel import relabel
 from sre2l.run.device import pick_device
 from sre2l.run.files import sidecar
 from sre2l.run.paths import ROOT
+from tests.fp64 import in_float64, recorded_statistics
 from tests.helpers import SMALL, launch, run_main
 from tests.test_continue import files_of
 from tests.worlds import labelled_images
@@ -23,13 +24,13 @@ TAME = "mobilenet_v3_small"  # it has dropout and a BatchNorm momentum of its ow
 BATCHES, MICRO_SIZE = (36, 4), 9  # of the student in fp64
 
 
-def run(module, *flags, processes=1, **env):
+def run(module, *flags, processes=1):
     """python -m module in one process, or in several under torchrun -> CompletedProcess."""
     torchrun = []
     if processes > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run([sys.executable, *torchrun, "-m", module, *map(str, flags)], capture_output=True,
-                          text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT), **env})
+                          text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +88,13 @@ def test_two_processes_train_the_student_of_one_in_fp64(labelled):
     labels = root / "large_batches"
     run_main(relabel, *commands_of(labelled)["relabel.relabel"], "-b", BATCHES[0], "--fkd-path", labels)
     flags = (*flags, "--fkd-path", labels, "--model", TAME, "--gradient-accumulation-steps", 4, "-T", 1)
-    students = []
-    for number in (1, 2):
-        folder = root / f"fp64_{number}"
-        env = {"STATISTICS": str(root / "met.pth")} if number == 1 else {}
-        done = run("tests.fp64", "validate.train", *flags, "--output-dir", folder, processes=number, **env)
-        assert done.returncode == 0, done.stderr
-        students.append(torch.load(folder / "seed0" / "checkpoint.pth"))
+    with in_float64(train), recorded_statistics() as met:
+        run_main(train, *flags, "--output-dir", root / "fp64_1")
+    done = run("tests.fp64", "validate.train", *flags, "--output-dir", root / "fp64_2", processes=2)
+    assert done.returncode == 0, done.stderr
 
-    one, two = students
-    losses = [[row["loss"] for row in student["history"]] for student in students]
+    one, two = (torch.load(root / f"fp64_{number}" / "seed0" / "checkpoint.pth") for number in (1, 2))
+    losses = [[row["loss"] for row in student["history"]] for student in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     parameters = [key for key in one["model"] if "running" not in key and "tracked" not in key]
     for key in parameters:
@@ -104,7 +102,7 @@ def test_two_processes_train_the_student_of_one_in_fp64(labelled):
         assert value.dtype == torch.float64
         assert (two["model"][key] - value).abs().max() <= 1e-12 * max(1, value.abs().max()), key
 
-    running, seen = averaged_statistics(torch.load(root / "met.pth"), momentum=0.01)
+    running, seen = averaged_statistics(met, momentum=0.01)
     layers = [key.removesuffix(".running_mean") for key in one["model"] if key.endswith(".running_mean")]
     assert len(parameters) + 3 * len(layers) == len(one["model"])
     for layer, (mean, variance) in zip(layers, running, strict=True):
