@@ -21,7 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from report.page import write_report
 from sre2l.data.augment import unit_rng
+from sre2l.kernels.cpu.convs import host_kernels
+from sre2l.kernels.cpu.host import host_passes
 from stress.compare import differences
 from stress.torture_runs import Stage, Trap, drive
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, synthetic_folder
@@ -66,6 +69,11 @@ def make_world(base):
     bare_checkpoint(base / "teacher.pth")
 
 
+def make_page(run, student):
+    """The page at the end of validate, in the child and not in a process of its own -> a line for the log."""
+    return f"report: {write_report(run, student)}"
+
+
 def make_stages(base):
     """The ways to run each stage in the world under `base`. Recover: two ranges of images, and two ranks."""
     common = ("--dataset", "cifar10", "--name", base / "run", "--device", "cpu")
@@ -73,11 +81,15 @@ def make_stages(base):
     student = (*common, "--epochs", 3, "-j", 0, "--eval-every", 1)
     relabel = (*teacher, "--data", base / "images", "-b", 8, "-j", 1)
     labels = ("--train-dir", base / "images", "--fkd-path", base / "labels")
-    recover = (*teacher, "--iteration", 12, "--batch-size", 4, "--classes", "0-3", "--no-crop-flip",
+    recover = (*teacher, "--iteration", 6, "--batch-size", 4, "--classes", "0-3", "--no-crop-flip",
                "--groups", 1, "--save-every-sec", 0)
     make_world(base)
-    for module in MODULES:  # here and not in every child
+    # What every child would spend its first seconds on.
+    for module in MODULES:
         importlib.import_module(module)
+    host_passes()
+    host_kernels(torch.float32)
+    sys.modules["validate.train"].write_page = make_page
     for module in ("squeeze.squeeze", "validate.train"):
         sys.modules[module].CHECKPOINT_SEC = 0  # a checkpoint after each of these short epochs
     make_labels = [(*relabel, "--epochs", 3, "--fkd-path", base / "labels")]
@@ -164,7 +176,7 @@ def torture(name, stages, kills, seed, base):
     references = [make_reference(stage, base, base / f"{name}.reference{i}") for i, stage in enumerate(ways)]
     tally = Tally()
     number = 0
-    while (killed := tally.kills["instant"] + tally.kills["line"]) < kills:
+    while (killed := tally.kills["instant"] + tally.kills["line"]) < kills or number < len(ways):
         if number and number % 10 == 0:
             print(f"{name}: {killed} of {kills} kills, {tally.completed} results, {tally.wrong} wrong",
                   flush=True)

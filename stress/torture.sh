@@ -1,10 +1,8 @@
 #!/bin/sh
 # Kill runs and compare what they leave with what undisturbed runs write; sets up what it needs.
 #   sh stress/torture.sh [stage ...] [--kills 100]    kill -9 at random instants in all stages, or in some
-#   sh stress/torture.sh soak [--minutes 60]          the demo's recover and relabel, killed again and again
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/tests/setup.sh"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-case ${1:-} in soak) shift; exec python3 -m stress.soak "$@" ;; esac
 exec python3 -m stress.torture "$@"

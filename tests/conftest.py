@@ -10,14 +10,14 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from sre2l.run.start import prepare_process  # noqa: E402
+from validate.results import write_page  # noqa: E402
 
 prepare_process()
 
 LONGEST = (
-    "test_soak", "test_processes", "test_kernels", "test_torture", "test_fast_engine", "test_disk",
-    "test_bench", "test_launchers", "test_report", "test_stop_training", "test_precision_training",
-    "test_recover_precision", "test_relabel_precision", "test_interrupts", "test_damage",
-    "test_deterministic")
+    "test_processes", "test_kernels", "test_torture", "test_fast_engine", "test_disk", "test_interrupts",
+    "test_report", "test_precision_training", "test_bench", "test_stop_training", "test_damage",
+    "test_launchers", "test_recover_precision", "test_relabel_precision", "test_deterministic")
 
 
 def pytest_collection_modifyitems(items):
@@ -41,16 +41,18 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"{value:6.1f} s  {name}")
 
 
-@pytest.fixture(autouse=True)
-def no_page(request, monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def no_page():
     """Training ends without its page, which takes three seconds, but where a test has the fixture `page`."""
-    if "page" not in request.fixturenames:
-        monkeypatch.setattr("validate.train.write_page", lambda run, student: "no report: a test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("validate.train.write_page", lambda run, student: "no report: a test")
+        yield
 
 
 @pytest.fixture
-def page():
+def page(monkeypatch):
     """Students get their page (no_page)."""
+    monkeypatch.setattr("validate.train.write_page", write_page)
 
 
 @pytest.fixture(scope="session")

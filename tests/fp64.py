@@ -1,17 +1,17 @@
 """Run a training stage in float64, so that one process and several can be compared to rounding.
 
 python -m tests.fp64 validate.train <its flags>, or squeeze.squeeze. With --device cuda all processes share
-the first GPU, over gloo. STATISTICS=FILE: keep there what the BatchNorm layers of one process meet in
-training."""
-import atexit
+the first GPU, over gloo."""
+import contextlib
 import importlib
-import os
 import sys
 from functools import partial
+from unittest import mock
 
 import torch
 from torch import nn
 
+from sre2l.data import augment
 from sre2l.data.augment import apply_mix
 from sre2l.nets import precision
 from sre2l.run import processes
@@ -32,8 +32,9 @@ def share_one_gpu():
     processes.start = lambda device: start(torch.device("cpu"))
 
 
-def record_statistics(path):
-    """Keep mean and unbiased variance of each input that a BatchNorm layer meets in training, in order."""
+@contextlib.contextmanager
+def recorded_statistics():
+    """-> a list of mean and unbiased variance of each input that a BatchNorm layer meets in training."""
     met = []
 
     def look(module, inputs):
@@ -41,18 +42,28 @@ def record_statistics(path):
             pixels = inputs[0].detach()
             met.append((pixels.mean((0, 2, 3)), pixels.var((0, 2, 3))))
 
-    nn.modules.module.register_module_forward_pre_hook(look)
-    atexit.register(lambda: torch.save(met, path))
+    handle = nn.modules.module.register_module_forward_pre_hook(look)
+    yield met
+    handle.remove()
+
+
+@contextlib.contextmanager
+def in_float64(stage):
+    """Let a stage train in float64. It evaluates nothing, since the evaluation's images are float32."""
+    torch.set_default_dtype(torch.float64)
+    changes = {"evaluate": lambda *_, **__: (0.0, 0.0), "write_page": lambda *_: "no report: a test"}
+    try:
+        with mock.patch.object(augment, "show_batch", show_batch64), \
+                mock.patch.object(losses, "show_batch", show_batch64), \
+                mock.patch.multiple(stage, create=True, **changes):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 if __name__ == "__main__":
     stage, flags = importlib.import_module(sys.argv[1]), sys.argv[2:]
-    torch.set_default_dtype(torch.float64)
-    losses.show_batch = stage.show_batch = show_batch64
-    stage.evaluate = lambda *_, **__: (0.0, 0.0)  # the evaluation's images are float32
-    stage.write_page = lambda *_: "no report: a test"
-    if "STATISTICS" in os.environ:
-        record_statistics(os.environ["STATISTICS"])
     if "cuda" in flags:
         share_one_gpu()
-    run_script(stage.main, partial(stage.get_args, flags))
+    with in_float64(stage):
+        run_script(stage.main, partial(stage.get_args, flags))

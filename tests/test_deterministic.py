@@ -35,7 +35,7 @@ def run_stages(root, real, *flags):
     common = ("--dataset", "cifar10", "--name", root, "--device", "cpu", *flags)
     run_main(squeeze, *common, "--real-data", real, "--arch", SMALL, "--epochs", 2, "-b", 16, "-j", 2,
              "--seed", SEEDS["squeeze"])
-    run_main(recover, *common, "--iteration", 4, "--ipc-end", 2, "--batch-size", 10, "--seed",
+    run_main(recover, *common, "--iteration", 2, "--ipc-end", 2, "--batch-size", 10, "--seed",
              SEEDS["recover"])
     run_main(relabel, *common, "--epochs", 2, "-b", 8, "-j", 2, "--seed", SEEDS["relabel"], "--fkd-seed",
              SEEDS["order"])

@@ -16,9 +16,10 @@ from sre2l.run.errors import UserError
 from tests.oddnets import PATTERNS, SIZE, odd_network
 from tests.parity import ALL, PARTS, check_parity, draw_case, network_of
 
-FAMILIES = {"resnet18": 32, "mobilenet_v2": 32, "shufflenet_v2_x0_5": 33, "efficientnet_b0": 32,
-            "densenet121": 32, "regnet_y_400mf": 32, "vgg11_bn": 32, "inception_v3": 75, "googlenet": 32,
-            "mnasnet0_5": 32, "mobilenet_v3_small": 40, "resnext50_32x4d": 32, "small": 20}
+# What each brings: a stem with a pool, ReLU6, shuffled channels, concatenation, grouped convolutions with
+# squeeze and excitation, no residuals, branches with an auxiliary head, hardswish, a BatchNorm1d in the head.
+FAMILIES = {"resnet18": 32, "mobilenet_v2": 32, "shufflenet_v2_x0_5": 33, "densenet121": 32,
+            "regnet_y_400mf": 32, "vgg11_bn": 32, "inception_v3": 75, "mobilenet_v3_small": 40, "small": 20}
 UNTRACEABLE = ("class of its own", "decides")  # for torch.fx
 UNSAFE = ("changed under another name", "changed without a name", "sum under another name", "ignored",
           "looked away", "without statistics")  # what a rewritten graph or stacked batches would change
@@ -41,7 +42,7 @@ def test_loss_and_gradient_equal_the_plain_engines(arch):
 
 
 @pytest.mark.parametrize("weights", PARTS)
-@pytest.mark.parametrize("arch", ("resnet18", "shufflenet_v2_x0_5", "small"))
+@pytest.mark.parametrize("arch", ("resnet18", "small"))
 def test_every_prior_on_and_off(arch, weights):
     network = network_of(arch, 20)
     engine = check_parity(network, 20, 3, weights=PARTS[weights], seed=1)

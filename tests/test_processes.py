@@ -1,28 +1,36 @@
-"""Several processes over gloo: they train what one trains."""
+"""Several processes over gloo: they train what one trains, and write what one writes."""
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from recover import recover
+from relabel import relabel
 from sre2l.run.device import pick_device
+from sre2l.run.files import sidecar
 from sre2l.run.paths import ROOT
-from tests.helpers import SMALL, launch
+from tests.fp64 import in_float64, recorded_statistics
+from tests.helpers import SMALL, launch, run_main
+from tests.test_continue import files_of
 from tests.worlds import labelled_images
+from validate import train
 
 TAME = "mobilenet_v3_small"  # it has dropout and a BatchNorm momentum of its own
+BATCHES, MICRO_SIZE = (36, 4), 9  # of the student in fp64
 
 
-def run(module, *flags, processes=1, **env):
+def run(module, *flags, processes=1):
     """python -m module in one process, or in several under torchrun -> CompletedProcess."""
     torchrun = []
     if processes > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run([sys.executable, *torchrun, "-m", module, *map(str, flags)], capture_output=True,
-                          text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT), **env})
+                          text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +40,27 @@ def labelled(tmp_path_factory):
     return root, labelled_images(root, "cutmix", "--device", "cpu")
 
 
-def averaged_statistics(met, micro_size, momentum):
-    """The running means and variances of two processes after two epochs of 16, 16 and 8 images, from what
-    each micro-batch's layers met -> [(mean, variance) of each layer], batches that a process has seen.
+def commands_of(labelled):
+    """-> {stage: its flags but for the folder}."""
+    root, student = labelled
+    common = ("--dataset", "cifar10", "--device", "cpu")
+    teacher = ("--teacher", root / "t.pth", "--arch", SMALL)
+    return {
+        "recover.recover": (*common, *teacher, "--iteration", 2, "--ipc-end", 1, "--jitter", 4, "--groups", 2,
+                            "--batch-size", 3),
+        "relabel.relabel": (*common, *teacher, "--data", root / "run" / "images", "--epochs", 2, "-b", 16,
+                            "-j", 0),
+        "validate.train": (*student, "--model", SMALL, "--gradient-accumulation-steps", 2),
+        "squeeze.squeeze": (*common, "--real-data", root / "real", "--arch", SMALL, "--epochs", 2, "-b", 8,
+                            "-j", 0)}
+
+
+def averaged_statistics(met, momentum):
+    """The running means and variances of two processes after two epochs of BATCHES, from what each
+    micro-batch's layers met -> [(mean, variance) of each layer], batches that a process has seen.
 
     Micro-batch k goes to process k mod 2, where r <- (1 - m) r + m s; every epoch ends with the average."""
-    counts = [rows // micro_size for rows in (16, 16, 8)]
+    counts = [-(-rows // MICRO_SIZE) for rows in BATCHES]
     num_layers = len(met) // (2 * sum(counts))
     micro_batches = iter([met[i:i + num_layers] for i in range(0, len(met), num_layers)])
     running = [(torch.zeros_like(mean), torch.ones_like(var)) for mean, var in met[:num_layers]]
@@ -55,25 +78,23 @@ def averaged_statistics(met, micro_size, momentum):
     return running, seen
 
 
-@pytest.mark.parametrize("steps, optimizer", [(2, ()), (4, ("--sgd", "--learning-rate", 0.01))])
-def test_two_processes_train_the_student_of_one_in_fp64(steps, optimizer, labelled):
-    """Loss and parameters after two epochs with a short last batch, which in 2 micro-batches of 8 leaves one
-    process without a row. Running statistics are the average of what each process has.
+def test_two_processes_train_the_student_of_one_in_fp64(labelled):
+    """Loss and parameters after two epochs. Of the first batch each process has two micro-batches, of the
+    second, a short one, the last process has no row. Running statistics are the average of what each has.
 
     A ShuffleNet would not do: its loss on images of 32 pixels moves by 1 % when its first weights change by
     1e-15."""
     root, flags = labelled
-    flags = (*flags, "--model", TAME, "--gradient-accumulation-steps", steps, "-T", 1, *optimizer)
-    students = []
-    for number in (1, 2):
-        folder = root / f"fp64_{steps}_{number}"
-        env = {"STATISTICS": str(root / f"met_{steps}.pth")} if number == 1 else {}
-        done = run("tests.fp64", "validate.train", *flags, "--output-dir", folder, processes=number, **env)
-        assert done.returncode == 0, done.stderr
-        students.append(torch.load(folder / "seed0" / "checkpoint.pth"))
+    labels = root / "large_batches"
+    run_main(relabel, *commands_of(labelled)["relabel.relabel"], "-b", BATCHES[0], "--fkd-path", labels)
+    flags = (*flags, "--fkd-path", labels, "--model", TAME, "--gradient-accumulation-steps", 4, "-T", 1)
+    with in_float64(train), recorded_statistics() as met:
+        run_main(train, *flags, "--output-dir", root / "fp64_1")
+    done = run("tests.fp64", "validate.train", *flags, "--output-dir", root / "fp64_2", processes=2)
+    assert done.returncode == 0, done.stderr
 
-    one, two = students
-    losses = [[row["loss"] for row in student["history"]] for student in students]
+    one, two = (torch.load(root / f"fp64_{number}" / "seed0" / "checkpoint.pth") for number in (1, 2))
+    losses = [[row["loss"] for row in student["history"]] for student in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     parameters = [key for key in one["model"] if "running" not in key and "tracked" not in key]
     for key in parameters:
@@ -81,7 +102,7 @@ def test_two_processes_train_the_student_of_one_in_fp64(steps, optimizer, labell
         assert value.dtype == torch.float64
         assert (two["model"][key] - value).abs().max() <= 1e-12 * max(1, value.abs().max()), key
 
-    running, seen = averaged_statistics(torch.load(root / f"met_{steps}.pth"), 16 // steps, momentum=0.01)
+    running, seen = averaged_statistics(met, momentum=0.01)
     layers = [key.removesuffix(".running_mean") for key in one["model"] if key.endswith(".running_mean")]
     assert len(parameters) + 3 * len(layers) == len(one["model"])
     for layer, (mean, variance) in zip(layers, running, strict=True):
@@ -91,16 +112,67 @@ def test_two_processes_train_the_student_of_one_in_fp64(steps, optimizer, labell
             assert (found - value).abs().max() <= 1e-12 * max(1, value.abs().max()), (layer, name)
 
 
-def test_two_processes_train_validate_as_one_does(labelled):
-    """fp32, AdamW, by the launcher: the same losses and accuracies, one log, one checkpoint, wall time."""
-    root, flags = labelled
-    flags = (*flags, "--model", SMALL, "--gradient-accumulation-steps", 2)
+@pytest.fixture(scope="module")
+def both(labelled):
+    """All stages in one start of two processes, and all but squeeze in this one -> (root, how the two ended).
+
+    Labels of two processes: from nothing in two/labels, and in damaged/labels where some are missing. The
+    last command is refused."""
+    root, _ = labelled
+    flags = commands_of(labelled)
+    run_main(recover, *flags["recover.recover"], "--name", root / "one")
+    run_main(relabel, *flags["relabel.relabel"], "--fkd-path", root / "one" / "labels")
+    run_main(train, *flags["validate.train"], "--output-dir", root / "one" / "student")
+    (root / "damaged").mkdir()
+    for path in (root / "one").glob("labels*"):
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, root / "damaged" / path.name)
+    (root / "damaged" / "labels" / "epoch_1" / "batch_0.tar").unlink()
+    (root / "damaged" / "labels" / "epoch_0" / "batch_2.tar").write_bytes(b"damaged")
+
+    commands = [("recover.recover", "--name", root / "two"),
+                ("relabel.relabel", "--fkd-path", root / "two" / "labels"),
+                ("relabel.relabel", "--fkd-path", root / "damaged" / "labels"),
+                ("validate.train", "--output-dir", root / "two" / "student"),
+                ("squeeze.squeeze", "--name", root / "two"),
+                ("validate.train", "--gradient-accumulation-steps", 1, "--output-dir", root / "no")]
+    lines = [(stage, list(map(str, (*flags[stage], *folder)))) for stage, *folder in commands]
+    (root / "commands.json").write_text(json.dumps(lines))
+    return root, run("tests.several", root / "commands.json", processes=2)
+
+
+def test_two_processes_recover_what_one_recovers(both):
+    """Every byte of images and manifest, in one log. Each computes two batches, the first both at once."""
+    root, done = both
+    assert done.stdout.count("done: 10 images") == 1
+    names = ("images.manifest.json", "images.png", "images.sha256")
+    one, two = root / "one", root / "two"
+    assert files_of(one / "images") == files_of(two / "images") and len(files_of(one / "images")) == 10
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+    by_one, by_two = ({path.name for path in folder.glob("images*")} for folder in (one, two))
+    assert by_two - by_one == {"images.metrics.rank1.jsonl"}
+
+    # Each batch is computed once.
+    files = [two / f"images.metrics{name}.jsonl" for name in ("", ".rank1")]
+    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
+    assert [{row["unit"] for row in some if "unit" in row} for some in rows] == [{0, 2}, {1, 3}]
+
+
+@pytest.mark.parametrize("name", ("two", "damaged"))
+def test_two_processes_relabel_as_one_does(name, both):
+    """Every byte of every label file and of the hash file; also of a run whose files are partly gone."""
+    root, _ = both
+    one, other = root / "one" / "labels", root / name / "labels"
+    assert len(files_of(one)) == 6 and files_of(other) == files_of(one)
+    assert sidecar(other, "sha256").read_bytes() == sidecar(one, "sha256").read_bytes()
+
+
+def test_two_processes_train_validate_as_one_does(both):
+    """fp32, AdamW: the same losses, one log, one checkpoint, wall time."""
+    root, done = both
+    assert done.stdout.count("done: top1") == 1
     losses_of = []
-    for gpus in (1, 2):
-        folder = root / f"fp32_{gpus}"
-        done = launch("validate/train.sh", "cifar10", *flags, "--output-dir", folder, GPUS=str(gpus))
-        assert done.returncode == 0 and done.stderr == "", done.stderr
-        assert done.stdout.count("done: top1") == 1
+    for name in ("one", "two"):
+        folder = root / name / "student"
         history = [json.loads(line) for line in open(folder / "metrics.jsonl")]
         seconds = json.loads((folder / "results.json").read_text())["seconds"]["validate"]
         assert len(history) == 2 and seconds == pytest.approx(sum(row["seconds"] for row in history), abs=0.1)
@@ -111,27 +183,22 @@ def test_two_processes_train_validate_as_one_does(labelled):
                      "settings.json"]
 
 
-def test_two_processes_train_a_teacher(labelled):
+def test_two_processes_train_a_teacher(both):
     """The loss is finite under the rule that the log states; one teacher, with statistics of both."""
-    root, _ = labelled
-    flags = ("--name", root / "squeezed", "--real-data", root / "real", "--arch", SMALL, "--device", "cpu")
-    done = launch("squeeze/squeeze.sh", "cifar10", *flags, "--epochs", 2, "-b", 8, "-j", 0, GPUS="2")
-    assert done.returncode == 0, done.stderr
+    root, done = both
     assert "BatchNorm sees what one process has of a batch, 4 images" in done.stdout
-    teacher = torch.load(root / "squeezed" / "teacher" / "teacher.pth")
+    teacher = torch.load(root / "two" / "teacher" / "teacher.pth")
     counts = {int(value) for key, value in teacher["model"].items() if key.endswith("tracked")}
     assert counts == {8} and 0 <= teacher["top1"] <= 100
 
 
-def test_micro_batches_must_be_a_multiple_of_the_processes(labelled):
-    """One sentence, before torchrun's own report, whose exit code is 1."""
-    root, flags = labelled
-    flags = (*flags, "--model", SMALL, "--gradient-accumulation-steps", 1, "--output-dir", root / "no")
-    done = launch("validate/train.sh", "cifar10", *flags, GPUS="2")
+def test_micro_batches_must_be_a_multiple_of_the_processes(both):
+    """One sentence, before anything else on stderr. torchrun's own report follows; its exit code is 1."""
+    root, done = both
     assert done.returncode == 1
     sentence = (r"error: --gradient-accumulation-steps 1 is not a multiple of the 2 processes.*"
-                r"type --gradient-accumulation-steps 2 .*")
-    assert re.search(sentence, done.stderr) and not (root / "no").exists()
+                r"type --gradient-accumulation-steps 2 .*\n")
+    assert re.match(sentence, done.stderr) and not (root / "no").exists()
 
 
 @pytest.mark.parametrize("gpus", ("0", "two", "-1", "1.5"))

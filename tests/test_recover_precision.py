@@ -1,4 +1,4 @@
-"""Half precision, batches at a time, several processes in recover: near fp32, loud where it overflows."""
+"""Half precision and batches at a time in recover: near fp32, loud where it overflows."""
 import json
 
 import numpy as np
@@ -11,7 +11,6 @@ from recover.batches import plan_batches
 from recover.engines import choose_groups, make_fast_engine
 from tests.helpers import SMALL, bare_checkpoint, refused, run_main
 from tests.parity import ALL, KEYS, check_parity, draw_case, network_of
-from tests.test_processes import run
 
 
 def in_precision(network, size, precision, groups=2, batch=8):
@@ -126,23 +125,3 @@ def test_a_run_keeps_the_number_of_batches_at_a_time_it_began_with(root, capsys)
 def test_on_a_cpu_one_batch_at_a_time():
     engine = make_fast_engine(network_of("small", 20), ALL, 20)
     assert choose_groups(engine, plan_batches(list(range(5)), 2, 0, 9), 20, torch.device("cpu")) == 1
-
-
-def test_two_processes_write_what_one_writes(root):
-    """Every byte of images and manifest, in one log. Each computes two batches, the first both at once."""
-    found = []
-    for processes in (1, 2):
-        _, *flags = recover_flags(root, "--groups", 2, "--batch-size", 3, name=f"{processes}")
-        done = run("recover.recover", *flags, processes=processes)
-        assert done.returncode == 0 and done.stdout.count("done: 10 images") == 1, done.stderr
-        folder = root / str(processes)
-        found.append({path.name: path.read_bytes() for path in (folder / "images").rglob("*.jpg")})
-        found[-1] |= {name: (folder / name).read_bytes() for name in ("images.manifest.json", "images.png")}
-    assert found[0] == found[1] and len(found[0]) == 12
-    by_one, by_two = ({path.name for path in (root / name).iterdir()} for name in ("1", "2"))
-    assert by_two - by_one == {"images.metrics.rank1.jsonl"}
-
-    # Each batch is computed once.
-    files = [root / "2" / f"images.metrics{name}.jsonl" for name in ("", ".rank1")]
-    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
-    assert [{row["unit"] for row in some if "unit" in row} for some in rows] == [{0, 2}, {1, 3}]

@@ -1,4 +1,4 @@
-"""The teacher's precision: measured, recorded, refused too far from fp32; and the labels of two processes."""
+"""The teacher's precision: measured, recorded, refused too far from fp32."""
 import copy
 import json
 
@@ -18,7 +18,6 @@ from sre2l.run.errors import UserError
 from sre2l.run.files import hash_json, sidecar
 from tests.helpers import SMALL, bare_checkpoint, refused, run_main, synthetic_folder
 from tests.test_continue import files_of
-from tests.test_processes import run
 from tests.worlds import common, teacher
 from validate.checks import describe_labels
 
@@ -172,20 +171,6 @@ def test_logits_that_are_not_finite_are_refused_and_not_recorded(flags, tmp_path
     assert "not finite in fp32 and --label-precision fp16" in message and "epoch 0, batch 0" in message
     root = tmp_path / "run" / "labels"
     assert not list(root.glob("epoch_*/*")) and not sidecar(root, "sha256").exists()
-
-
-def test_two_processes_write_what_one_writes(flags, tmp_path):
-    """Every byte of every label file and of the hash file; also of a run whose files are partly gone."""
-    one = tmp_path / "one"
-    two = tmp_path / "two"
-    run_main(*flags, "--fkd-path", one)
-    for _ in range(2):
-        done = run("relabel.relabel", *flags[1:], "--fkd-path", two, processes=2)
-        assert done.returncode == 0, done.stderr
-        assert len(files_of(one)) == 6 and files_of(two) == files_of(one)
-        assert sidecar(two, "sha256").read_bytes() == sidecar(one, "sha256").read_bytes()
-        (two / "epoch_1" / "batch_0.tar").unlink()
-        (two / "epoch_0" / "batch_2.tar").write_bytes(b"damaged")
 
 
 @pytest.mark.gpu

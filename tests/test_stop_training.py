@@ -65,8 +65,8 @@ def count_batches(monkeypatch, stage):
 
 
 # 3: in the last batch of the first epoch, which is then measured and saved.
-@pytest.mark.parametrize("at, checkpoint_sec, left", [(3, 30, 3), (5, 0, 3), (5, 30, 6)])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage, at, checkpoint_sec, left", [
+    (squeeze, 3, 30, 3), (squeeze, 5, 0, 3), (train, 3, 30, 3), (train, 5, 30, 6)])
 def test_a_signal_ends_training_after_the_batch(
         stage, at, checkpoint_sec, left, labelled, in_peace, tmp_path, monkeypatch):
     """The next run does the epoch again, and those since the last checkpoint."""

