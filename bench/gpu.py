@@ -3,7 +3,7 @@
 Run: python -m bench.gpu [OUT]      (or sh bench/gpu.sh [OUT])
 Time: at most six minutes on one card; each part has a limit of its own, and what it found by then counts.
 Result: one JSON line for each result, then a table; exit code 1 where something fails.
-Without a GPU it says what it leaves out.
+Without a GPU it counts the tests and says what it leaves out.
 """
 import json
 import os
@@ -22,8 +22,8 @@ from sre2l.run.paths import ROOT
 
 LIMITS = {"digits": 110, "tests": 135, "bench": 110}  # seconds
 FILES = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
-TESTS = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *FILES,
-         "-v", "-n", "10", "--dist", "worksteal"]
+PYTEST = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *FILES]
+TESTS = [*PYTEST, "-v", "-n", "10", "--dist", "worksteal"]
 BENCH = [sys.executable, "-m", "bench.bench", "recover", "relabel", "validate", "--quick"]
 OUTCOME = r"^\[gw\d+\].*? (PASSED|FAILED|ERROR|SKIPPED) (\S.*?) *$"  # a line of pytest -v with workers
 FIGURES = ("tflop_s", "tb_s", "ratio", "share_of_peak")  # of the benchmark's rows
@@ -98,6 +98,13 @@ def stage_result(stage, run):
     return {}
 
 
+def count_tests(out):
+    """How many tests are skipped without a GPU."""
+    run_limited([*PYTEST, "--collect-only", "-q"], out / "tests.log", LIMITS["tests"])
+    found = re.search(r"(\d+)/\d+ tests collected", (out / "tests.log").read_text())
+    return int(found[1]) if found else None
+
+
 def measure_tests(out):
     """The row of the tests that are skipped without a GPU; of those that have ended where the time is up."""
     end, seconds = run_limited(TESTS, out / "tests.log", LIMITS["tests"])
@@ -135,8 +142,11 @@ def measure(out):
         yield measure_tests(out)
         yield from measure_bench(out)
         return
-    for part in LIMITS:
-        yield {"part": part, "end": "left out"}
+    number = count_tests(out)
+    yield {"part": "digits", "what": "four stages", "end": "left out"}
+    yield {"part": "tests", "what": "that need a GPU", "end": "left out", "result": f"{number} tests",
+           "selected": number}
+    yield {"part": "bench", "what": "quick benchmark", "end": "left out"}
 
 
 def main(out):

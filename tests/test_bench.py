@@ -204,3 +204,4 @@ def test_the_gpu_script_says_without_a_gpu_what_it_leaves_out(monkeypatch, tmp_p
     assert gpu.main(tmp_path) == 0
     rows = read_metrics(tmp_path / "results.jsonl")
     assert [(row["part"], row["end"]) for row in rows] == [(part, "left out") for part in gpu.LIMITS]
+    assert rows[1]["selected"] > 50

@@ -135,8 +135,8 @@ def host_passes():
 def use_host_kernels(network, norms, dtype, forward_only=False, bf16=False):
     """Let a network that fuse.py has rewritten compute by the C functions, in place.
 
-    dtype: of its weights, None for torch's convolutions; forward_only: no memory for a backward pass; bf16: it
-    will be converted to bfloat16 afterwards."""
+    dtype: of its weights, None for torch's convolutions; forward_only: no memory for a backward pass;
+    bf16: it will be converted to bfloat16 afterwards."""
     if dtype:
         replace_convolutions(network, dtype, forward_only, bf16)
     for norm in norms:
