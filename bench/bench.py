@@ -18,9 +18,10 @@ from bench import recover as bench_recover
 from bench.measure import peak_tb_s, peak_tflops, table
 from bench.world import NUM_FOLDERS, World, write_images, write_labels
 from sre2l.nets.precision import PRECISIONS, why_not_compile
-from sre2l.run.device import pick_device, usable_cores, versions
+from sre2l.run.device import pick_device, versions
 from sre2l.run.errors import UserError
 from sre2l.run.flags import Parser, number
+from sre2l.run.limits import usable_cores
 from sre2l.run.processes import start
 from sre2l.run.start import run_script
 

@@ -3,15 +3,15 @@ import os
 
 import pytest
 
-from sre2l.run import device
+from sre2l.run import limits
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """A machine of 16 cores and 64 GB -> machine(own cgroups, {file: text}), which writes these files."""
-    monkeypatch.setattr(device, "CGROUPS", tmp_path)
-    monkeypatch.setattr(device, "OWN_CGROUPS", tmp_path / "self")
-    monkeypatch.setattr(device, "machine_memory", lambda: 64_000)
+    monkeypatch.setattr(limits, "CGROUPS", tmp_path)
+    monkeypatch.setattr(limits, "OWN_CGROUPS", tmp_path / "self")
+    monkeypatch.setattr(limits, "machine_memory", lambda: 64_000)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16), raising=False)
 
     def make(own, files):
@@ -46,18 +46,18 @@ NO_LIMIT = "9223372036854771712\n"
     ("0::/\n", {"cpu.max": "many\n", "memory.max": "\n"}, 16, 64_000)])
 def test_the_least_limit_of_a_process_counts(machine, own, files, cores, memory):
     machine(own, files)
-    assert device.usable_cores() == cores and device.usable_memory() == memory
+    assert limits.usable_cores() == cores and limits.usable_memory() == memory
 
 
 def test_an_affinity_mask_counts(machine, monkeypatch):
     machine("0::/\n", {"cpu.max": "800000 100000\n"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5})
-    assert device.usable_cores() == 2
+    assert limits.usable_cores() == 2
 
 
 def test_a_system_without_cgroups_and_masks(tmp_path, monkeypatch):
     """macOS has neither /proc nor os.sched_getaffinity."""
-    monkeypatch.setattr(device, "OWN_CGROUPS", tmp_path / "none")
+    monkeypatch.setattr(limits, "OWN_CGROUPS", tmp_path / "none")
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert device.usable_cores() == 8 and device.usable_memory() == device.machine_memory() > 2 ** 27
+    assert limits.usable_cores() == 8 and limits.usable_memory() == limits.machine_memory() > 2 ** 27

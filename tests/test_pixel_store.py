@@ -14,7 +14,7 @@ from sre2l.data import image_folder
 from sre2l.data import pixel_store as store
 from sre2l.data.image_folder import read_folder
 from sre2l.data.loader import BatchDataset, Batches, load_batches
-from sre2l.run import device
+from sre2l.run import limits
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
 from stress.compare import same_values
@@ -50,7 +50,7 @@ def test_pixels_are_the_same_decoded_once_or_at_each_use(images, monkeypatch):
     assert_same_pixels(images, kept)
     assert "decoded into memory" in line
     assert f"{sum(image.size for image in map(images.pixels, range(9))) / 1e6:.1f} MB" in line
-    monkeypatch.setattr(device, "MEMORY_SHARE", 0)
+    monkeypatch.setattr(limits, "MEMORY_SHARE", 0)
     left, line = store.keep_decoded(images)
     assert left.store is None and "decoded at each use" in line
 

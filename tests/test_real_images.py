@@ -12,7 +12,7 @@ from sre2l.data import image_folder, real_images
 from sre2l.data.datasets import DATASETS, Dataset
 from sre2l.data.image_folder import Images, fingerprint, image_path, read_folder
 from sre2l.data.real_images import decode_own, read_digits, read_real, read_val, show, shown_at
-from sre2l.run import device
+from sre2l.run import limits
 from sre2l.run.errors import UserError
 from sre2l.run.layout import scan
 from sre2l.run.output import OutputFolder
@@ -130,7 +130,7 @@ def test_a_part_that_does_not_fit_into_memory_is_refused_in_its_own_numbers(tmp_
     """2 of 10 images are 6,144 bytes, all of them 30,720; half of the memory counts."""
     noise_folder(tmp_path / "val", ["a", "b"], 5)
     val = shown_at(read_folder(tmp_path / "val"), 32, 32)
-    monkeypatch.setattr(device, "usable_memory", lambda: 20_000)
+    monkeypatch.setattr(limits, "usable_memory", lambda: 20_000)
     assert len(decode_own(val, 0, 5).pixels) == 2
     with pytest.raises(UserError, match="10 of its 10 images, which process 0 of 1 measures, take 0.0 GB"):
         decode_own(val)

@@ -12,8 +12,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
-from sre2l.run.device import PART_BYTES, usable_cores
 from sre2l.run.errors import UserError
+from sre2l.run.limits import PART_BYTES, usable_cores
 from sre2l.run.processes import local_world_size
 
 JPEG_QUALITY = 75  # Pillow's default, which the released code uses; the student trains on that file

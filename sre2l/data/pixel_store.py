@@ -9,7 +9,7 @@ from tqdm import tqdm
 from sre2l.data.image_folder import decoding_threads, fill, fill_gpu
 from sre2l.data.resize import host_cropper, vertical_first
 from sre2l.kernels.compiled import why_no_triton
-from sre2l.run.device import fits_gpu, memory_room
+from sre2l.run.limits import fits_gpu, memory_room
 
 CPU = torch.device("cpu")
 

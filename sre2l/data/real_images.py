@@ -9,9 +9,9 @@ import torchvision
 from PIL import Image
 
 from sre2l.data.image_folder import Images, check_classes, fill, fill_gpu, read_folder
-from sre2l.run.device import fits_gpu, memory_room
 from sre2l.run.errors import UserError
 from sre2l.run.layout import check_name
+from sre2l.run.limits import fits_gpu, memory_room
 from sre2l.run.paths import ROOT
 
 CPU = torch.device("cpu")

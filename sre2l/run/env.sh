@@ -26,7 +26,7 @@ run="python3 -m"
 if [ "$GPUS" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then
     run="python3 -m torch.distributed.run --nproc_per_node=$GPUS ${TORCHRUN:---standalone} -m"
     if [ -z "${OMP_NUM_THREADS:-}" ]; then  # each process its part of the cores; torchrun would give it one
-        cores=$(python3 -c 'from sre2l.run.device import usable_cores; print(usable_cores())')
+        cores=$(python3 -c 'from sre2l.run.limits import usable_cores; print(usable_cores())')
         export OMP_NUM_THREADS=$((cores > GPUS ? cores / GPUS : 1))
     fi
 fi
