@@ -6,7 +6,7 @@ import pytest
 from relabel import check
 from relabel.plan import in_bytes
 from sre2l.run.errors import UserError
-from sre2l.run.layout import read_hash_file
+from sre2l.run.hashes import read_hash_file
 from tests.helpers import launch, refused, run_main, synthetic_folder
 from tests.worlds import recover_flags, relabel_flags
 

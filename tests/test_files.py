@@ -12,7 +12,7 @@ import torch
 from relabel.plan import check_room
 from sre2l.run import files
 from sre2l.run.errors import UserError
-from sre2l.run.layout import read_hash_file, read_hashes
+from sre2l.run.hashes import read_hash_file, read_hashes
 from sre2l.run.log import RunLog, read_metrics, stage_seconds
 
 HASH = "0123456789abcdef" * 4

@@ -13,7 +13,7 @@ import pytest
 from relabel import relabel
 from sre2l.run import lock, output
 from sre2l.run.errors import UserError
-from sre2l.run.layout import read_hash_file
+from sre2l.run.hashes import read_hash_file
 from sre2l.run.output import OutputFolder, read_record
 from tests.helpers import refused, release_locks, run_main
 from tests.test_continue import files_of

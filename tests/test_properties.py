@@ -21,7 +21,7 @@ from sre2l.data.loader import Batches
 from sre2l.data.resize import pixel_windows
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, sidecar, write_json
-from sre2l.run.layout import numbers_in, read_hashes
+from sre2l.run.hashes import numbers_in, read_hashes
 from sre2l.run.output import OutputFolder, recorded
 from tests.crops import by_pillow
 from tests.helpers import release_locks

@@ -11,7 +11,7 @@ from sre2l.data.label_files import LabelFolder, read_label_batch
 from sre2l.data.loader import BatchDataset, Batches, load_batches
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.data.real_images import OwnImages, ShownImages, read_val
-from sre2l.run.layout import read_hashes
+from sre2l.run.hashes import read_hashes
 from validate.checks import check_labels, check_there, describe_labels
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sre2l.run.errors import UserError
 from sre2l.run.files import as_json, hash_file, sidecar
-from sre2l.run.layout import read_hashes
+from sre2l.run.hashes import read_hashes
 from sre2l.run.output import recorded
 
 LABEL_FORMAT = "sre2l-labels-1"

@@ -19,7 +19,8 @@ from sre2l.data.image_folder import check_classes, image_path, read_folder
 from sre2l.data.label_files import inspect_labels, label_name
 from sre2l.run.errors import UserError
 from sre2l.run.files import hash_file, sidecar
-from sre2l.run.layout import LAYOUT, check_links, numbers_in, read_hashes, scan
+from sre2l.run.hashes import numbers_in, read_hashes
+from sre2l.run.layout import LAYOUT, check_links, scan
 from sre2l.run.output import read_record, recorded
 
 STAGE = {"images": "recover", "labels": "relabel"}

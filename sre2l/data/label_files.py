@@ -11,7 +11,7 @@ import torch
 from sre2l.data.augment import Crops, Mix
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar
-from sre2l.run.layout import numbers_in
+from sre2l.run.hashes import numbers_in
 from sre2l.run.safe_load import is_whole, safe_load
 
 

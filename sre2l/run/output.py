@@ -22,17 +22,8 @@ from sre2l.run.files import (
     write_bytes,
     write_json,
 )
-from sre2l.run.layout import (
-    BESIDE,
-    INSIDE,
-    LAYOUT,
-    find_files,
-    numbers_in,
-    older_hash_files,
-    read_hashes,
-    scan,
-    sort_hashes,
-)
+from sre2l.run.hashes import numbers_in, older_hash_files, read_hashes, sort_hashes
+from sre2l.run.layout import BESIDE, INSIDE, LAYOUT, find_files, scan
 from sre2l.run.lock import END, EVERYTHING, lock_of
 from sre2l.run.log import RunLog
 from sre2l.run.processes import barrier, launch_id, rank, world_size
