@@ -9,6 +9,7 @@ import torch
 
 from sre2l.run.paths import ROOT
 from stress.compare import differences
+from stress.torture_runs import WRITING
 
 
 def test_a_kill_in_each_stage_changes_nothing(tmp_path):
@@ -20,6 +21,11 @@ def test_a_kill_in_each_stage_changes_nothing(tmp_path):
     last = done.stdout.splitlines()[-1]
     assert int(last.split()[0]) >= 4 and ", 0 wrong results" in last
     assert not list(tmp_path.glob("torture.*"))
+
+
+def test_each_module_before_whose_lines_a_run_can_die_is_there():
+    folders = ("sre2l", "squeeze", "recover", "relabel", "validate")
+    assert WRITING <= {path.stem for folder in folders for path in (ROOT / folder).rglob("*.py")}
 
 
 def test_every_difference_is_named(tmp_path):
