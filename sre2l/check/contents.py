@@ -23,16 +23,21 @@ from sre2l.run.layout import LAYOUT
 CLEAR = 6  # standard deviations: among a million label files, none is so far from the others by chance
 
 
-class Look(NamedTuple):
-    """What one file shows: a hash of its contents, and a fault or None; of an image height and width; of a
-    label file its rows whose top-1 is the class of the image or of its partner (hits, None without the
-    images' classes), as many as luck gives, and all rows."""
+class ImageLook(NamedTuple):
+    """What one image file shows."""
     name: str
-    digest: bytes | str | None = None
-    fault: str | None = None
-    shape: tuple | None = None
-    hits: int | None = None
-    luck: float = 0.0
+    digest: str | None = None    # sha256 of its bytes
+    shape: tuple | None = None   # height and width
+    fault: str | None = None     # a sentence
+
+
+class LabelLook(NamedTuple):
+    """What one label file shows."""
+    name: str
+    digest: bytes | None = None  # of its logits and crops
+    fault: str | None = None     # a sentence
+    hits: int | None = None      # rows whose top-1 is the class of the image or of its partner, if known
+    luck: float = 0.0            # rows that would hit by luck
     rows: int = 0
 
 
@@ -45,18 +50,18 @@ def look_at_all(finding, look_at, files, threads, kind):
 
 
 def look_at_image(root, hashes, path):
-    """Read and decode one image -> Look. hashes: the recorded ones by name, None for none."""
+    """Read and decode one image -> ImageLook. hashes: the recorded ones by name, None for none."""
     name = Path(path).relative_to(root).as_posix()
     try:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if hashes is not None and hashes[name] != digest:
             fault = f"{path}: its sha256 is not the one in {sidecar(root, 'sha256')}; {again('images')}"
-            return Look(name, digest, fault)
-        return Look(name, digest, shape=decode(path).shape[:2])
+            return ImageLook(name, digest, fault=fault)
+        return ImageLook(name, digest, decode(path).shape[:2])
     except UserError as error:
-        return Look(name, fault=str(error))
+        return ImageLook(name, fault=str(error))
     except OSError as error:
-        return Look(name, fault=f"{path}: not readable ({error.strerror})")
+        return ImageLook(name, fault=f"{path}: not readable ({error.strerror})")
 
 
 def repeated(looks):
@@ -96,26 +101,26 @@ def count_right(hashes):
 
 
 def look_at_label_file(root, plan, size, hashes, labels, frequency, batch):
-    """Read one label file and check its fields -> Look. plan: a LabelFolder; size: of the networks'
+    """Read one label file and check its fields -> LabelLook. plan: a LabelFolder; size: of the networks'
     input; labels: the classes of all images, None where not known; frequency: the share of each class."""
     name = label_name(batch.epoch, batch.index)
     path = label_path(root, batch.epoch, batch.index)
     try:
         stored = read_label_batch(root, batch.epoch, batch.index, len(batch.rows), plan.num_classes, hashes)
     except UserError as error:
-        return Look(name, fault=str(error))
+        return LabelLook(name, fault=str(error))
     kind = stored.mix.kind
     dtype = stored.logits.dtype
     if (kind, dtype) != (plan.mix, plan.dtype):
-        return Look(name, fault=f"{path}: {kind} and {dtype}, the set has {plan.mix} and {plan.dtype}")
+        return LabelLook(name, fault=f"{path}: {kind} and {dtype}, the set has {plan.mix} and {plan.dtype}")
     if stored.mix.box and max(stored.mix.box) > size:
-        return Look(name, fault=f"{path}: its cutmix box {stored.mix.box} reaches out of {size} pixels")
+        return LabelLook(name, fault=f"{path}: its cutmix box {stored.mix.box} reaches out of {size} pixels")
 
     digest = hashlib.sha256(stored.logits.numpy().tobytes() + stored.crops.boxes.numpy().tobytes()).digest()
     if labels is None:
-        return Look(name, digest)
+        return LabelLook(name, digest)
     hits, luck = top1_hits(stored, torch.from_numpy(labels[batch.rows]), frequency)
-    return Look(name, digest, hits=hits, luck=luck, rows=len(batch.rows))
+    return LabelLook(name, digest, hits=hits, luck=luck, rows=len(batch.rows))
 
 
 def deviation(rows, share):
