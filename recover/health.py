@@ -82,16 +82,21 @@ def find_warnings(lines, total, r_bn, num_classes):
         cause = cause_in_bn(bn, num_classes, from_noise)
         found["bn"] = f"r_bn * BN dwarfs CE, {ratio:.0f} times ln(classes) in iteration {last}: {cause}"
 
+    # CE is judged at the end alone, where its last quarter is known.
+    if last < total - 1 or len(ce) < FEW_LINES:
+        return found
+
     # CE stays near its first value, and above what a teacher that knows the images gives. A run that was
     # continued does not know the CE of its noise, which is near that of a guess.
     start = ce[0] if from_noise else guess
     now = last_quarter(ce)
-    if last == total - 1 and len(ce) >= FEW_LINES and now >= max(FALLEN * start, SMALL * guess):
+    if now >= max(FALLEN * start, SMALL * guess):
         ratio = r_bn * last_quarter(bn) / now
-        cause = ("the likely cause is the normalisation (--mean, --std), or a teacher that was trained for "
-                 "other classes or not at all")
         if ratio > 10:
             cause = f"r_bn * BN is {ratio:.0f} times as much: {cause_in_bn(bn, num_classes, from_noise)}"
+        else:
+            cause = ("the likely cause is the normalisation (--mean, --std), or a teacher that was trained "
+                     "for other classes or not at all")
         found["ce"] = (f"CE never fell: {ce[0]:.2f} in iteration {iterations[0]}, {now:.2f} in the last "
                        f"quarter, {guess:.2f} is a guess; {cause}")
     return found
@@ -110,6 +115,7 @@ def find_all_warnings(lines, names, total, r_bn, num_classes):
     sentences = []
     for found in filter(None, hits.values()):
         name, sentence = found[0]
-        others = f" (and {len(found) - 1} more of the {len(names)} units computed with it)"
-        sentences.append(f"warning: {name}{others if len(found) > 1 else ''}: {sentence}")
+        if len(found) > 1:
+            name += f" (and {len(found) - 1} more of the {len(names)} units computed with it)"
+        sentences.append(f"warning: {name}: {sentence}")
     return sentences
