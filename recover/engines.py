@@ -59,28 +59,37 @@ def relative(a, b):
     return ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
 
 
+def make_case(size):
+    """Two batches of two images of noise -> (images, targets, views), which any engine takes."""
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 2, 3, size, size)))
+    return images, torch.zeros(2, 2, dtype=torch.int64), [WHOLE_IMAGE] * 2
+
+
+def compute_plain(network, weights, size):
+    """What the plain engine computes of noise -> (the case, its Terms, its gradient).
+
+    Small images are enough and quick; the few networks that do not take them get images of `size`."""
+
+    def compute(case_size):
+        case = make_case(case_size)
+        return case, *PlainEngine(copy.deepcopy(network), weights).loss_and_gradient(*case)
+
+    try:
+        return compute(min(size, 64))
+    except RuntimeError:
+        return compute(size)
+
+
 def why_not_fast(network, weights, size):
     """Compare the network with what fuse.py makes of it -> None, or why that cannot be used.
 
     Both compute in float64 on a CPU. Here alone an operation in place shows that torch.fx got wrong."""
     network = copy.deepcopy(network).cpu().double()
-
-    # Two batches of two images of noise. Small ones are enough and quick; few networks do not take them.
-    targets = torch.zeros(2, 2, dtype=torch.int64)
-    views = [WHOLE_IMAGE] * 2
-    for trial in (min(size, 64), size):
-        images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 2, 3, trial, trial)))
-        plain = PlainEngine(copy.deepcopy(network), weights)
-        try:
-            wanted, wanted_gradient = plain.loss_and_gradient(images, targets, views)
-            break
-        except RuntimeError:
-            if trial == size:
-                raise
+    (images, targets, views), wanted, wanted_gradient = compute_plain(network, weights, size)
 
     # Our own convolutions have a check of their own, and in float64 they would take a gigabyte for weights.
     try:
-        engine = make_fast_engine(network, weights, trial, own_convolutions=False)
+        engine = make_fast_engine(network, weights, images.shape[-1], own_convolutions=False)
         terms, gradient = engine.loss_and_gradient(images, targets, engine.tabulate([views])[0])
     except Exception as error:  # torch.fx, a shape, an operation that this graph does not have: anything
         return f"torch.fx cannot trace this network ({first_line(error)})"
