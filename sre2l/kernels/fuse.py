@@ -78,7 +78,8 @@ def absorb_pool(last, facts, modules):
         return []
     if not is_stem_pool(modules.get(user.target)):
         return []
-    facts.pool = shape is not None and len(shape) == 4 and shape[2] % 2 == shape[3] % 2 == 0
+    is_image = shape is not None and len(shape) == 4
+    facts.pool = is_image and shape[2] % 2 == 0 and shape[3] % 2 == 0
     return [user] if facts.pool else []
 
 
@@ -93,13 +94,18 @@ def split_copies(graph, node, facts, modules, thin):
     """Where the result goes two ways, hand out two: their gradients meet inside the backward pass.
 
     thin: give a 1x1 stride-2 convolution every second row and column alone, and take its stride away."""
-    users = sorted(node.users, key=lambda user: is_thinning(user, modules))
+    users = list(node.users)
     if len(users) != 2 or any(list(user.all_input_nodes).count(node) != 1 for user in users):
         return
     facts.copies = 2
-    one_thins = [is_thinning(user, modules) for user in users] == [False, True]
-    runs = sum(other.target == users[1].target for other in graph.nodes)  # of one module, with one stride
-    if thin and not facts.pool and runs == 1 and one_thins:
+
+    # A convolution that thins takes the second copy.
+    first_thins, second_thins = (is_thinning(user, modules) for user in users)
+    if first_thins and not second_thins:
+        users.reverse()
+    one_thins = first_thins != second_thins
+    runs_once = sum(other.target == users[1].target for other in graph.nodes) == 1  # it has but one stride
+    if thin and not facts.pool and one_thins and runs_once:
         facts.thins = True
         modules[users[1].target].stride = (1, 1)
     with graph.inserting_after(node):
