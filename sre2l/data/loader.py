@@ -88,7 +88,11 @@ class BatchDataset:
     def finish(self, prepared):
         """The part of an item that starts work on the GPU where the images are there: it makes the crops."""
         batch, work, label_batch = prepared
-        return batch, self.images.store.crops(work, self.size) if self.on_gpu else work, label_batch
+        if self.on_gpu:
+            pixels = self.images.store.crops(work, self.size)
+        else:
+            pixels = work
+        return batch, pixels, label_batch
 
 
 def load_batches(dataset, batches, workers, device, rows_of=None):

@@ -130,7 +130,12 @@ class Winograd(FrozenConv):
         # Each thread has its share of the tiles in blocks of one size, and scratch for one block.
         tiles = len(x) * round_up(x.shape[2], 4) * round_up(x.shape[3], 4) // 16 or 1  # a batch may be empty
         each = round_up(-(-tiles // torch.get_num_threads()), kernels.rows)
-        most = TURNED if turned else FEW if inputs + outputs <= WIDE else MANY
+        if turned:
+            most = TURNED
+        elif inputs + outputs <= WIDE:
+            most = FEW
+        else:
+            most = MANY
         block = round_up(-(-each // -(-each // most)), kernels.rows)
         values = 36 * block * (inputs + outputs) + turned * inputs * kernels.panel
         return kernels.call(kernels.winograd, x, y, u, bias, values, block=block, turned=turned)
