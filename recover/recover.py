@@ -73,7 +73,7 @@ def dry_run(args, spec, classes, batches, folder):
     image_bytes = 100 + (3 * spec.size + 2) * spec.size if args.lossless else 620 + spec.size ** 2 // 3
     num_computed = sum(len(batch.pairs) for batch in batches)
     folder.dry_run(settings_of(args, spec, classes, teacher), images=num_images, units=len(batches),
-                      images_computed=num_computed, bytes=num_images * image_bytes)
+                   images_computed=num_computed, bytes=num_images * image_bytes)
 
 
 def write_images(folder, group, pixels, names, keeper):

@@ -61,7 +61,7 @@ def num_label_bytes(args, num_images, spec):
     return num_images * args.epochs * row_bytes + 2400 * num_files
 
 
-def print_plan(args, spec, images, labels):
+def dry_run(args, spec, images, labels):
     """--dry-run: the settings, how many label files and how many bytes."""
     teacher, spec = find_teacher(args, spec)
     count = num_batches = num_bytes = None

@@ -96,7 +96,7 @@ def main(args):
     labels = OutputFolder(args.fkd_path, "labels", args.overwrite, DEFAULTS, manifest.FREE)
     images = plan.find_images(args, spec)
     if args.dry_run:
-        return plan.print_plan(args, spec, images, labels)
+        return plan.dry_run(args, spec, images, labels)
 
     # Prepare: images and teacher have to be usable before anything is written or deleted.
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)

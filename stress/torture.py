@@ -89,7 +89,7 @@ def make_stages(base):
         importlib.import_module(module)
     host_passes()
     host_kernels(torch.float32)
-    sys.modules["validate.train"].write_page = make_page
+    sys.modules["validate.results"].write_page = make_page
     for module in ("squeeze.squeeze", "validate.train"):
         sys.modules[module].CHECKPOINT_SEC = 0  # a checkpoint after each of these short epochs
     make_labels = [(*relabel, "--epochs", 3, "--fkd-path", base / "labels")]

@@ -45,14 +45,14 @@ def pytest_terminal_summary(terminalreporter):
 def no_page():
     """Training ends without its page, which takes three seconds, but where a test has the fixture `page`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("validate.train.write_page", lambda run, student: "no report: a test")
+        patch.setattr("validate.results.write_page", lambda run, student: "no report: a test")
         yield
 
 
 @pytest.fixture
 def page(monkeypatch):
     """Students get their page (no_page)."""
-    monkeypatch.setattr("validate.train.write_page", write_page)
+    monkeypatch.setattr("validate.results.write_page", write_page)
 
 
 @pytest.fixture(scope="session")

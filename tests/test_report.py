@@ -35,7 +35,7 @@ def world(tmp_path_factory):
     run_main(relabel, *common(root), *teacher(root), "--epochs", 2, "-b", 8, "-j", 0)
     run_main(*train_flags(root, "--epochs", 2, "--eval-every", 1, "--seeds", "0-1"))
     with pytest.MonkeyPatch.context() as patch:  # the last student's page is about all
-        patch.setattr("validate.train.write_page", write_page)
+        patch.setattr("validate.results.write_page", write_page)
         run_main(*train_flags(root, "--epochs", 2, "--eval-every", 1, "--hard-labels"))
     return root
 
@@ -191,7 +191,7 @@ def test_a_student_elsewhere_has_a_page_of_its_own_that_overwrite_knows(world, p
     text = Reader((tmp_path / "elsewhere" / "report.html").read_text()).text
     assert f"{SMALL}, distilled images, soft labels" in text and "elsewhere, 1 seed" in text
     first = files_of(tmp_path / "elsewhere").keys()
-    monkeypatch.setattr("validate.train.write_page", lambda run, student: "no report: a test")
+    monkeypatch.setattr("validate.results.write_page", lambda run, student: "no report: a test")
     run_main(*flags, "--overwrite", "--adamw-lr", 0.1)
     assert files_of(tmp_path / "elsewhere").keys() == first - {Path("report.html")}
 

@@ -7,10 +7,13 @@ from sre2l.check.agreement import agreement
 from sre2l.check.manifest import check_images, describe_images, manifest_of
 from sre2l.data.label_files import label_path
 from sre2l.data.loader import Batches
+from sre2l.nets.checkpoints import num_weight_bytes
 from sre2l.nets.models import build_for, check_input_size
 from sre2l.run.errors import UserError
-from sre2l.run.files import as_json, hash_file
+from sre2l.run.files import as_json, hash_file, sidecar
+from sre2l.run.output import recorded
 from sre2l.run.processes import world_size
+from validate.protocol import make_settings
 
 # What the protocol takes over from a manifest.
 DESCRIBED = ("num_images", "batch_size", "mix", "mix_alpha", "classes", "image_bytes", "crop", "logits",
@@ -41,6 +44,14 @@ def check_epochs(args, epochs, more=True):
         return
     hint = f"; the same relabel command with --epochs {args.epochs} adds the missing ones" if more else ""
     raise UserError(f"{args.fkd_path}: labels for {epochs} epochs, --epochs asks for {args.epochs}{hint}")
+
+
+def dry_run(args, spec, folder):
+    """--dry-run: print the protocol, how many epochs and how many bytes. Nothing is loaded."""
+    network, stem = build_for(spec, args.model, args.stem)
+    check_epochs(args, recorded(sidecar(args.fkd_path, "manifest.json"), "epochs"))
+    folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds,
+                   bytes=num_weight_bytes(network) * len(args.seeds))
 
 
 def check_micro_batches(args, labels):

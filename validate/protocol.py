@@ -2,12 +2,7 @@
 import torch
 
 from sre2l.data.image_folder import fingerprint
-from sre2l.nets.checkpoints import num_weight_bytes
-from sre2l.nets.models import build_for
 from sre2l.nets.training import make_sgd, weight_decay_groups
-from sre2l.run.files import sidecar
-from sre2l.run.output import recorded
-from validate.checks import check_epochs
 
 
 def describe_optimizer(args):
@@ -48,14 +43,6 @@ def make_settings(args, spec, stem=None, labels=None, val=None, precision=None):
         "val": val and fingerprint(val),
         "precision": precision or args.precision,
     }
-
-
-def print_plan(args, spec, folder):
-    """--dry-run, which loads nothing."""
-    network, stem = build_for(spec, args.model, args.stem)
-    check_epochs(args, recorded(sidecar(args.fkd_path, "manifest.json"), "epochs"))
-    folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds,
-                   bytes=num_weight_bytes(network) * len(args.seeds))
 
 
 def make_optimizer(network, args, device):

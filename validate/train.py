@@ -27,8 +27,7 @@ from sre2l.run.start import run_script
 from validate import checks, losses, results
 from validate.data import find_data, load_stored_batches
 from validate.evaluate import evaluate_checkpoint
-from validate.protocol import make_settings, print_plan
-from validate.results import write_page
+from validate.protocol import make_settings
 from validate.student import load_student, save_student
 
 
@@ -137,7 +136,7 @@ def main(args):
     check_dataset(args.fkd_path, spec.name)
     folder = OutputFolder(args.output_dir, "student", args.overwrite, vars(get_args([])))
     if args.dry_run:
-        return print_plan(args, spec, folder)
+        return checks.dry_run(args, spec, folder)
 
     # Prepare: see that images, labels and student fit together. Nothing is written yet.
     device, precision = start_device(args.device, args.precision, args.deterministic, compiled=args.compile)
@@ -171,7 +170,7 @@ def main(args):
 
     # Finish with a page about the whole run.
     if processes.rank() == 0:
-        log.line(write_page(run, folder.root))
+        log.line(results.write_page(run, folder.root))
         log.line(f"done: top1 {results.describe_top1(written)}, {folder.path('results.json')}")
 
 
