@@ -1,5 +1,4 @@
 """What relabel is about to do, by its flags and by what is there: settings, images, bytes."""
-import shutil
 from pathlib import Path
 
 from sre2l.check.manifest import LABEL_FORMAT, ORDER_RULE, check_images, manifest_of
@@ -7,7 +6,6 @@ from sre2l.check.verify import read_checked, verify_images
 from sre2l.data.loader import Batches
 from sre2l.nets.teacher import find_teacher
 from sre2l.run.errors import UserError
-from sre2l.run.files import make_folder, resolved
 from sre2l.run.flags import check_folders
 from sre2l.run.output import check_dataset
 
@@ -81,21 +79,3 @@ def read_recorded(args, described, folder):
     if recorded:
         check_images(args.fkd_path, recorded, described, folder)
     return recorded or {}
-
-
-def in_bytes(number):
-    """A number of bytes as people read it: '541.1 kB'."""
-    power = min(4, (len(str(number)) - 1) // 3)
-    unit = ("bytes", "kB", "MB", "GB", "TB")[power]
-    return f"{number / 1000 ** power:.{1 if power else 0}f} {unit}"
-
-
-def check_room(root, num_bytes):
-    """Raise UserError where the disk has no room for these bytes of labels."""
-    folder = resolved(root).parent
-    make_folder(folder)
-    free = shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise UserError(f"{root}: {in_bytes(num_bytes)} of labels are still to be written, the disk has room "
-                        f"for {in_bytes(free)}; make room, or give another folder with --fkd-path. "
-                        f"What is there is kept")

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
-from relabel import plan
+from relabel import plan, room
 from relabel.teacher_form import describe_form, prepare_teacher, teacher_logits, use_batch_statistics
 from sre2l.check import manifest
 from sre2l.check.agreement import agreement
@@ -134,8 +134,8 @@ def main(args):
     todo = [planned[name] for name in labels.missing(own, args.workers)]
     # A disk on which the run would end after hours is refused now.
     num_bytes = round(plan.num_label_bytes(args, len(images), spec) * len(todo) / len(batches))
-    plan.check_room(labels.root, num_bytes)
-    log.line(f"{len(todo)} label files to write, about {plan.in_bytes(num_bytes)}, teacher in {precision}, "
+    room.check_room(labels.root, num_bytes)
+    log.line(f"{len(todo)} label files to write, about {room.in_bytes(num_bytes)}, teacher in {precision}, "
              f"logits in {args.label_precision} -> {labels.root}")
 
     # Loop: threads prepare the next batches and write the last files while the teacher labels.

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from relabel import check
-from relabel.plan import in_bytes
+from relabel.room import in_bytes
 from sre2l.run.errors import UserError
 from sre2l.run.hashes import read_hash_file
 from tests.helpers import launch, refused, run_main, synthetic_folder
