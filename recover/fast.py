@@ -103,7 +103,7 @@ class CpuEngine(FastEngine):
 
     adam_step = staticmethod(adam_step)
 
-    def __init__(self, network, weights, size, precision="fp32", own_convolutions=True):
+    def __init__(self, network, weights, size, precision, own_convolutions):
         super().__init__(network, weights, size, precision)
         traced = self.rewrite(network, for_triton=False)
         dtype = self.exact if own_convolutions else None

@@ -17,7 +17,7 @@ class TritonEngine(FastEngine):
 
     adam_step = staticmethod(adam_step)
 
-    def __init__(self, network, weights, size, precision="fp32"):
+    def __init__(self, network, weights, size, precision):
         super().__init__(network, weights, size, precision)
         # cuDNN may try its algorithms: shapes never change.
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()

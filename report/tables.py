@@ -117,19 +117,19 @@ def notes(texts):
     return "\n".join(f"- {title_in_words(row)}: {text}." for row, text in texts.items() if text)
 
 
-def missing(rows):
+def missing():
     """A sentence about the rows that have not been run, with what is published for them."""
     texts = [title_in_words(row) + (f" ({row.published} published)" if row.published != "none" else "")
-             for row in rows if not is_there(row)]
+             for row in ROWS if not is_there(row)]
     return f"Not run yet: {'; '.join(texts)}." if texts else ""
 
 
-def readme_tables(rows=ROWS):
+def readme_tables():
     """The part of README.md: accuracies with their controls, notes on rows, rows without a run."""
     head = ["data set", "IPC", "student", "published", "ours", "random real images", "hard labels", "seeds",
             "teacher", "row"]
-    parts = [table(head, filter(None, map(main_row, rows))),
-             notes({row: row.note for row in rows if main_row(row)}), missing(rows)]
+    parts = [table(head, filter(None, map(main_row, ROWS))),
+             notes({row: row.note for row in ROWS if main_row(row)}), missing()]
     return "\n\n".join(filter(None, parts))
 
 
@@ -147,12 +147,12 @@ def ablation_rows(ablation):
             for text, folder, results in found if results]
 
 
-def ablation_tables(rows=ROWS, ablations=ABLATIONS):
+def ablation_tables():
     """The part of results/README.md: how the students of the README's table were trained, settings varied."""
-    trained = [protocol_row(row) for row in rows if row.ipc and row.results()]
+    trained = [protocol_row(row) for row in ROWS if row.ipc and row.results()]
     untrained = {row: "; ".join(filter(None, [images_alone(row), row.note]))
-                 for row in rows if images_alone(row)}
-    varied = [cells for ablation in ablations for cells in ablation_rows(ablation)]
+                 for row in ROWS if images_alone(row)}
+    varied = [cells for ablation in ABLATIONS for cells in ablation_rows(ablation)]
     head = ["data set", "IPC", "student", "protocol", "hardware: seconds per stage", "command"]
     parts = [table(head, trained),
              notes(untrained),
@@ -160,7 +160,7 @@ def ablation_tables(rows=ROWS, ablations=ABLATIONS):
              table(["data set", "varied", "value", "top-1", "row"], varied),
              "What these tell:",
              "\n".join(f"- {NAMES[each['dataset']]}, {each['varied']}: {each['tells']}."
-                       for each in ablations)]
+                       for each in ABLATIONS)]
     return "\n\n".join(filter(None, parts))
 
 

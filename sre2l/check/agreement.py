@@ -6,6 +6,8 @@ import torch
 
 from sre2l.data.label_files import read_label_batch
 
+ENOUGH_ROWS = 4000  # to tell a share from chance
+
 
 class Agreement(NamedTuple):
     """share: of rows whose stored top-1 is the class of the image or of its partner; chance: the share
@@ -64,11 +66,11 @@ def frequencies(labels):
     return torch.bincount(torch.from_numpy(labels)) / len(labels)
 
 
-def agreement(root, labels, batches, max_rows=4000):
+def agreement(root, labels, batches):
     """-> the Agreement of a label folder and the classes of its images, labels (n,) int64 in flat order.
 
     Chance is the share of the same logits on images dealt out anew, so that it is right for few classes, too.
-    Reads whole batches until max_rows are seen."""
+    Reads whole batches until ENOUGH_ROWS are seen."""
     hits = luck = seen = 0
     frequency = frequencies(labels)
     for batch in batches:
@@ -77,6 +79,6 @@ def agreement(root, labels, batches, max_rows=4000):
         hits += batch_hits
         luck += batch_luck
         seen += len(batch.rows)
-        if seen >= max_rows:
+        if seen >= ENOUGH_ROWS:
             break
     return Agreement(hits / seen, luck / seen, seen)

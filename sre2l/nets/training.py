@@ -39,7 +39,7 @@ def check_finite(loss, network, epoch, lr_flag, precision):
                     f"stays: start anew with a smaller {lr_flag}{other}")
 
 
-def lr_factor(epoch, epochs, warmup=0):
+def lr_factor(epoch, epochs, warmup):
     """An epoch's learning rate over the base rate: linear from 0.01 for `warmup` epochs, then a cosine."""
     if epoch < warmup:
         return 0.01 + 0.99 * epoch / warmup

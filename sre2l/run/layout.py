@@ -29,7 +29,7 @@ def check_name(name, where):
         raise UserError(f"{where}: {name!r} is not the plain name of a file")
 
 
-def check_link(path, top, above=()):
+def check_link(path, top, above):
     """-> where a link leads, resolved. Raises UserError unless that is below `top` and none of `above`."""
     target = os.path.realpath(path)
     if os.path.commonpath((target, top)) != top:

@@ -239,11 +239,11 @@ def ours(conv, kernels, shapes=(), forward_only=False, bf16=False):
     return FirstConv(conv, kernels) if FirstConv.fits(conv, kernels) and not forward_only else None
 
 
-def replace_convolutions(network, dtype, forward_only=False, bf16=False):
+def replace_convolutions(network, dtype, forward_only, bf16):
     """Put ours in the place of each convolution that they fit, in a frozen network as fuse.py traced it.
 
-    dtype: float32 or float64, of its weights; forward_only: as fuse.py
-    has it; bf16: it will be converted to bfloat16 afterwards."""
+    dtype: float32 or float64, of its weights; forward_only: as fuse.py has it; bf16: it will be converted to
+    bfloat16 afterwards."""
     kernels, _ = host_kernels(dtype)
     shapes = {}
     for node in network.graph.nodes:

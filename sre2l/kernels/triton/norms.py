@@ -151,10 +151,10 @@ def partial_sums(run, parts, facts):
     return run.partial
 
 
-def empty_rows(x, height, width, dtype=None):
+def empty_rows(x, height, width):
     """(n, C, height, width), NHWC, uninitialised."""
     shape = (len(x), x.shape[1], height, width)
-    return torch.empty(shape, device=x.device, dtype=dtype or x.dtype, memory_format=torch.channels_last)
+    return torch.empty(shape, device=x.device, dtype=x.dtype, memory_format=torch.channels_last)
 
 
 def height_and_width(x):
