@@ -76,6 +76,12 @@ def dry_run(args, spec, classes, batches, folder):
                    images_computed=num_computed, bytes=num_images * image_bytes)
 
 
+def missing_images(folder, names):
+    """Those of `names`, {(ipc, class): path in the folder}, whose file is not there as it was recorded."""
+    missing = set(folder.missing(list(names.values())))
+    return {pair: name for pair, name in names.items() if name in missing}
+
+
 def write_images(folder, group, pixels, names, keeper):
     """Write the images of a group, on a thread beside the computation, then forget its state.
 
@@ -103,7 +109,7 @@ def main(args):
     check_statistics(teacher)
     teacher.network.to(device)
     verifier = load_verifier(args, spec, device)
-    if processes.rank() == 0:
+    if processes.rank() == 0 or args.overwrite:  # whoever may delete has measured first
         check_top1(teacher, spec, args, device)
 
     # This process's part, and what is missing of it.
@@ -112,15 +118,14 @@ def main(args):
     names = image_names(pairs, spec.num_classes, args.lossless)
     own_batches = batches[processes.rank()::processes.world_size()]
     own = {pair: names[pair] for batch in own_batches for pair in batch.pairs if pair in names}
-    paths = set(folder.missing(list(own.values())))
-    missing = {pair: name for pair, name in own.items() if name in paths}
-    unfinished = [batch for batch in own_batches if not missing.keys().isdisjoint(batch.pairs)]
+    missing = missing_images(folder, own)
 
     # The engine computes loss and gradient; several batches at a time keep a GPU busy.
     # A run with nothing left to do asks for no precision: the record keeps that of the images.
     weights = Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale)
     earlier = folder.earlier_settings() or {}
-    precision = (missing and args.precision) or earlier.get("precision")
+    precision = args.precision if missing else None
+    precision = precision or earlier.get("precision")
     engine, note = make_engine(args.engine, teacher.network, weights, spec.size, precision)
 
     # What was chosen is recorded in place of what was asked for: it is what an image depends on.
@@ -130,6 +135,10 @@ def main(args):
     part = index_ranges(own, spec.num_classes)
     settings = folder.begin(settings_of(args, spec, classes, teacher), part, chosen)
     args.groups = settings["groups"]
+
+    # Another run may have ended since the first look: what it has written is kept.
+    missing = missing_images(folder, missing)
+    unfinished = [batch for batch in own_batches if not missing.keys().isdisjoint(batch.pairs)]
     groups = group_batches(own_batches, args.groups)
     groups = [group for group in groups if not missing.keys().isdisjoint(group.pairs)]
 

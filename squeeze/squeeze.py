@@ -24,7 +24,6 @@ from sre2l.nets.evaluation import evaluate, keep_on_device
 from sre2l.nets.precision import PRECISIONS, autocast, dtype_of, memory_format_of, start_device
 from sre2l.run import processes, signals
 from sre2l.run.device import upload
-from sre2l.run.errors import UserError
 from sre2l.run.files import hash_json, save_torch
 from sre2l.run.flags import Parser, existing_folder, number
 from sre2l.run.log import eta
@@ -86,12 +85,11 @@ def main(args):
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)
     folder = OutputFolder(run_folder(args) / "teacher", "teacher", args.overwrite, vars(get_args([])))
+    training.check_warmup(args)
     if args.dry_run:
         network, stem = models.build_for(spec, args.arch, args.stem)
         num_bytes = 3 * checkpoints.num_weight_bytes(network)  # the teacher, and a checkpoint with momentum
         return folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs, bytes=num_bytes)
-    if args.warmup_epochs >= args.epochs:
-        raise UserError(f"--warmup-epochs {args.warmup_epochs} is not below --epochs {args.epochs}")
 
     # Prepare: build the network and read the images. Nothing is written yet.
     device, precision = start_device(args.device, args.precision, args.deterministic, compiled=args.compile)

@@ -25,6 +25,7 @@ from report.page import write_report
 from sre2l.data.augment import unit_rng
 from sre2l.kernels.cpu.convs import host_kernels
 from sre2l.kernels.cpu.host import host_passes
+from sre2l.nets import training
 from stress.compare import differences
 from stress.torture_runs import Stage, Trap, drive
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, synthetic_folder
@@ -90,8 +91,7 @@ def make_stages(base):
     host_passes()
     host_kernels(torch.float32)
     sys.modules["validate.results"].write_page = make_page
-    for module in ("squeeze.squeeze", "validate.train"):
-        sys.modules[module].CHECKPOINT_SEC = 0  # a checkpoint after each of these short epochs
+    training.CHECKPOINT_SEC = 0  # a checkpoint after each of these short epochs
     make_labels = [(*relabel, "--epochs", 3, "--fkd-path", base / "labels")]
     course = drive(Stage("labels", "relabel.relabel", make_labels), base, Trap)
     if course.problem:

@@ -1,13 +1,17 @@
 """relabel/check.sh: its report, exit codes, what it says of missing folders, how it reads a hash file."""
 import shutil
 
+import numpy as np
 import pytest
 
 from relabel import check
 from relabel.room import in_bytes
+from sre2l.check.verify import read_checked, verify_images
+from sre2l.data.image_folder import encode, image_path
 from sre2l.run.errors import UserError
 from sre2l.run.hashes import read_hash_file
-from tests.helpers import launch, refused, run_main, synthetic_folder
+from sre2l.run.output import OutputFolder
+from tests.helpers import launch, refused, release_locks, run_main, synthetic_folder
 from tests.worlds import recover_flags, relabel_flags
 
 HASH = "0123456789abcdef" * 4
@@ -134,3 +138,28 @@ def test_a_stage_that_is_done_names_what_the_next_one_would_refuse(world, tmp_pa
 def test_bytes_are_shown_in_a_unit_that_fits():
     shown = [in_bytes(number) for number in (0, 999, 1000, 541_080, 3 * 10 ** 10)]
     assert shown == ["0 bytes", "999 bytes", "1.0 kB", "541.1 kB", "30.0 GB"]
+
+
+def recorded_images(root, pairs):
+    """An image folder with its records, as a run that was stopped leaves it. pairs: (ipc, class)."""
+    names = [image_path("", label, ipc, 10).as_posix() for ipc, label in pairs]
+    images = OutputFolder(root, "images")
+    images.begin({"classes": list(range(10))})
+    images.write(dict.fromkeys(names, encode(np.zeros((32, 32, 3), np.uint8))))
+    release_locks()
+
+
+@pytest.mark.parametrize("num_done", (4, 7))
+def test_a_set_of_which_a_run_has_not_yet_made_every_class_is_not_complete(num_done, tmp_path):
+    """Whatever part of the classes has the last image: of less than half, too."""
+    pairs = [(0, label) for label in range(10)] + [(1, label) for label in range(num_done)]
+    recorded_images(tmp_path / "images", pairs)
+    with pytest.raises(UserError, match="is missing|is not complete"):
+        read_checked(verify_images(tmp_path / "images", 10))
+
+
+def test_a_set_of_more_classes_than_the_run_wants_is_refused(tmp_path):
+    recorded_images(tmp_path / "images", [(0, label) for label in range(10)])
+    read_checked(verify_images(tmp_path / "images", 10))
+    with pytest.raises(UserError, match="10 class folders, the set has 5"):
+        read_checked(verify_images(tmp_path / "images", 10, list(range(5))))

@@ -51,24 +51,14 @@ def test_it_fits_no_other_convolution(change):
     assert not StridedDepthwise.fits(nn.Conv2d(**{**plain, **change}))
 
 
-def ticks(ours, torchs):
-    """-> a clock on which each of three calls of ours takes so many seconds, and each of torch's three."""
-    return iter([0, ours] * 3 + [0, torchs] * 3).__next__
-
-
-def test_it_is_used_only_where_it_is_right(monkeypatch):
+@pytest.mark.parametrize("flags, is_right, pays", [
+    ("flags: avx2 amx_bf16", True, True), ("flags: avx2", True, False), ("flags: avx512_bf16", False, False)])
+def test_it_is_used_where_it_is_right_and_the_cpu_knows_bfloat16(flags, is_right, pays, monkeypatch):
+    """No clock decides: another gradient has other bits."""
     found = StridedDepthwise.gradient
-    monkeypatch.setattr(StridedDepthwise, "gradient", lambda *args: found(*args) + 1)
-    monkeypatch.setattr(gradients, "clock", ticks(1, 3))
-    assert not strided_pays.__wrapped__()
-
-
-@pytest.mark.parametrize("torchs_seconds, pays", ((3, True), (1.5, False)))
-def test_it_is_used_only_where_it_is_twice_as_fast(torchs_seconds, pays, monkeypatch):
-    """With a clock on which ours takes a second; what it computes is torch's, to the bit."""
-    clock = ticks(1, torchs_seconds)
-    monkeypatch.setattr(gradients, "clock", clock)
-    assert strided_pays.__wrapped__() is pays and next(clock.__self__, None) is None
+    monkeypatch.setattr(StridedDepthwise, "gradient", lambda *args: found(*args) + (not is_right))
+    monkeypatch.setattr(gradients, "cpu_name", lambda: flags)
+    assert strided_pays.__wrapped__() is pays
 
 
 def test_a_network_has_them_in_bfloat16_alone_and_its_gradient_is_as_near_to_float64s(monkeypatch):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,26 @@ def test_processes_of_one_launch_overwrite_once(tmp_path, monkeypatch):
     assert not files_of(tmp_path / "images")
 
 
+def test_a_launch_without_an_id_is_known_by_its_torchrun(tmp_path, monkeypatch):
+    """Plain --master-port gives every launch the same id. On several machines nothing tells two apart."""
+    images_in(tmp_path).finish(NAMES)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for parent in (100, 101):
+        monkeypatch.setattr("os.getppid", lambda parent=parent: parent)
+        for local_world_size, deletes in (("2", True), ("1", False)):
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", local_world_size)
+            images = images_of(tmp_path, overwrite=True)
+            if deletes:
+                images.begin({}, part=[(0, 3)])
+                images.write({name: b"whole" for name in NAMES})
+                assert images.finish(NAMES)
+                continue
+            with pytest.raises(UserError, match="add --rdzv-id NAME to TORCHRUN"):
+                images.begin({}, part=[(0, 3)])
+        release_locks()
+
+
 def test_overwrite_deletes_nothing_where_a_file_is_not_a_runs(tmp_path):
     root = tmp_path / "images"
     (root / "new000").mkdir(parents=True)
@@ -356,6 +377,26 @@ def test_the_last_of_a_launch_waits_for_one_that_has_not_begun(tmp_path, monkeyp
         release_locks()
 
 
+def test_a_process_without_work_does_not_finish_what_the_others_have_yet_to_delete(tmp_path, monkeypatch):
+    images_in(tmp_path).finish(NAMES)
+    release_locks()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    images = images_of(tmp_path, overwrite=True)
+    images.begin({}, part=[])
+    assert not images.finish(NAMES)
+
+
+def test_a_run_that_is_just_ending_is_waited_for(tmp_path, hold, monkeypatch):
+    """It needs the lock's moment to end, so nobody waits within one."""
+    monkeypatch.setattr(lock, "PATIENCE_SEC", 20)
+    images_in(tmp_path)
+    release_locks()
+    other = hold(tmp_path / "images")
+    threading.Timer(0.5, other.kill).start()
+    images_of(tmp_path).begin({})
+
+
 def test_files_that_vanish_are_missed_at_the_end(tmp_path):
     images = images_in(tmp_path)
     (images.root / NAMES[1]).unlink()
@@ -370,15 +411,15 @@ def test_what_older_versions_and_kills_left_is_taken_over_or_removed(tmp_path):
     lines = main.read_text().splitlines(keepends=True)
     main.write_text(lines[0])
     (tmp_path / "images.sha256.host.12.34").write_text("".join(lines[1:]) + "torn")
-    for name in (
-        "images.0123.tmp", "images.host.12.34.claim", "images.more.tmp", "imagesque.tmp", "mine.tmp"):
+    gone = ("images.0123456789ab.tmp", "images.manifest.json.0123456789ab.tmp", "images.host.12.34.claim")
+    others = ("images.r50.0123456789ab.tmp", "images.more.tmp", "imagesque.0123456789ab.tmp", "mine.tmp")
+    for name in gone + others:
         (tmp_path / name).touch()
     release_locks()
     images = images_of(tmp_path)
     images.begin({})
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {
-        "images", "images.lock", "images.manifest.json", "images.sha256", "imagesque.tmp", "mine.tmp"}
+    assert left == {"images", "images.lock", "images.manifest.json", "images.sha256", *others}
     assert images.missing(NAMES) == []
 
 
@@ -386,6 +427,16 @@ def test_temporary_files_of_a_living_range_stay(tmp_path, hold):
     images_in(tmp_path)
     release_locks()
     hold(tmp_path / "images", 3, 6)
-    (tmp_path / "images.0123.tmp").touch()
+    (tmp_path / "images.0123456789ab.tmp").touch()
     images_of(tmp_path).begin({}, part=[(0, 3)])
-    assert (tmp_path / "images.0123.tmp").exists()
+    assert (tmp_path / "images.0123456789ab.tmp").exists()
+
+
+def test_temporary_files_beside_the_target_of_a_link_go_by_the_targets_name(tmp_path):
+    (tmp_path / "disk" / "stored").mkdir(parents=True)
+    (tmp_path / "images").symlink_to(tmp_path / "disk" / "stored")
+    for name in ("stored.0123456789ab.tmp", "images.0123456789ab.tmp"):
+        (tmp_path / "disk" / name).touch()
+    images_of(tmp_path).begin({})
+    left = sorted(path.name for path in (tmp_path / "disk").iterdir())
+    assert left == ["images.0123456789ab.tmp", "stored"]

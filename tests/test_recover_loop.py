@@ -19,7 +19,8 @@ from sre2l.data.datasets import DATASETS
 from sre2l.data.image_folder import decode, encode
 from sre2l.kernels.adam import adam_step
 from sre2l.run.errors import UserError
-from tests.helpers import bare_checkpoint, keep_last_images, run_main
+from tests.helpers import bare_checkpoint, before_call, keep_last_images, run_main
+from tests.worlds import recover_flags
 
 SPEC = dataclasses.replace(DATASETS["imagenet1k"], size=8)  # three different means and stds
 
@@ -187,3 +188,11 @@ def test_image_is_the_same_in_any_range(tmp_path, teacher, batch, classes):
     first = recover_images(tmp_path / "first", teacher, batch, 0, 1, "--classes", classes)
     assert len(whole) == 2 * len(first) == 2 * len(second) == len(set(whole.values()))
     assert {**first, **second} == whole
+
+
+def test_what_another_run_writes_while_the_engine_is_made_is_kept(world, tmp_path, monkeypatch, capsys):
+    """The same command, given twice: the first ends before the second may begin."""
+    flags = recover_flags(world, name=tmp_path / "run")
+    before_call(monkeypatch, recover, "make_engine", 1, lambda: run_main(*flags))
+    run_main(*flags)
+    assert capsys.readouterr().out.count(" 0 left to do") == 1

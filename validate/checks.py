@@ -30,11 +30,9 @@ def check_there(train_dir, fkd_path):
 def check_student(args, spec):
     """-> the stem the student has. Call it before images and labels are read.
 
-    Raises UserError for a student that cannot be built or take the images, and a warm-up without end."""
+    Raises UserError for a student that cannot be built or take the images."""
     network, stem = build_for(spec, args.model, args.stem)
     check_input_size(network, args.model, spec.size)
-    if args.warmup_epochs >= args.epochs:
-        raise UserError(f"--warmup-epochs {args.warmup_epochs} is not below --epochs {args.epochs}")
     return stem
 
 

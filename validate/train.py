@@ -134,6 +134,7 @@ def main(args):
     choose_folders(args, run)
     check_dataset(args.train_dir, spec.name)
     check_dataset(args.fkd_path, spec.name)
+    training.check_warmup(args)
     folder = OutputFolder(args.output_dir, "student", args.overwrite, vars(get_args([])))
     if args.dry_run:
         return checks.dry_run(args, spec, folder)

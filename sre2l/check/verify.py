@@ -166,21 +166,34 @@ def wanted_images(names, hashes, classes, num_classes):
     return {path.as_posix() for path in paths} | set(hashes or ())
 
 
+def check_complete(images):
+    """Raise UserError unless all class folders have the same number of images."""
+    counts = np.bincount(images.labels)
+    if counts.min() != counts.max():
+        low = images.class_names[counts.argmin()]
+        high = images.class_names[counts.argmax()]
+        raise UserError(f"{images.root}: {low} has {counts.min()} images, {high} has {counts.max()}; "
+                        f"the set is not complete")
+
+
 def read_synthetic(root, num_classes, classes=None):
     """Read a folder of synthetic images, whose file names are checked -> Images.
 
     The number in the name of a folder new... is its class. In folders of other names the class is the sorted
-    position among `classes` (default: those that recover recorded for `root`, else all)."""
+    position among `classes` (default: those that recover recorded for `root`, else all). Raises UserError for
+    a folder of other classes, and for one of recover's layout in which a class has fewer images."""
     check_links(root)
     images = read_folder(root)
+    classes = list(classes or recorded(sidecar(root, "manifest.json"), "classes") or range(num_classes))
     numbers = [re.fullmatch(r"new(\d+)", name) for name in images.class_names]
+    found = classes
     if all(numbers):
         found = [int(number[1]) for number in numbers]
-    else:
-        found = list(classes or recorded(sidecar(root, "manifest.json"), "classes") or range(num_classes))
-        if len(images.class_names) != len(found):
-            raise UserError(f"{root}: {len(images.class_names)} class folders, the set has {len(found)} "
-                            f"classes")
+        check_classes(root, sorted(found), classes, "the set")
+        check_complete(images)
+    elif len(images.class_names) != len(classes):
+        num_folders = len(images.class_names)
+        raise UserError(f"{root}: {num_folders} class folders, the set has {len(classes)} classes")
     if max(found) >= num_classes:
         raise UserError(f"{root}: class {max(found)} is not among the network's {num_classes}")
     return replace(images, labels=np.array(found)[images.labels])

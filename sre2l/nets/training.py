@@ -39,6 +39,12 @@ def check_finite(loss, network, epoch, lr_flag, precision):
                     f"stays: start anew with a smaller {lr_flag}{other}")
 
 
+def check_warmup(args):
+    """Raise UserError where a warm-up has no end."""
+    if args.warmup_epochs >= args.epochs:
+        raise UserError(f"--warmup-epochs {args.warmup_epochs} is not below --epochs {args.epochs}")
+
+
 def lr_factor(epoch, epochs, warmup):
     """An epoch's learning rate over the base rate: linear from 0.01 for `warmup` epochs, then a cosine."""
     if epoch < warmup:

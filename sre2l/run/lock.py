@@ -75,16 +75,24 @@ class FolderLock:
                 return False
         return True
 
+    def wait_until_free(self, ranges):
+        """Wait a few seconds for whoever holds a part of these ranges. Call it outside of `moment`, which the
+        other needs to end."""
+        deadline = time.monotonic() + PATIENCE_SEC
+        while time.monotonic() < deadline:
+            with self.moment():
+                if self.try_ranges(ranges):
+                    self.release(ranges)
+                    return
+            time.sleep(0.1)
+
     def take(self, ranges):
         """Hold these ranges until `release` or the end of the process; call it within `moment`.
 
-        Raises UserError where another process still has a part of them after a few seconds."""
+        Raises UserError where another process has a part of them."""
         self.forget_the_dead()
-        deadline = time.monotonic() + PATIENCE_SEC
-        while not self.try_ranges(ranges):
-            if time.monotonic() > deadline:
-                raise UserError(self.describe_holder(ranges))
-            time.sleep(0.1)
+        if not self.try_ranges(ranges):
+            raise UserError(self.describe_holder(ranges))
         self.note(ranges)
 
     def release(self, ranges=EVERYTHING):

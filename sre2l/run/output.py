@@ -26,7 +26,7 @@ from sre2l.run.hashes import numbers_in, older_hash_files, read_hashes, sort_has
 from sre2l.run.layout import BESIDE, INSIDE, LAYOUT, find_files, scan
 from sre2l.run.lock import END, EVERYTHING, lock_of
 from sre2l.run.log import RunLog
-from sre2l.run.processes import barrier, launch_id, rank, world_size
+from sre2l.run.processes import barrier, check_launch_has_id, launch_id, rank, world_size
 
 # Settings that a run may find otherwise than its plan says, by the teacher's checkpoint or the labels'
 # manifest.
@@ -76,7 +76,8 @@ class OutputFolder:
         folder.dry_run(settings, images=100)                    # --dry-run ends here
         settings = folder.begin(settings, part)                 # lock, --overwrite, refusals, record
         log = folder.open_log(args, device)
-        names = folder.missing(names)                           # what is there as recorded is kept
+        names = folder.missing(names)                           # what is there as recorded is kept; recover
+                                                                # asks before `begin` as well, for its engine
         folder.write({name: data})                              # hashes first, then each file whole
         folder.finish(names)                                    # sorts the hash file, ties it to the record
 
@@ -111,6 +112,10 @@ class OutputFolder:
         record = read_record(self.record_path)
         is_of_this_launch = launch_id() is not None and record.get("launch") == launch_id()
         return None if self.overwrite and not is_of_this_launch else record["settings"]
+
+    def deletes(self):
+        """Is there an earlier run that --overwrite deletes?"""
+        return self.record_path.exists() and self.earlier_settings() is None
 
     def refuse_others(self, there, here, keys):
         """Raise UserError where two sets of settings differ in one of these keys. None means the default."""
@@ -181,11 +186,15 @@ class OutputFolder:
         lock = self.lock = lock_of(self.root)
         if part == []:  # this process writes nothing, so it records and deletes nothing either
             return self.agree(self.earlier_settings(), as_json(settings), as_json(chosen or {}))
+        if self.overwrite:
+            check_launch_has_id()
+        # --overwrite needs the whole folder, for it deletes what others write.
+        lock.wait_until_free(EVERYTHING if self.deletes() else own_share(part))
         with lock.moment():
             # One moment under the lock: of two runs that begin together the second sees what the first has
-            # recorded. --overwrite needs the whole folder, for it deletes what others write.
+            # recorded.
             there = self.earlier_settings()
-            if there is None and self.record_path.exists():  # it is one that --overwrite deletes
+            if self.deletes():
                 lock.take(EVERYTHING)
                 self.delete()
                 lock.release()
@@ -236,10 +245,12 @@ class OutputFolder:
             for path in self.root.rglob("*.tmp"):
                 path.unlink()
             return
-        for folder in {self.root.parent, resolved(self.root).parent}:
-            for path in folder.glob(f"{glob.escape(self.root.name)}.*"):
-                if path.suffix in (".tmp", ".claim"):
-                    path.unlink()
+        # Other folders may have names that begin alike. A link's files are written beside its target.
+        left = rf"(({BESIDE[self.kind]})\.)?[0-9a-f]{{12}}\.tmp|[^/]+\.\d+\.\d+\.claim"
+        for root in {self.root, resolved(self.root)}:
+            for path in root.parent.glob(f"{glob.escape(root.name)}.*"):
+                if re.fullmatch(left, path.name.removeprefix(f"{root.name}.")):
+                    path.unlink(missing_ok=True)  # the contact sheet's goes without a lock
         if older_hash_files(self.root):
             sort_hashes(self.root)
 
@@ -290,16 +301,12 @@ class OutputFolder:
         Of the processes of one launch only the last to end finds it so. Whoever is the last writer of the
         folder sorts the hash file and ties the record to it. Raises UserError where files of this process's
         own part are gone, or where the finished folder holds a file that is none of the set."""
+        if self.overwrite:  # this process had nothing to write, and the others have yet to delete
+            return False
         with self.lock.moment():
             self.lock.release()
             is_last = self.lock.try_ranges(EVERYTHING) and (self.lock.is_supported or world_size() == 1)
-            hashes = read_hashes(self.root)
-            missing = {name for name in names if name not in hashes or not (self.root / name).exists()}
-            if is_last and not missing:
-                # A process of this launch that has not begun yet is not seen by its lock. What it would
-                # find damaged is missing still.
-                others = [name for name in names if name not in self.own]
-                missing.update(self.not_intact(others, hashes))
+            missing = self.absent(names, thoroughly=is_last)
             if is_last and not missing:
                 # The record and the hash file belong together until another run begins.
                 sort_hashes(self.root)
@@ -317,6 +324,16 @@ class OutputFolder:
         if is_complete:
             self.refuse_strays()
         return is_complete
+
+    def absent(self, names, thoroughly):
+        """Those of `names` that have no hash or no file; thoroughly: or, if others wrote them, other bytes.
+
+        A process of this launch that has not begun yet is not seen by its lock, and would find those."""
+        hashes = read_hashes(self.root)
+        absent = {name for name in names if name not in hashes or not (self.root / name).exists()}
+        if thoroughly and not absent:
+            absent.update(self.not_intact([name for name in names if name not in self.own], hashes))
+        return absent
 
     def refuse_strays(self):
         """Raise UserError for the first entry of the finished folder that is no file of the set."""

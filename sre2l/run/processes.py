@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from sre2l.run.errors import UserError, first_line
 
+NO_ID = ("", "none")  # torchrun's default, where no rendezvous is named
 PATIENCE = timedelta(hours=2)  # for the slowest process; a process that dies ends all of them at once
 
 
@@ -39,7 +40,18 @@ def launch_id():
     """What the processes of one torchrun have in common, and no others; None for a single process."""
     if world_size() == 1:
         return None
-    return ":".join(os.environ.get(key, "") for key in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))
+    words = [os.environ.get(key, "") for key in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")]
+    if words[0] in NO_ID and local_world_size() == world_size():
+        words.append(str(os.getppid()))  # torchrun's own process, of this launch alone
+    return ":".join(words)
+
+
+def check_launch_has_id():
+    """Raise UserError where another launch with the same command would have the same `launch_id`."""
+    has_none = world_size() > 1 and os.environ.get("TORCHELASTIC_RUN_ID", "") in NO_ID
+    if has_none and local_world_size() < world_size():
+        raise UserError("--overwrite on several machines deletes what earlier launches left, and this launch "
+                        "has no id of its own: add --rdzv-id NAME to TORCHRUN, another name each time")
 
 
 def start(device):
