@@ -21,4 +21,4 @@ run sh "$root/relabel/check.sh" digits
 run sh "$root/validate/train.sh" digits
 run sh "$root/validate/train.sh" digits --hard-labels
 run sh "$root/validate/random_real.sh" digits
-run python3 -m report.summary --dataset digits
+run $python -m report.summary --dataset digits

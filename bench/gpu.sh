@@ -4,4 +4,4 @@
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/tests/setup.sh"
-exec python3 -m bench.gpu "$@"
+exec $python -m bench.gpu "$@"

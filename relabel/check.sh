@@ -4,4 +4,4 @@ set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/sre2l/run/env.sh"
 case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
-exec python3 -m relabel.check --dataset "$dataset" "$@"
+exec $python -m relabel.check --dataset "$dataset" "$@"

@@ -5,4 +5,4 @@ set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/tests/setup.sh"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec python3 -m stress.torture "$@"
+exec $python -m stress.torture "$@"

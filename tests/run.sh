@@ -3,4 +3,4 @@
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/tests/setup.sh"
-exec python3 -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -p no:cacheprovider "$root/tests" "$@"
+exec $python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -p no:cacheprovider "$root/tests" "$@"

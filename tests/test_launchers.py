@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sre2l.data.datasets import DATASETS
+from sre2l.run import preflight
 from sre2l.run.paths import ROOT
 from sre2l.run.start import run_script
 from tests.helpers import SMALL, launch, noise_folder, refused, run_main
@@ -106,7 +107,7 @@ FAKE_PYTHONS = {  # what a fake python3 does, and the sentence that the user get
 def test_a_python_that_cannot_do_it_is_told_so(behaviour, tmp_path):
     """demo.sh in a copy without .venv, where python3 is too old or has no venv module: a sentence, code 2."""
     (tmp_path / "bin").mkdir()
-    for name in ("python3", *(f"python3.{minor}" for minor in range(11, 15))):
+    for name in ("python", "python3", *(f"python3.{minor}" for minor in range(11, 15))):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{behaviour}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     (tmp_path / "sre2l" / "run").mkdir(parents=True)
@@ -116,6 +117,27 @@ def test_a_python_that_cannot_do_it_is_told_so(behaviour, tmp_path):
     result = subprocess.run(["sh", str(tmp_path / "demo.sh")], capture_output=True, text=True, check=False,
                             env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"})
     assert (result.returncode, result.stderr) == (2, FAKE_PYTHONS[behaviour])
+
+
+def test_a_torchvision_of_another_torch_is_one_sentence(monkeypatch):
+    """As the packages' own records tell it: importing the two would end in a traceback."""
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["numpy", "torch (==2.12.1)"])
+    found = {"torch": "2.14.1+cu130", "torchvision": "0.27.1"}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: found.get(name, "99.0"))
+    sentence = "torchvision 0.27.1 was built for torch 2.12.1, and torch is 2.14.1"
+    assert preflight.first_problem() == sentence
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["torch==2.14.1"])
+    assert preflight.first_problem() is None
+
+
+def test_python_may_have_no_other_name_and_a_path_of_the_users_own(tmp_path):
+    """Nothing called python3 is on the path; our modules come first, those of PYTHONPATH behind them."""
+    path = with_python(tmp_path / "bin", 'printf "%s\\n" "$PYTHONPATH" "$@"')
+    (tmp_path / "bin" / "python3").rename(tmp_path / "bin" / "python")
+    for tool in ("sh", "dirname"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    result = launch("recover/recover.sh", "digits", PATH=path.partition(os.pathsep)[0], PYTHONPATH="/mine")
+    assert result.stdout.splitlines()[:3] == [f"{ROOT}:/mine", "-m", "recover.recover"], result.stderr
 
 
 def hear_ctrl_c():

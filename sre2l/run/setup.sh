@@ -1,9 +1,9 @@
-# Sourced by demo.sh and tests/setup.sh with $root set: makes a .venv from requirements.txt, unless a python3
-# has the packages.
+# Sourced by demo.sh and tests/setup.sh with $root set: makes a .venv from requirements.txt, unless a Python on
+# the path has the packages.
 has_all() { "$1" "$root/sre2l/run/preflight.py" >/dev/null 2>&1; }
-if ! has_all python3 && ! has_all "$root/.venv/bin/python3"; then
+if ! has_all python3 && ! has_all python && ! has_all "$root/.venv/bin/python3"; then
     base=
-    for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
+    for candidate in python3 python3.14 python3.13 python3.12 python3.11 python; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             base=$candidate
             break
