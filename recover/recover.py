@@ -221,7 +221,7 @@ def wait_for(writing):
         writing.result()
 
 
-def get_args(argv=None):
+def make_parser():
     parser = Parser(__doc__)
     add_stage_flags(parser, "recover", teacher=True, tensorboard=True)
     add = parser.add_argument
@@ -278,7 +278,11 @@ def get_args(argv=None):
         help="seconds between saves of the batches under way")
     add("--snapshot-every", type=number(int, 0), default=0,
         help="iterations between pictures of the first batch, 0 = none")
-    return parser.parse_args(argv)
+    return parser
+
+
+def get_args(argv=None):
+    return make_parser().parse_args(argv)
 
 
 if __name__ == "__main__":

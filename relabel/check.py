@@ -115,7 +115,7 @@ def main(args):
     print("no fault found" + unread * args.quick)
 
 
-def get_args(argv=None):
+def make_parser():
     parser = Parser(__doc__)
     add_run_flags(parser)
     add = parser.add_argument
@@ -130,7 +130,11 @@ def get_args(argv=None):
     add("--quick", action="store_true",
         help="names, counts, sizes, manifests and hash files alone; validate does as much before it starts")
     add("-j", "--workers", type=number(int, 0), default=4, help="threads that read, 0 = none")
-    return parser.parse_args(argv)
+    return parser
+
+
+def get_args(argv=None):
+    return make_parser().parse_args(argv)
 
 
 if __name__ == "__main__":

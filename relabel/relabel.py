@@ -169,7 +169,7 @@ def main(args):
         log.line("\n".join(lines), from_any=True)
 
 
-def get_args(argv=None):
+def make_parser():
     parser = Parser(__doc__)
     add_stage_flags(parser, "relabel", teacher=True)
     add = parser.add_argument
@@ -213,7 +213,11 @@ def get_args(argv=None):
     # The run.
     add("--print-sec", type=number(float, 0), default=30.0, help="seconds between log lines")
     add("-j", "--workers", type=number(int, 0), default=4, help="threads that prepare batches, 0 = none")
-    return parser.parse_args(argv)
+    return parser
+
+
+def get_args(argv=None):
+    return make_parser().parse_args(argv)
 
 
 if __name__ == "__main__":

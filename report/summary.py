@@ -67,11 +67,15 @@ def main(args):
     print(f"written to {run / 'summary.json'}\nreport: {write_report(run)}")
 
 
-def get_args(argv=None):
+def make_parser():
     parser = Parser(__doc__)
     add_run_flags(parser)
     parser.add_argument("--model", default="resnet18", metavar="ARCH", help="the student")
-    return parser.parse_args(argv)
+    return parser
+
+
+def get_args(argv=None):
+    return make_parser().parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ def main(args):
     if args.dry_run:
         network, stem = models.build_for(spec, args.arch, args.stem)
         num_bytes = 3 * checkpoints.num_weight_bytes(network)  # the teacher, and a checkpoint with momentum
-        return folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs, bytes=num_bytes)
+        return folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs,
+                              evaluations=-(-args.epochs // args.eval_every), bytes=num_bytes)
 
     # Prepare: build the network and read the images. Nothing is written yet.
     device, precision = start_device(args.device, args.precision, args.deterministic, compiled=args.compile)
@@ -188,7 +189,7 @@ def main(args):
         log.line(f"done: {folder.path('teacher.pth')}, top-1 {values['top1']:.2f}% on {len(val)} images")
 
 
-def get_args(argv=None):
+def make_parser():
     parser = Parser(__doc__)
     add_stage_flags(parser, "squeeze", tensorboard=True)
     add = parser.add_argument
@@ -214,7 +215,11 @@ def get_args(argv=None):
         help="torch.compile on a GPU: half a minute at the start, then faster (docs/speed.md)")
     add("--eval-every", type=number(int, 1), default=10, help="epochs between evaluations")
     add("-j", "--workers", type=number(int, 0), default=4, help="threads that prepare batches, 0 = none")
-    return parser.parse_args(argv)
+    return parser
+
+
+def get_args(argv=None):
+    return make_parser().parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_a_python_that_cannot_do_it_is_told_so(behaviour, tmp_path):
         (tmp_path / "bin" / name).chmod(0o755)
     (tmp_path / "sre2l" / "run").mkdir(parents=True)
     setup = ("setup.sh", "env.sh", "preflight.py")
-    for name in ("demo.sh", "requirements.txt", *(f"sre2l/run/{name}" for name in setup)):
+    for name in ("demo.sh", "run.sh", "requirements.txt", *(f"sre2l/run/{name}" for name in setup)):
         shutil.copy(ROOT / name, tmp_path / name)
     result = subprocess.run(["sh", str(tmp_path / "demo.sh")], capture_output=True, text=True, check=False,
                             env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"})
@@ -162,8 +162,9 @@ def test_a_signal_reaches_the_user_as_an_exit_code(tmp_path):
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_the_demo_ends_its_stage(sent, code, tmp_path):
-    """To its shell alone, as a process manager sends it. The stage here is a python3 that sleeps."""
-    path = with_python(tmp_path / "bin", f'echo $$ > "{tmp_path}/pid"; exec sleep 60')
+    """To its process alone, as a process manager sends it. The stage here is a python3 that sleeps."""
+    chain = f'case $2 in report.chain) exec {sys.executable} "$@" ;; esac'
+    path = with_python(tmp_path / "bin", f'{chain}; echo $$ > "{tmp_path}/pid"; exec sleep 60')
     command = ["sh", str(ROOT / "demo.sh")]
     demo = subprocess.Popen(command, env={**os.environ, "PATH": path}, preexec_fn=hear_ctrl_c)
     until = time.monotonic() + 30

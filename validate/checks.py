@@ -48,8 +48,9 @@ def dry_run(args, spec, folder):
     """--dry-run: print the protocol, how many epochs and how many bytes. Nothing is loaded."""
     network, stem = build_for(spec, args.model, args.stem)
     check_epochs(args, recorded(sidecar(args.fkd_path, "manifest.json"), "epochs"))
+    evaluations = len(args.seeds) * -(-args.epochs // args.eval_every)
     folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds,
-                   bytes=num_weight_bytes(network) * len(args.seeds))
+                   evaluations=evaluations, bytes=num_weight_bytes(network) * len(args.seeds))
 
 
 def check_micro_batches(args, labels):

@@ -115,7 +115,7 @@ def main(args):
     train.main(to_train)
 
 
-def get_args(argv=None):
+def make_parser():
     parser = Parser(__doc__)
     add_run_flags(parser)
     add = parser.add_argument
@@ -125,7 +125,11 @@ def get_args(argv=None):
     add("--overwrite", action="store_true",
         help="start afresh: delete what an earlier run left in random_real/")
     add("--model", default="resnet18", metavar="ARCH", help="the student whose run is repeated")
-    return parser.parse_args(argv)
+    return parser
+
+
+def get_args(argv=None):
+    return make_parser().parse_args(argv)
 
 
 if __name__ == "__main__":

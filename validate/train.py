@@ -175,7 +175,7 @@ def main(args):
         log.line(f"done: top1 {results.describe_top1(written)}, {folder.path('results.json')}")
 
 
-def get_args(argv=None):
+def make_parser():
     parser = Parser(__doc__)
     add_stage_flags(parser, "validate", tensorboard=True, val=True)
     add = parser.add_argument
@@ -228,7 +228,11 @@ def get_args(argv=None):
     add("--evaluate", type=os.path.abspath, metavar="CHECKPOINT",
         help="measure the network in this checkpoint and stop")
     add("-j", "--workers", type=number(int, 0), default=4, help="threads that prepare batches, 0 = none")
-    return parser.parse_args(argv)
+    return parser
+
+
+def get_args(argv=None):
+    return make_parser().parse_args(argv)
 
 
 if __name__ == "__main__":

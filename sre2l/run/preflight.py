@@ -19,7 +19,7 @@ def first_problem():
         if [int(n) for n in re.findall(r"\d+", found)[:2]] < [int(n) for n in wanted.split(".")][:2]:
             return "%s %s is older than %s" % (name, found, wanted)
 
-    # A torchvision of another torch fails only where it is used, with "operator torchvision::nms does not exist".
+    # A torchvision of another torch ends in a traceback of "operator torchvision::nms does not exist".
     torch = version("torch").partition("+")[0]
     for line in requires("torchvision") or ():
         exact = re.match(r"torch *\(?==([\d.]+)\)?", line)

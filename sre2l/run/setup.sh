@@ -1,4 +1,4 @@
-# Sourced by demo.sh and tests/setup.sh with $root set: makes a .venv from requirements.txt, unless a Python on
+# Sourced by run.sh and tests/setup.sh with $root set: makes a .venv from requirements.txt, unless a Python on
 # the path has the packages.
 has_all() { "$1" "$root/sre2l/run/preflight.py" >/dev/null 2>&1; }
 if ! has_all python3 && ! has_all python && ! has_all "$root/.venv/bin/python3"; then

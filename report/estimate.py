@@ -1,0 +1,115 @@
+"""How long the stages would take on this machine: a few of their steps, on noise, times what they plan."""
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from recover.engines import WHOLE_IMAGE, make_fast_engine
+from recover.objective import Weights
+from recover.step import Stepper
+from relabel.plan import num_label_bytes
+from sre2l.data.real_images import find_split
+from sre2l.nets.models import build_network
+from sre2l.nets.precision import pick_precision
+
+CPU_BATCH = 25  # images in a timed step on a CPU, where more change little
+CIFAR = {"train": 50_000, "val": 10_000}  # images of either, which an estimate does not download
+STEP_SEC = 1  # that the timed steps of a kind take in all
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds for one image: a training step, a forward pass, an iteration of recover."""
+    train: float
+    forward: float
+    recover: float
+
+
+def seconds_for(step, device):
+    """Mean seconds of one call of step, after two that warm up."""
+    for _ in range(2):
+        step()
+    done = 0
+    begin = time.monotonic()
+    while time.monotonic() - begin < STEP_SEC:
+        step()
+        done += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return (time.monotonic() - begin) / done
+
+
+def measure_rates(arch, stem, spec, batch_size, device):
+    """Time the steps of a network with random weights on a batch of noise -> Rates."""
+    batch = batch_size if device.type == "cuda" else min(batch_size, CPU_BATCH)
+    network, _ = build_network(arch, spec.num_classes, stem)
+    network.to(device)
+    images = torch.randn(batch, 3, spec.size, spec.size, device=device)
+    targets = torch.arange(batch, device=device) % spec.num_classes
+
+    def train():
+        network.zero_grad()
+        F.cross_entropy(network(images), targets).backward()
+
+    @torch.inference_mode()
+    def forward():
+        network(images)
+
+    seconds = {"train": seconds_for(train, device)}
+    network.eval().requires_grad_(False)
+    seconds["forward"] = seconds_for(forward, device)
+    precision = "fp16" if device.type == "cuda" else pick_precision(None, device)
+    engine = make_fast_engine(network, Weights(0.01, 1.0, 0.0, 0.0), spec.size, precision)
+    low, high = (edge.expand(3, 1, 1).contiguous() for edge in (images.amin(), images.amax()))
+    stepper = Stepper(engine, low, high)
+    stepper.start(images[None], targets[None], [[WHOLE_IMAGE]], [0.1])
+    seconds["recover"] = seconds_for(lambda: stepper.step(0), device)
+    return Rates(**{name: value / batch for name, value in seconds.items()})
+
+
+def count_images(spec, path, split):
+    """The number of real images of a split; None where they are not at hand."""
+    if path is None and spec.name.startswith("cifar"):
+        return CIFAR[split]
+    if path is None and spec.name != "digits":
+        return None
+    return len(find_split(spec, path, split))
+
+
+def estimate(plans, spec, path, device):
+    """What each step would take and write -> {step: (seconds, bytes)}; seconds None where nobody can tell.
+
+    plans: what --dry-run of squeeze, recover, relabel and validate printed; path: of the real images."""
+    settings = {name: plan["settings"] for name, plan in plans.items()}
+    teacher = settings["squeeze"]["arch"], settings["squeeze"].get("stem", "torchvision")
+    student = settings["validate"]["model"], settings["validate"]["stem"]
+    of_teacher = of_student = measure_rates(*teacher, spec, settings["recover"]["batch_size"], device)
+    if student != teacher:
+        of_student = measure_rates(*student, spec, settings["relabel"]["batch_size"], device)
+    num_train = count_images(spec, path, "train")
+    num_val = count_images(spec, path, "val")
+    num_images = plans["recover"]["images"]
+    image_iterations = settings["recover"]["iteration"] * plans["recover"]["images_computed"]
+
+    def training(plan, images, rates):
+        if plan["epochs"] and None in (images, num_val):
+            return None
+        passes = plan["epochs"] * (images or 0)
+        return passes * rates.train + plan.get("evaluations", 0) * (num_val or 0) * rates.forward
+
+    seconds = {"squeeze": training(plans["squeeze"], num_train, of_teacher),
+               "recover": image_iterations * of_teacher.recover,
+               "relabel": settings["relabel"]["epochs"] * num_images * of_teacher.forward,
+               "validate": training(plans["validate"], num_images, of_student)}
+    sizes = {name: plan["bytes"] for name, plan in plans.items()}
+    labels = settings["relabel"]  # which cannot count images that are not there yet
+    sizes["relabel"] = num_label_bytes(num_images, labels["batch_size"], labels["epochs"],
+                                       labels["num_classes"], labels["logits"])
+
+    # The controls repeat the last stages: one the student, the other images, labels and student.
+    of_control = None if seconds["validate"] is None else seconds["relabel"] + seconds["validate"]
+    seconds |= {"hard labels": seconds["validate"], "random real images": of_control}
+    sizes |= {"hard labels": sizes["validate"],
+              "random real images": sizes["recover"] + sizes["relabel"] + sizes["validate"]}
+    return {name: (seconds[name], sizes[name]) for name in seconds}

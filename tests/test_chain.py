@@ -1,0 +1,92 @@
+"""run.sh: the whole method by one command. demo.sh, which .ci/run calls, runs it to its end."""
+import json
+import subprocess
+
+import pytest
+import torch
+
+from recover import recover
+from relabel import relabel
+from report import chain, estimate
+from squeeze import squeeze
+from sre2l.data.datasets import DATASETS
+from sre2l.run.errors import UserError
+from tests.helpers import run_main
+from validate import train
+
+TYPED = "--device cpu --iteration=5 --recover.lr 0.1 --name x --overwrite --model vgg11_bn".split()
+
+
+def test_a_flag_goes_to_every_stage_that_has_it():
+    flags = chain.split_flags(TYPED)
+    shared = ["--device", "cpu", "--name", "x", "--overwrite"]
+    assert flags["squeeze"] == flags["relabel"] == shared
+    assert flags["recover"] == ["--device", "cpu", "--iteration", "5", "--lr", "0.1", *shared[2:]]
+    assert flags["validate"] == [*shared, "--model", "vgg11_bn"]
+    assert flags["check"] == ["--name", "x"]
+    assert flags["random_real"] == [*shared[2:], "--model", "vgg11_bn"]
+    assert flags["summary"] == ["--name", "x", "--model", "vgg11_bn"]
+
+
+@pytest.mark.parametrize("words, message", [
+    ("--epochs 3", "say which: --squeeze.epochs, --relabel.epochs, --validate.epochs"),
+    ("--colour red", "--colour: no stage has this flag"),
+    ("--recover.epochs 3", "--recover.epochs: no stage has this flag"),
+    ("--iteration", "--iteration: its value is missing")])
+def test_a_flag_that_does_not_say_what_it_is_for_is_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        chain.split_flags(words.split())
+
+
+def test_a_mistake_in_the_flags_of_a_late_stage_ends_the_chain_before_the_first(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        chain.split_flags(["--validate.epochs", "many"])
+    assert "argument --epochs: 'many' is not a number" in capsys.readouterr().err
+
+
+def test_a_step_that_fails_is_named_with_the_way_on(tmp_path, monkeypatch, capsys):
+    (tmp_path / "good.sh").write_text("exit 0")
+    (tmp_path / "bad.sh").write_text("exit 3")
+    programs = {"squeeze": "good.sh", "recover": "bad.sh", "relabel": "never.sh"}
+    steps = [(stage, stage, str(tmp_path / program), ()) for stage, program in programs.items()]
+    monkeypatch.setattr(chain, "STEPS", steps)
+    with pytest.raises(SystemExit, match="3"):
+        run_main(chain, "--dataset", "digits", "--iteration", 9)
+    err = capsys.readouterr().err
+    assert err == "recover ended with exit code 3, see above; go on from there with: " \
+                  "sh run.sh digits --iteration 9\n"
+
+
+def plan_of(capsys, script, *flags):
+    run_main(script, "--dataset", "digits", "--dry-run", *flags)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_dry_run_adds_up_what_the_stages_plan(tmp_path, monkeypatch, capsys):
+    """The sums of a table are those of the formulas: images x passes x seconds, bytes of every step."""
+    name = ("--name", tmp_path / "run")
+    plans = {"squeeze": plan_of(capsys, squeeze, *name, "--epochs", 3),
+             "recover": plan_of(capsys, recover, *name, "--iteration", 7, "--ipc-end", 2),
+             "relabel": plan_of(capsys, relabel, *name, "--epochs", 4),
+             "validate": plan_of(capsys, train, *name, "--epochs", 4, "--seeds", "0,1")}
+    rates = estimate.Rates(train=3.0, forward=1.0, recover=2.0)
+    monkeypatch.setattr(estimate, "measure_rates", lambda *_: rates)
+    found = estimate.estimate(plans, DATASETS["digits"], None, torch.device("cpu"))
+    seconds = {name: values[0] for name, values in found.items()}
+    sizes = {name: values[1] for name, values in found.items()}
+    computed = plans["recover"]["images_computed"]
+    validate = 2 * (4 * 20 * 3 + 797)
+    assert seconds == {"squeeze": 3 * 1000 * 3 + 797, "recover": 7 * computed * 2, "relabel": 4 * 20,
+                       "validate": validate, "hard labels": validate, "random real images": 80 + validate}
+    assert sizes["random real images"] == sum(sizes[name] for name in ("recover", "relabel", "validate"))
+
+    printed = [subprocess.CompletedProcess([], 0, json.dumps(plan), "") for plan in plans.values()]
+    monkeypatch.setattr(chain.subprocess, "run", lambda *_, **__: printed.pop(0))
+    run_main(chain, "--dataset", "digits", "--dry-run", "--device", "cpu")
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.split()[1] == f"{sum(seconds.values()) / 60:.1f}"
+
+
+def test_the_rates_of_a_network_are_measured():
+    rates = estimate.measure_rates("mobilenet_v2", "torchvision", DATASETS["digits"], 4, torch.device("cpu"))
+    assert 0 < rates.forward < rates.train and rates.recover > rates.forward / 4
