@@ -18,6 +18,15 @@ case $dataset in                          # the published settings: edit here
     digits)
         set -- --iteration 200 --batch-size 100 --lr 0.25 --r-bn 0.3 --first-bn-multiplier 10 --jitter 4 --signed-jitter --no-crop-flip \
             --ipc-start 0 --ipc-end 10 "$@" ;;
-    *) no_settings ;;
+    *)                                    # a data set of your own, by its number of training images
+        find_scale "$@"
+        case $scale in
+            small)                        # up to 2,000
+                set -- --iteration 200 --batch-size 100 --lr 0.25 --r-bn 0.05 --first-bn-multiplier 10 --jitter 4 --ipc-end 10 "$@" ;;
+            medium)                       # up to 50,000
+                set -- --iteration 1000 --batch-size 100 --lr 0.25 --r-bn 0.01 --first-bn-multiplier 10 --jitter 4 --ipc-end 10 "$@" ;;
+            large)
+                set -- --iteration 4000 --batch-size 100 --lr 0.25 --r-bn 0.01 --first-bn-multiplier 10 --jitter 4 --ipc-end 50 "$@" ;;
+        esac ;;
 esac
 exec $run recover.recover --dataset "$dataset" "$@"

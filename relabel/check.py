@@ -11,8 +11,7 @@ from pathlib import Path
 
 from sre2l.check.contents import verify_label_files, verify_pixels
 from sre2l.check.verify import Finding, again, verify_images, verify_labels, verify_pair
-from sre2l.data.datasets import DATASETS
-from sre2l.data.flags import add_run_flags
+from sre2l.data.flags import add_run_flags, find_row
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar
 from sre2l.run.flags import Parser, check_folders, number, number_list
@@ -80,7 +79,7 @@ def folder_bytes(root):
 def main(args):
     check_folders(args.data, args.fkd_path)
     # The defaults are those of the other stages, so that a run's name is enough.
-    spec = DATASETS[args.dataset]
+    spec = find_row(args)
     data = args.data or str(run_folder(args) / "images")
     fkd_path = args.fkd_path or str(run_folder(args) / "labels")
     num_classes = args.num_classes or spec.num_classes

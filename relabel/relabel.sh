@@ -18,6 +18,15 @@ case $dataset in                          # the published settings: edit here
     digits)
         set -- --epochs 60 --batch-size 50 --mix-type cutmix --cutmix 1.0 --fkd-seed 42 \
             --padding 4 --label-precision fp16 --workers 0 "$@" ;;
-    *) no_settings ;;
+    *)                                    # a data set of your own, by its number of training images
+        find_scale "$@"
+        case $scale in
+            small)                        # up to 2,000
+                set -- --epochs 60 --batch-size 50 --mix-type cutmix --cutmix 1.0 --label-precision fp16 --workers 4 "$@" ;;
+            medium)                       # up to 50,000
+                set -- --epochs 300 --batch-size 100 --mix-type cutmix --cutmix 1.0 --label-precision fp16 --workers 4 "$@" ;;
+            large)
+                set -- --epochs 300 --batch-size 256 --mix-type cutmix --cutmix 1.0 --label-precision fp16 --workers 8 "$@" ;;
+        esac ;;
 esac
 exec $run relabel.relabel --dataset "$dataset" "$@"

@@ -15,7 +15,8 @@ from report import summary
 from report.estimate import estimate
 from squeeze import squeeze
 from sre2l.data.datasets import DATASETS
-from sre2l.data.flags import data_spec
+from sre2l.data.flags import override
+from sre2l.data.own import row_to_squeeze
 from sre2l.run.device import pick_device
 from sre2l.run.errors import UserError
 from sre2l.run.flags import Parser
@@ -110,8 +111,9 @@ def print_plan(steps, dataset, flags):
         if stage.returncode:
             raise UserError(f"{name}: {stage.stderr.strip().removeprefix('error: ')}")
         plans[name] = json.loads(stage.stdout)
-    args = recover.get_args(["--dataset", dataset, *flags["recover"]])
-    found = estimate(plans, data_spec(args), args.val_dir, pick_device(args.device))
+    args = squeeze.get_args(["--dataset", dataset, *flags["squeeze"]])
+    spec = override(row_to_squeeze(args), args)
+    found = estimate(plans, spec, args.real_data, pick_device(args.device))
 
     print(f"{'step':<20} {'minutes':>9} {'MB':>11}   command")
     for name, (seconds, num_bytes) in found.items():
@@ -141,7 +143,8 @@ def main(args):
 
 def get_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--dataset", choices=DATASETS, required=True, help="row of sre2l/data/datasets.py")
+    parser.add_argument("--dataset", required=True, metavar="NAME",
+                        help=f"{', '.join(DATASETS)}, or a name of your own with --real-data DIR")
     args, args.words = parser.parse_known_args(argv)
     return args
 

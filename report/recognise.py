@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 
 from sre2l.check.verify import read_checked, verify_images
-from sre2l.data.datasets import DATASETS
-from sre2l.data.flags import add_run_flags
+from sre2l.data.flags import add_run_flags, find_row
 from sre2l.data.real_images import decode_own, shown_at
 from sre2l.nets.checkpoints import find_weights, load_weights, read_checkpoint
 from sre2l.nets.evaluation import evaluate
@@ -56,7 +55,7 @@ def load_judge(spec, arch):
 
 
 def main(args):
-    spec = DATASETS[args.dataset]
+    spec = find_row(args)
     run = run_folder(args)
     if spec.name != "imagenet1k":
         raise UserError(f"--dataset {spec.name}: the networks that come with weights know ImageNet's "

@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from squeeze.published import check_torchvision
 from sre2l.data import augment, loader
-from sre2l.data.flags import add_stage_flags, data_spec
+from sre2l.data.flags import add_stage_flags, override
 from sre2l.data.image_folder import fingerprint
 from sre2l.data.label_files import LabelBatch
+from sre2l.data.own import describe, record_facts, row_to_squeeze
 from sre2l.data.pixel_store import keep_decoded
-from sre2l.data.real_images import read_real, read_val
+from sre2l.data.real_images import read_real, read_val, to_train_on
 from sre2l.nets import checkpoints, models, parallel, training
 from sre2l.nets.evaluation import evaluate, keep_on_device
 from sre2l.nets.precision import PRECISIONS, autocast, dtype_of, memory_format_of, start_device
@@ -81,7 +82,8 @@ def save(path, identity, seed, values, network, optimizer, scaler):
 
 def main(args):
     # Plan: what a flag can get wrong is refused before anything is loaded.
-    spec = data_spec(args)
+    row = row_to_squeeze(args)
+    spec = override(row, args, num_classes=args.num_classes or row.num_classes)
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)
     folder = OutputFolder(run_folder(args) / "teacher", "teacher", args.overwrite, vars(get_args([])))
@@ -99,17 +101,19 @@ def main(args):
     torch.manual_seed(args.seed)
     network, stem = models.build_for(spec, args.arch, args.stem)
     models.check_input_size(network, args.arch, spec.size)
-    images = read_real(spec, args.real_data, "train")
-    val = read_val(spec, args.real_data)
-    images, note = keep_decoded(images, device)
+    images = read_real(spec, args.real_data, "train", None, spec.class_names, "dataset.json")
+    val = read_val(spec, args.real_data, None, images.class_names, "train")
+    images, note = keep_decoded(to_train_on(images, spec), device)
     settings = make_settings(args, spec, stem, images, val, precision)
     # The settings name the whole validation set. From here on this process has the part that it measures.
     val = keep_on_device(val, device)
 
     # Begin: this run becomes the folder's only writer; other settings in it are refused.
     folder.begin(settings)
+    if processes.rank() == 0:
+        record_facts(args, row)
     log = folder.open_log(args, device)
-    log.line(note)
+    log.line("\n".join([describe(row), note] if row.class_names else [note]))
     network = start_network(args, network, device, log)
     optimizer = training.make_sgd(network.parameters(), args.lr, args.momentum, args.weight_decay, device)
     scaler = training.make_scaler(precision, device)
@@ -197,6 +201,9 @@ def make_parser():
     add("--seed", type=number(int, 0), default=0, help="of the first weights, the order and the crops")
     add("--real-data", "--val-dir", type=existing_folder, metavar="DIR",
         help="folder with train/ and val/ (digits: built in; CIFAR: downloaded if not given)")
+    add("--val-fraction", type=number(float, above=0, high=0.5), metavar="F",
+        help="measure on this part of each class, held out of the training images (default: 0.1 where a data "
+             "set of your own has no val/)")
     add("-a", "--arch", "--arch-name", default="resnet18", help="torchvision name of the network")
 
     # The recipe. squeeze.sh has that of each data set.

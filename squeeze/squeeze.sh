@@ -17,6 +17,15 @@ case $dataset in                          # the published recipes: edit here
     digits)
         set -- --arch resnet18 --epochs 6 --batch-size 50 --lr 0.05 --momentum 0.9 --weight-decay 5e-4 \
             --workers 0 "$@" ;;
-    *) no_settings ;;
+    *)                                    # a data set of your own, by its number of training images
+        find_scale "$@"
+        case $scale in
+            small)                        # up to 2,000
+                set -- --arch resnet18 --epochs 30 --batch-size 32 --lr 0.05 --momentum 0.9 --weight-decay 5e-4 --workers 4 "$@" ;;
+            medium)                       # up to 50,000
+                set -- --arch resnet18 --epochs 100 --batch-size 128 --lr 0.1 --momentum 0.9 --weight-decay 5e-4 --workers 8 "$@" ;;
+            large)
+                set -- --arch resnet18 --epochs 50 --batch-size 256 --lr 0.2 --momentum 0.9 --weight-decay 1e-4 --warmup-epochs 5 --workers 8 "$@" ;;
+        esac ;;
 esac
 exec $run squeeze.squeeze --dataset "$dataset" "$@"

@@ -18,6 +18,15 @@ case $dataset in                          # the published protocols: edit here
     digits)
         set -- --model resnet18 --epochs 60 --gradient-accumulation-steps 1 -T 20 \
             --adamw-lr 2e-3 --adamw-weight-decay 0.01 --workers 0 "$@" ;;
-    *) no_settings ;;
+    *)                                    # a data set of your own, by its number of training images
+        find_scale "$@"
+        case $scale in
+            small)                        # up to 2,000
+                set -- --model resnet18 --epochs 60 --gradient-accumulation-steps 1 -T 20 --adamw-lr 2e-3 --workers 4 "$@" ;;
+            medium)                       # up to 50,000
+                set -- --model resnet18 --epochs 300 --gradient-accumulation-steps 1 -T 20 --adamw-lr 1e-3 --workers 4 "$@" ;;
+            large)
+                set -- --model resnet18 --epochs 300 --gradient-accumulation-steps 1 -T 20 --adamw-lr 1e-3 --workers 8 "$@" ;;
+        esac ;;
 esac
 exec $run validate.train --dataset "$dataset" "$@"

@@ -9,13 +9,27 @@ DIGITS = ((0.305, 0.305, 0.305), (0.323, 0.323, 0.323))
 STEMS = {"torchvision": None, "conv3x3": 1, "conv3x3-s2": 2}  # stride of the 3x3 that replaces conv1, maxpool
 
 
+# What a data set of one's own gets, by the least size of its images in pixels: crop, padding, stem and
+# resize_ratio of the published set nearest to it.
+BY_SIZE = {
+    32: ("padded", 4, "conv3x3", 1.0),
+    64: ("resized", 0, "conv3x3", 1.0),
+    96: ("resized", 0, "conv3x3-s2", 1.0),
+    128: ("resized", 0, "torchvision", 256 / 224),
+    224: ("resized", 0, "torchvision", 256 / 224),
+}
+
+
 @dataclass(frozen=True)
 class Dataset:
     """What every stage needs to know of a data set. Pixels are RGB in [0, 1] before (x - mean) / std.
 
     crop: 'resized' (RandomResizedCrop to size) or 'padded' (pad by `padding` black pixels, crop to size).
     stem: the change to the network's first layers, a key of STEMS.
-    resize_ratio: an evaluation resizes the short side to resize_ratio x size, then crops the centre."""
+    resize_ratio: an evaluation resizes the short side to resize_ratio x size, then crops the centre.
+    Of a data set of one's own besides: source: where its images lie; class_names, in order; num_train: how
+    many images there are to train on; val_fraction: the part of each class that is held out to measure on,
+    where there are no validation images."""
     name: str
     num_classes: int
     size: int
@@ -26,6 +40,10 @@ class Dataset:
     flip: bool
     stem: str
     resize_ratio: float = 1.0
+    source: str | None = None
+    class_names: tuple | None = None
+    num_train: int | None = None
+    val_fraction: float | None = None
 
     @property
     def eval_resize(self):

@@ -4,8 +4,11 @@ import dataclasses
 import os
 
 from sre2l.data.datasets import DATASETS, STEMS
+from sre2l.data.own import check_dataset_name, facts_path, find_facts, read_facts
+from sre2l.run.errors import UserError
 from sre2l.run.flags import add_dead_flags, existing_folder, number, number_list
 from sre2l.run.log import check_tensorboard
+from sre2l.run.paths import run_folder
 
 
 class Once(argparse.Action):
@@ -40,8 +43,8 @@ def three_numbers(text):
 def add_run_flags(parser):
     """Which data set and which run folder: the flags that every script has, under the same names."""
     add = parser.add_argument
-    add("--dataset", action=Once, default="imagenet1k", choices=DATASETS,
-        help="row of sre2l/data/datasets.py")
+    add("--dataset", action=Once, default="imagenet1k", metavar="NAME",
+        help=f"{', '.join(DATASETS)}, or a name of your own (docs/own-data.md)")
     add("--name", help="run folder runs/<name> where the stages meet (default: the data set)")
     add("--dry-run", action="store_true", help="print the settings and what would be written, then stop")
 
@@ -83,6 +86,7 @@ def add_stage_flags(parser, stage, teacher=False, tensorboard=False, val=False):
             help="the teacher's checkpoint (default: torchvision's weights for imagenet1k, "
                  "else runs/<name>/teacher/teacher.pth)")
         add("--classes", type=number_list, metavar="0-9,17", help="only these of the teacher's classes")
+        add("--allow-chance", action="store_true", help="go on with a teacher whose measured top-1 is chance")
     if tensorboard:
         add("--tensorboard", action=NeedsTensorboard, nargs=0, default=False,
             help="write the metrics as TensorBoard's event files as well (needs the package tensorboard)")
@@ -91,9 +95,24 @@ def add_stage_flags(parser, stage, teacher=False, tensorboard=False, val=False):
             help="real validation images, or the folder that holds val/: measures top-1 (digits: built in)")
 
 
+def find_row(args):
+    """The data set: what squeeze has recorded in the run folder, a row of datasets.py, or what the folder of
+    real images tells. Raises UserError where none knows it."""
+    row = read_facts(run_folder(args), args.dataset) or DATASETS.get(args.dataset)
+    if row is not None:
+        return row
+    check_dataset_name(args.dataset)
+    real = getattr(args, "val_dir", None) or getattr(args, "real_data", None)
+    if real is None:
+        raise UserError(f"--dataset {args.dataset}: is none of {', '.join(DATASETS)}, and "
+                        f"{facts_path(run_folder(args))} is not there; begin with: "
+                        f"sh squeeze/squeeze.sh {args.dataset} --real-data DIR")
+    return find_facts(args.dataset, real, getattr(args, "input_size", None))
+
+
 def data_spec(args):
     """The data set's row, with what the user says instead."""
-    row = DATASETS[args.dataset]
+    row = find_row(args)
     return override(row, args, num_classes=args.num_classes or row.num_classes)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from sre2l.run.errors import UserError
@@ -150,14 +151,43 @@ def encode(pixels, suffix=".jpg"):
     return data.getvalue()
 
 
+class ClassFolders(ImageFolder):
+    """torchvision's ImageFolder, which passes over what systems leave between images: ._x.jpg of macOS,
+    .ipynb_checkpoints, __MACOSX. passed_over: their paths."""
+
+    def __init__(self, root):
+        self.passed_over = []
+        super().__init__(root, is_valid_file=self.is_image)
+
+    def is_image(self, path):
+        if not path.lower().endswith(IMG_EXTENSIONS):
+            return False
+        if Path(path).name.startswith("."):
+            self.passed_over.append(path)
+            return False
+        return True
+
+    def find_classes(self, directory):
+        names, _ = super().find_classes(directory)
+        hidden = [name for name in names if name.startswith(".") or name == "__MACOSX"]
+        self.passed_over += [str(Path(directory) / name) for name in hidden]
+        names = [name for name in names if name not in hidden]
+        if not names:
+            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+        return names, {name: index for index, name in enumerate(names)}
+
+
 def read_folder(root):
     """Read a folder as torchvision's ImageFolder does -> Images, labelled by their folder's position."""
     if not Path(root).is_dir():
         raise UserError(f"{root}: there is no such folder")
     try:
-        folder = ImageFolder(root)
+        folder = ClassFolders(root)
     except FileNotFoundError as error:  # no class folder, or an empty one
         raise UserError(f"{root}: {str(error).splitlines()[0]}") from None
+    if folder.passed_over:
+        print(f"{root}: passed over {len(folder.passed_over)} files and folders that a system left there, "
+              f"such as {folder.passed_over[0]}")
     items, labels = zip(*folder.samples)
     return Images(list(items), np.array(labels), folder.classes, str(root))
 

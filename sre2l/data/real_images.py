@@ -1,4 +1,5 @@
-"""Real images: folders {train,val}/<class>/, Tiny-ImageNet as distributed, CIFAR, embedded digits."""
+"""Real images: folders {train,val}/<class>/ or <class>/, the flat val/ of Tiny-ImageNet and ImageNet with
+their lists of classes, CIFAR, embedded digits."""
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import torchvision
 from PIL import Image
 
 from sre2l.data.image_folder import Images, check_classes, fill, fill_gpu, read_folder
+from sre2l.data.pixel_store import find_shapes
 from sre2l.run.errors import UserError
 from sre2l.run.layout import check_name
 from sre2l.run.limits import fits_gpu, memory_room
@@ -19,6 +21,11 @@ CIFAR = {"cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py"),
          "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python")}
 
 
+TRAIN_NAMES = ("train",)
+LARGEST_RATIO = 2  # short side of a photograph that is kept, over that of the network's input
+VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there counts
+
+
 @dataclass
 class ShownImages(Images):
     """Images, decoded at each use, as an evaluation shows them: short side `short`, centre crop."""
@@ -27,7 +34,51 @@ class ShownImages(Images):
 
     def pixels(self, index):
         """Image `index` as a (size, size, 3) uint8 array."""
-        return show(super().pixels(index), self.size, self.short)
+        pixels = super().pixels(index)
+        return pixels if self.store is not None else show(pixels, self.size, self.short)
+
+    def shapes(self, rows):
+        return np.full((len(rows), 2), self.size)
+
+
+@dataclass
+class ShrunkImages(Images):
+    """Photographs whose short side is `short` pixels at most, so that they need not be kept as they are."""
+    short: int = 0
+
+    def pixels(self, index):
+        """Image `index` as a (H, W, 3) uint8 array."""
+        pixels = super().pixels(index)
+        height, width = shrunk(*pixels.shape[:2], self.short)
+        if self.store is not None or (height, width) == pixels.shape[:2]:
+            return pixels
+        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+
+    def shapes(self, rows):
+        if self.store is not None:
+            return super().shapes(rows)
+        shapes = [shrunk(*shape, self.short) for shape in super().shapes(rows).tolist()]
+        return np.array(shapes, np.int64).reshape(-1, 2)
+
+
+def shrunk(height, width, short):
+    """Height and width in proportion, so that the shorter is `short` pixels at most."""
+    if min(height, width) <= short:
+        return height, width
+    scale = short / min(height, width)
+    return max(short, round(height * scale)), max(short, round(width * scale))
+
+
+def to_train_on(images, spec):
+    """Images as training crops them: of photographs no more pixels than crops need are kept, and padded crops
+    need images of the network's size."""
+    shapes = find_shapes(images)
+    if spec.crop == "padded" and (shapes != spec.size).any():
+        return shown_at(images, spec.size, round(spec.size * spec.resize_ratio))
+    short = LARGEST_RATIO * spec.size
+    if shapes.min(1).max() > short:
+        return ShrunkImages(**vars(images), short=short)
+    return images
 
 
 @dataclass(frozen=True)
@@ -81,8 +132,44 @@ def read_tiny_val(folder):
     return Images([str(folder / "images" / name) for name, _ in rows], labels, names, str(folder))
 
 
-def find_split(spec, path, split):
-    """The images of one split, whatever the layout. path None: the data set's own source."""
+def read_kaggle_val(folder, file):
+    """ImageNet's flat val/ with LOC_val_solution.csv, whose lines are 'file name, class and boxes'."""
+    lines = file.read_text(encoding="utf-8").splitlines()[1:]
+    rows = [(f"{name}.JPEG", boxes.split()[0]) for name, _, boxes in (line.partition(",") for line in lines)]
+    for name, _ in rows:
+        check_name(name, file)
+    names = sorted({wnid for _, wnid in rows})
+    labels = np.array([names.index(wnid) for _, wnid in rows])
+    return Images([str(folder / name) for name, _ in rows], labels, names, str(folder))
+
+
+def split_folder(path, names):
+    """The first of these folders that is in `path`; None where none is."""
+    return next((Path(path) / name for name in names if (Path(path) / name).is_dir()), None)
+
+
+def read_layout(spec, path, split):
+    """The images of a split in a folder: {train,val}/<class>/, or else the class folders in it."""
+    folder = split_folder(path, TRAIN_NAMES if split == "train" else VAL_NAMES)
+    if folder is None and split == "train" and split_folder(path, VAL_NAMES):
+        val = split_folder(path, VAL_NAMES)
+        raise UserError(f"{path}: has {val.name}/ and no train/; give the folder that holds both, or one of "
+                        f"class folders alone")
+    if folder is None and split == "train" and spec.val_fraction is None:
+        raise UserError(f"{path}/train: there is no such folder; give the one that holds train/ and val/, or "
+                        f"hold a part of its class folders out with --val-fraction 0.1")
+    folder = folder or Path(path)
+    lists = folder / "val_annotations.txt", folder.parent / "LOC_val_solution.csv"
+    if split == "val" and lists[0].is_file():
+        return read_tiny_val(folder)
+    if split == "val" and lists[1].is_file() and not any(entry.is_dir() for entry in folder.iterdir()):
+        return read_kaggle_val(folder, lists[1])
+    return read_folder(folder)
+
+
+def read_split(spec, path, split):
+    """The images of one split as they are stored. path None: the data set's own source."""
+    path = path or spec.source
     if path is None and spec.name == "digits":
         return read_digits(split, spec.size)
     if spec.name in CIFAR and (path is None or (Path(path) / CIFAR[spec.name][1]).is_dir()):
@@ -90,29 +177,54 @@ def find_split(spec, path, split):
     if path is None:
         raise UserError(f"{spec.name} has no embedded images: say where they are with --real-data "
                         f"(a folder with train/ and val/)")
-    folder = Path(path) / split
-    if not folder.is_dir():
-        if split == "train":
-            raise UserError(f"{folder}: there is no such folder; give the one that holds train/ and val/")
-        folder = Path(path)  # the validation images themselves
-    if (folder / "val_annotations.txt").is_file():
-        return read_tiny_val(folder)
-    return read_folder(folder)
+    if not Path(path).is_dir():
+        raise UserError(f"{path}: there is no such folder; say with --real-data where {spec.name} lies now")
+    return read_layout(spec, path, split)
 
 
-def read_real(spec, path, split, classes=None, class_names=None):
+def hold_out(images, fraction, split):
+    """The images of a split, where of each class a part, evenly spread over the order of its files, is held
+    out as 'val': at least one, and 'train' is the rest."""
+    held = []
+    for label in np.unique(images.labels):
+        rows = np.flatnonzero(images.labels == label)
+        number = min(len(rows) - 1, max(1, round(len(rows) * fraction)))
+        held += rows[((np.arange(number) + 0.5) * len(rows) / max(1, number)).astype(int)].tolist()
+    chosen = np.isin(np.arange(len(images)), held) == (split == "val")
+    rows = np.flatnonzero(chosen)
+    part = "held out" if split == "val" else "without what is held out"
+    return Images([images.items[row] for row in rows], images.labels[rows], images.class_names,
+                  f"{images.root} ({part})")
+
+
+def find_split(spec, path, split):
+    """The images of one split, whatever the layout. path None: the data set's own source."""
+    if spec.val_fraction is None:
+        return read_split(spec, path, split)
+    every = read_split(spec, path, "train") if split == "train" or path in (None, spec.source) else None
+    if every is None:
+        # Another folder than squeeze was given: other validation images, or the same data set moved.
+        if split_folder(path, VAL_NAMES):
+            return read_split(spec, path, "val")
+        every = read_split(spec, path, "train")
+        if len(hold_out(every, spec.val_fraction, "train")) != spec.num_train:
+            return every
+    return hold_out(every, spec.val_fraction, split)
+
+
+def read_real(spec, path, split, classes=None, class_names=None, owner="the teacher"):
     """Real images of one split ('train' or 'val'), labelled with class indices of the teacher's output.
 
     classes: a subset of the teacher's classes (default: all); the folders, sorted, are either all classes or
     exactly these.
-    class_names: the teacher's, where it knows them. Raises UserError if the folders are not those classes."""
+    class_names: those of `owner`, where they are known. Raises UserError if the folders are not these."""
     images = find_split(spec, path, split)
     names = images.class_names
     every = list(range(spec.num_classes))
     classes = list(classes or every)
     found = every if len(names) == len(every) else classes
     if class_names:
-        check_classes(images.root, names, [class_names[c] for c in found], "the teacher")
+        check_classes(images.root, names, [class_names[c] for c in found], owner)
     elif len(names) != len(found):
         chosen = f" and --classes names {len(classes)}" if classes != every else ""
         raise UserError(f"{images.root}: {len(names)} class folders, {spec.name} has {len(every)} classes"
@@ -139,11 +251,11 @@ def shown_at(images, size, short):
     return ShownImages(**vars(images), size=size, short=short)
 
 
-def read_val(spec, path, classes=None, class_names=None):
+def read_val(spec, path, classes=None, class_names=None, owner="the teacher"):
     """The validation set -> ShownImages: not decoded yet, in the size and crop of an evaluation.
 
     `fingerprint` identifies it, `decode_own` decodes a process's part. Raises UserError as read_real."""
-    images = read_real(spec, path, "val", classes, class_names)
+    images = read_real(spec, path, "val", classes, class_names, owner)
     return shown_at(images, spec.size, round(spec.size * spec.resize_ratio))
 
 

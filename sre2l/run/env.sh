@@ -13,10 +13,8 @@ if ! why=$(missing_in $python); then
     PATH="$root/.venv/bin:$PATH"
     python=python3
 fi
-no_settings() {  # for a data set without a block in the launcher
-    echo "error: $(basename "$0") has no settings for '$dataset'; is that a data set?" \
-        "If so, add a block for it there" >&2
-    exit 2
+find_scale() {  # of a data set of one's own, by its number of training images -> $scale: small, medium, large
+    scale=$($python -m sre2l.data.scale --launcher "$(basename "$0")" --dataset "$dataset" "$@") || exit 2
 }
 # Waiting threads sleep instead of spinning: on two busy cores a training step took 8 ms an image, not 67.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"

@@ -1,0 +1,152 @@
+"""Data sets of one's own: the facts that a folder of images tells, kept beside the run in dataset.json."""
+import difflib
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from sre2l.data.datasets import BY_SIZE, DATASETS, Dataset
+from sre2l.data.image_folder import check_classes
+from sre2l.data.real_images import VAL_NAMES, find_split, show, split_folder
+from sre2l.run.errors import UserError
+from sre2l.run.files import read_json, write_json
+from sre2l.run.paths import run_folder
+
+FORMAT = "sre2l-dataset-1"
+VAL_FRACTION = 0.1  # of each class, where a folder has no validation images
+NUM_MEASURED = 2000  # images, evenly spread, whose sizes and pixels are measured
+
+
+def facts_path(run):
+    """Where a run keeps the facts of its data set."""
+    return Path(run) / "dataset.json"
+
+
+def check_dataset_name(name):
+    """Raise UserError unless a data set may be called so: a name of a folder, and no slip of a known one."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"--dataset {name}: a name has letters, digits and . _ - alone")
+    close = difflib.get_close_matches(name.lower(), DATASETS, 1, 0.8)
+    if close:
+        raise UserError(f"--dataset {name}: did you mean {close[0]}? Your own needs another name")
+
+
+def read_facts(run, name):
+    """The Dataset that a run has recorded; None where it has none. Raises UserError for another name's."""
+    path = facts_path(run)
+    if not path.exists():
+        return None
+    record = read_json(path)
+    if record.get("format") != FORMAT or record.get("name") != name:
+        raise UserError(f"{path}: holds the facts of {record.get('name')}, this run is of {name}; "
+                        f"choose another --name")
+    facts = {key: tuple(value) if isinstance(value, list) else value
+             for key, value in record.items() if key != "format"}
+    return Dataset(**facts)
+
+
+def write_facts(run, spec):
+    write_json(facts_path(run), {"format": FORMAT, **asdict(spec)})
+
+
+def evenly(images, number):
+    """Flat indices of at most `number` images, evenly spread."""
+    return np.unique(np.linspace(0, len(images) - 1, min(number, len(images))).astype(int)).tolist()
+
+
+def choose_size(shapes):
+    """The input size for images of these heights and widths (n, 2): the largest of BY_SIZE that the median
+    short side reaches."""
+    short = np.median(np.min(shapes, axis=1))
+    return max((size for size in BY_SIZE if size <= short), default=min(BY_SIZE))
+
+
+def measure(images, size):
+    """Mean and standard deviation of each channel, of pixels in [0, 1] as an evaluation shows them at `size`.
+
+    Over at most NUM_MEASURED images, to four decimals."""
+    sums = np.zeros(3)
+    squares = np.zeros(3)
+    rows = evenly(images, NUM_MEASURED)
+    for row in rows:
+        pixels = show(images.pixels(row), size, size).reshape(-1, 3) / 255
+        sums += pixels.mean(0)
+        squares += (pixels ** 2).mean(0)
+    mean = sums / len(rows)
+    std = np.sqrt(np.maximum(squares / len(rows) - mean ** 2, 1e-8))
+    return tuple(np.round(mean, 4).tolist()), tuple(np.maximum(np.round(std, 4), 1e-4).tolist())
+
+
+def check_split(train, val):
+    """Raise UserError for classes that nobody can train or measure: one alone, one with fewer than two
+    images, one that the validation images lack."""
+    if len(train.class_names) < 2:
+        raise UserError(f"{train.root}: one class alone, '{train.class_names[0]}'; a data set needs two or "
+                        f"more, a folder for each")
+    counts = np.bincount(train.labels, minlength=len(train.class_names))
+    few = int(counts.argmin())
+    if counts[few] < 2:
+        raise UserError(f"{train.root}: class '{train.class_names[few]}' has {counts[few]} image to train "
+                        f"on; it needs two")
+    check_classes(val.root, val.class_names, train.class_names, "train")
+
+
+def find_facts(name, path, size=None, val_fraction=None):
+    """What a folder of images tells -> Dataset. size: the user's, None = by the median image; val_fraction:
+    None = VAL_FRACTION where there are no validation images.
+
+    Raises UserError for a folder that cannot be trained on."""
+    if val_fraction is None and split_folder(path, VAL_NAMES) is None:
+        val_fraction = VAL_FRACTION
+    spec = Dataset(name, 0, 0, (), (), "resized", 0, True, "torchvision", source=str(path),
+                   val_fraction=val_fraction)
+    train = find_split(spec, path, "train")
+    val = find_split(spec, path, "val")
+    check_split(train, val)
+    size = size or choose_size(train.shapes(evenly(train, NUM_MEASURED)))
+    crop, padding, stem, resize_ratio = BY_SIZE[max(known for known in BY_SIZE if known <= max(size, 32))]
+    mean, std = measure(train, size)
+    return replace(spec, num_classes=len(train.class_names), size=size, mean=mean, std=std, crop=crop,
+                   padding=padding, stem=stem, resize_ratio=resize_ratio, num_train=len(train),
+                   class_names=tuple(train.class_names))
+
+
+def describe(spec):
+    """The facts in one line."""
+    names = spec.class_names
+    some = f"{names[0]} ... {names[-1]}" if len(names) > 2 else " and ".join(names)
+    held_out = f" ({spec.val_fraction:.0%} of each class is held out)" if spec.val_fraction else ""
+    return (f"{spec.name}: {spec.num_classes} classes ({some}), {spec.num_train} images to train on"
+            f"{held_out}, {spec.size} pixels, mean {spec.mean}, std {spec.std}, {spec.crop} crops, "
+            f"stem {spec.stem}")
+
+
+def row_to_squeeze(args):
+    """The Dataset that squeeze trains on: a row, what the run has recorded, or what the folder tells.
+
+    Raises UserError for a folder that cannot be trained on, and where nothing is known."""
+    run = run_folder(args)
+    recorded = None if args.overwrite else read_facts(run, args.dataset)
+    if recorded:
+        if args.val_fraction not in (None, recorded.val_fraction):
+            raise UserError(f"{facts_path(run)}: --val-fraction was {recorded.val_fraction} there; choose "
+                            f"another --name, or start afresh with --overwrite")
+        return recorded
+    if args.dataset not in DATASETS:
+        check_dataset_name(args.dataset)
+        if args.real_data is None:
+            raise UserError(f"--dataset {args.dataset}: a data set of your own needs --real-data DIR; known "
+                            f"are {', '.join(DATASETS)}")
+        return find_facts(args.dataset, args.real_data, args.input_size, args.val_fraction)
+    row = DATASETS[args.dataset]
+    if args.val_fraction is None:
+        return row
+    row = replace(row, val_fraction=args.val_fraction, source=args.real_data)
+    return replace(row, num_train=len(find_split(row, args.real_data, "train")))
+
+
+def record_facts(args, row):
+    """Keep beside the run what its later stages need to know, where datasets.py does not know it."""
+    if row.source or row.val_fraction:
+        write_facts(run_folder(args), row)
