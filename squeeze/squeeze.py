@@ -17,7 +17,7 @@ from sre2l.data import augment, loader
 from sre2l.data.flags import add_stage_flags, override
 from sre2l.data.image_folder import fingerprint
 from sre2l.data.label_files import LabelBatch
-from sre2l.data.own import describe, record_facts, row_to_squeeze
+from sre2l.data.own import describe, describe_order, record_facts, row_to_squeeze
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.data.real_images import read_real, read_val, to_train_on
 from sre2l.nets import checkpoints, models, parallel, training
@@ -101,7 +101,8 @@ def main(args):
     torch.manual_seed(args.seed)
     network, stem = models.build_for(spec, args.arch, args.stem)
     models.check_input_size(network, args.arch, spec.size)
-    images = read_real(spec, args.real_data, "train", None, spec.class_names, "dataset.json")
+    order = args.class_order or "text"
+    images = read_real(spec, args.real_data, "train", None, spec.class_names, "dataset.json", order)
     val = read_val(spec, args.real_data, None, images.class_names, "train")
     images, note = keep_decoded(to_train_on(images, spec), device)
     settings = make_settings(args, spec, stem, images, val, precision)
@@ -113,7 +114,8 @@ def main(args):
     if processes.rank() == 0:
         record_facts(args, row)
     log = folder.open_log(args, device)
-    log.line("\n".join([describe(row), note] if row.class_names else [note]))
+    lines = describe(row), describe_order(images.class_names, args.class_order), note
+    log.line("\n".join(filter(None, lines)))
     network = start_network(args, network, device, log)
     optimizer = training.make_sgd(network.parameters(), args.lr, args.momentum, args.weight_decay, device)
     scaler = training.make_scaler(precision, device)

@@ -45,7 +45,7 @@ def find_data(args, spec, device):
         spec = override(spec, args, mean=mean, std=std, size=manifest["input_size"])
         class_names = manifest["teacher_classes"]
 
-    val = read_val(spec, args.val_dir, facts["classes"], class_names)
+    val = read_val(spec, args.val_dir, facts["classes"], class_names, order=args.class_order)
     images, note = keep_decoded(images, device)
     return StudentData(spec, images, labels, facts, val, [*notes, note])
 

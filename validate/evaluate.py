@@ -15,7 +15,8 @@ def evaluate_checkpoint(args, spec):
     device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
     start(device)
     student = load_teacher(spec, args.evaluate, args.model, args.stem)
-    val = read_val(override(spec, args, size=student.size), args.val_dir, args.classes)
+    spec = override(spec, args, size=student.size)
+    val = read_val(spec, args.val_dir, args.classes, student.class_names, order=args.class_order)
     network = student.network.to(device, memory_format=memory_format_of(device))
     top1, top5 = evaluate(network, val, student.mean, student.std, device, precision=precision)
     print(f"{args.evaluate} ({student.arch}): top1 {top1:.2f}%  top5 {top5:.2f}% on {len(val)} images of "

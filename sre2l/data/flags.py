@@ -90,6 +90,9 @@ def add_stage_flags(parser, stage, teacher=False, tensorboard=False, val=False):
     if tensorboard:
         add("--tensorboard", action=NeedsTensorboard, nargs=0, default=False,
             help="write the metrics as TensorBoard's event files as well (needs the package tensorboard)")
+    if val or teacher or stage == "squeeze":
+        add("--class-order", choices=("text", "numeric"),
+            help="order of the class folders where only the folders know it (squeeze: text)")
     if val or teacher:
         add("--val-dir", "--real-data", type=existing_folder, metavar="DIR",
             help="real validation images, or the folder that holds val/: measures top-1 (digits: built in)")

@@ -8,7 +8,7 @@ import numpy as np
 
 from sre2l.data.datasets import BY_SIZE, DATASETS, Dataset
 from sre2l.data.image_folder import check_classes
-from sre2l.data.real_images import VAL_NAMES, find_split, show, split_folder
+from sre2l.data.real_images import VAL_NAMES, find_split, has_two_orders, order_classes, show, split_folder
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, write_json
 from sre2l.run.paths import run_folder
@@ -92,9 +92,9 @@ def check_split(train, val):
     check_classes(val.root, val.class_names, train.class_names, "train")
 
 
-def find_facts(name, path, size=None, val_fraction=None):
+def find_facts(name, path, size=None, val_fraction=None, order="text"):
     """What a folder of images tells -> Dataset. size: the user's, None = by the median image; val_fraction:
-    None = VAL_FRACTION where there are no validation images.
+    None = VAL_FRACTION where there are no validation images; order: of the classes, 'text' or 'numeric'.
 
     Raises UserError for a folder that cannot be trained on."""
     if val_fraction is None and split_folder(path, VAL_NAMES) is None:
@@ -109,17 +109,30 @@ def find_facts(name, path, size=None, val_fraction=None):
     mean, std = measure(train, size)
     return replace(spec, num_classes=len(train.class_names), size=size, mean=mean, std=std, crop=crop,
                    padding=padding, stem=stem, resize_ratio=resize_ratio, num_train=len(train),
-                   class_names=tuple(train.class_names))
+                   class_names=tuple(order_classes(train.class_names, train.root, order)))
 
 
 def describe(spec):
-    """The facts in one line."""
+    """The facts of a data set of one's own in one line; None for a known one."""
+    if spec.class_names is None:
+        return None
     names = spec.class_names
     some = f"{names[0]} ... {names[-1]}" if len(names) > 2 else " and ".join(names)
     held_out = f" ({spec.val_fraction:.0%} of each class is held out)" if spec.val_fraction else ""
     return (f"{spec.name}: {spec.num_classes} classes ({some}), {spec.num_train} images to train on"
             f"{held_out}, {spec.size} pixels, mean {spec.mean}, std {spec.std}, {spec.crop} crops, "
             f"stem {spec.stem}")
+
+
+def describe_order(names, order):
+    """The order of the classes in one line, where the folders' names have two; else None.
+
+    names: in the order that was taken; order: what the user said, None = text."""
+    if not has_two_orders(names):
+        return None
+    first = ", ".join(repr(name) for name in names[:3])
+    other = "text" if order == "numeric" else "numeric"
+    return f"classes in {order or 'text'} order, {first} ...; --class-order {other} would be another"
 
 
 def row_to_squeeze(args):
@@ -138,7 +151,8 @@ def row_to_squeeze(args):
         if args.real_data is None:
             raise UserError(f"--dataset {args.dataset}: a data set of your own needs --real-data DIR; known "
                             f"are {', '.join(DATASETS)}")
-        return find_facts(args.dataset, args.real_data, args.input_size, args.val_fraction)
+        order = args.class_order or "text"
+        return find_facts(args.dataset, args.real_data, args.input_size, args.val_fraction, order)
     row = DATASETS[args.dataset]
     if args.val_fraction is None:
         return row

@@ -1,6 +1,7 @@
 """Real images: folders {train,val}/<class>/ or <class>/, the flat val/ of Tiny-ImageNet and ImageNet with
 their lists of classes, CIFAR, embedded digits."""
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -212,26 +213,54 @@ def find_split(spec, path, split):
     return hold_out(every, spec.val_fraction, split)
 
 
-def read_real(spec, path, split, classes=None, class_names=None, owner="the teacher"):
+def numeric_order(names):
+    """Names sorted by the numbers in them: class2 before class10."""
+    return sorted(names, key=lambda name: [(part.isdigit(), int(part) if part.isdigit() else part)
+                                           for part in re.split(r"(\d+)", name)])
+
+
+def has_two_orders(names):
+    """Is the order of these class folders by their numbers another one than torchvision's, as text?"""
+    return numeric_order(names) != sorted(names)
+
+
+def order_classes(names, root, order):
+    """The names of class folders in the order of a network's outputs, which nothing else tells.
+
+    order: 'text' or 'numeric'; None raises UserError where the two differ."""
+    if order is None and has_two_orders(names):
+        first = ", ".join(repr(name) for name in names[:3])
+        by_number = ", ".join(repr(name) for name in numeric_order(names)[:3])
+        raise UserError(f"{root}: its folders are {first} ... as text and {by_number} ... by number, and "
+                        f"nothing says which order the teacher has; say --class-order text or numeric")
+    return numeric_order(names) if order == "numeric" else sorted(names)
+
+
+def read_real(spec, path, split, classes=None, class_names=None, owner="the teacher", order=None):
     """Real images of one split ('train' or 'val'), labelled with class indices of the teacher's output.
 
-    classes: a subset of the teacher's classes (default: all); the folders, sorted, are either all classes or
-    exactly these.
-    class_names: those of `owner`, where they are known. Raises UserError if the folders are not these."""
+    classes: a subset of the teacher's classes (default: all); the folders are either all classes or exactly
+    these. class_names: those of `owner`, where they are known: a folder's class is then that of its name.
+    order: as in order_classes, where no names are known. Raises UserError if the folders are not these."""
     images = find_split(spec, path, split)
     names = images.class_names
     every = list(range(spec.num_classes))
     classes = list(classes or every)
     found = every if len(names) == len(every) else classes
     if class_names:
-        check_classes(images.root, names, [class_names[c] for c in found], owner)
+        ordered = [class_names[c] for c in found]
+        check_classes(images.root, sorted(names), sorted(ordered), owner)
     elif len(names) != len(found):
         chosen = f" and --classes names {len(classes)}" if classes != every else ""
         raise UserError(f"{images.root}: {len(names)} class folders, {spec.name} has {len(every)} classes"
                         f"{chosen} (the first folder is '{names[0]}', the last '{names[-1]}')")
-    labels = np.array(found)[images.labels]
+    else:
+        ordered = order_classes(names, images.root, order)
+    class_of = dict(zip(ordered, found))
+    labels = np.array([class_of[name] for name in names])[images.labels]
     kept = np.flatnonzero(np.isin(labels, classes))
-    return replace(images, items=[images.items[row] for row in kept], labels=labels[kept])
+    items = [images.items[row] for row in kept]
+    return replace(images, items=items, labels=labels[kept], class_names=ordered)
 
 
 def show(pixels, size, short):
@@ -251,11 +280,11 @@ def shown_at(images, size, short):
     return ShownImages(**vars(images), size=size, short=short)
 
 
-def read_val(spec, path, classes=None, class_names=None, owner="the teacher"):
+def read_val(spec, path, classes=None, class_names=None, owner="the teacher", order=None):
     """The validation set -> ShownImages: not decoded yet, in the size and crop of an evaluation.
 
     `fingerprint` identifies it, `decode_own` decodes a process's part. Raises UserError as read_real."""
-    images = read_real(spec, path, "val", classes, class_names, owner)
+    images = read_real(spec, path, "val", classes, class_names, owner, order)
     return shown_at(images, spec.size, round(spec.size * spec.resize_ratio))
 
 

@@ -2,10 +2,11 @@
 import dataclasses
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from sre2l.data.flags import override
-from sre2l.data.real_images import read_val
+from sre2l.data.real_images import decode_own, read_val
 from sre2l.nets.checkpoints import (
     TEACHER_FORMAT,
     V1,
@@ -15,10 +16,12 @@ from sre2l.nets.checkpoints import (
     pretrained,
     read_checkpoint,
 )
-from sre2l.nets.evaluation import evaluate
+from sre2l.nets.evaluation import first_answers, share_in_best_order
 from sre2l.nets.models import build_network, check_input_size
 from sre2l.run.errors import UserError
 from sre2l.run.paths import run_folder
+
+OTHER_ORDER = 20  # points of top-1 by which another order of the classes is the likelier one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,21 +132,39 @@ def find_teacher(args, spec):
     return dataclasses.replace(teacher, mean=spec.mean, std=spec.std), spec
 
 
+def describe_order(answers, labels, top1):
+    """What says that the classes are in another order; None where top1, in percent, is as good as in any."""
+    share, order = share_in_best_order(answers, labels)
+    if 100 * share < top1 + OTHER_ORDER:
+        return None
+    moved = next(label for label, answer in order.items() if label != answer)
+    return (f"about {100 * share:.0f}% if its classes were in another order: it takes class {moved} for "
+            f"class {order[moved]}, and so on; is --class-order the other one, or are the folders renamed?")
+
+
 def check_top1(teacher, spec, args, device):
     """The teacher's top-1 in percent on real validation images; None where none are given or built in.
 
-    Raises UserError below twice chance: the class order or the normalisation is another one."""
+    Raises UserError below twice chance, and where another order of the classes would raise it by a lot."""
     has_own = spec.name == "digits" or (spec.source and Path(spec.source).is_dir())
     if args.val_dir is None and not has_own:
         return None
-    images = read_val(spec, args.val_dir, args.classes, teacher.class_names)
-    top1, _ = evaluate(teacher.network, images, teacher.mean, teacher.std, device, alone=True)
+    images = read_val(spec, args.val_dir, args.classes, teacher.class_names, order=args.class_order)
+    own = decode_own(images, device=device)  # all of them, whatever other processes do
+    batches = list(first_answers(teacher.network, own, teacher.mean, teacher.std, device))
+    answers = torch.cat([first[:, 0] for first, _ in batches]).cpu().numpy()
+    labels = own.labels.cpu().numpy()
+    top1 = round(100 * float((answers == labels).mean()), 4)
     print(f"teacher {teacher.arch} ({teacher.source}): top-1 {top1:.2f}% on {len(images)} images of "
           f"{images.root}")
+
     chance = 100 / spec.num_classes
-    if top1 < min(2 * chance, (100 + chance) / 2):
-        message = (f"{teacher.source}: top-1 {top1:.2f}% on {images.root} is at chance (1 in "
-                   f"{spec.num_classes}); is the class order, the normalisation or --arch another one?")
+    why = describe_order(answers, labels, top1)
+    if why is None and top1 < min(2 * chance, (100 + chance) / 2):
+        why = (f"which is chance (1 in {spec.num_classes}); is the class order, the normalisation or --arch "
+               f"another one?")
+    if why:
+        message = f"{teacher.source}: top-1 {top1:.2f}% on {images.root}, {why}"
         if not args.allow_chance:
             raise UserError(f"{message} --allow-chance goes on")
         print(f"warning: {message}")
