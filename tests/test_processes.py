@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -215,3 +216,23 @@ def test_one_process_takes_its_gpu_as_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert pick_device("cuda") == torch.device("cuda") and not chosen
     assert pick_device("cuda:1") == torch.device("cuda:1") and chosen == [torch.device("cuda:1")]
+
+
+@pytest.mark.parametrize("number, master", [(0, "127.0.0.1"), (1, "127.0.0.1"), (1, "no-such-host.invalid")])
+def test_a_foreign_rank_is_said_and_waits_for_a_limited_time(number, master, tmp_path):
+    """As in a shell of a cluster's job that sets RANK and WORLD_SIZE, where nobody else comes."""
+    code = ("from datetime import timedelta; from sre2l.run import processes, start; "
+            "from squeeze import squeeze; processes.MEETING = timedelta(seconds=2); "
+            "start.run_script(squeeze.main, squeeze.get_args)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    foreign = {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": master, "MASTER_PORT": str(port)}
+    flags = ("--dataset", "digits", "--name", tmp_path / "run", "--device", "cpu")
+    done = subprocess.run([sys.executable, "-c", code, *map(str, flags)], capture_output=True, text=True,
+                          check=False, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT), **foreign})
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    first, waiting, *rest = [line for line in done.stderr.splitlines() if not line.startswith("[")]
+    assert f"this is process {number} of 2" in first and "unset RANK WORLD_SIZE" in first
+    assert waiting == f"waiting for 1 more processes at {master}:{port}, for 0 minutes"
+    assert f"error: process {number} of 2 on" in rest[-1] and "does not reach the others" in rest[-1]

@@ -5,6 +5,7 @@ and everything here costs nothing. Recover and relabel only ask who they are; sq
 process group."""
 import os
 import socket
+import sys
 from datetime import timedelta
 
 import torch
@@ -14,6 +15,7 @@ from sre2l.run.errors import UserError, first_line
 
 NO_ID = ("", "none")  # torchrun's default, where no rendezvous is named
 PATIENCE = timedelta(hours=2)  # for the slowest process; a process that dies ends all of them at once
+MEETING = timedelta(minutes=10)  # for the processes to find each other at the start
 
 
 def rank():
@@ -54,14 +56,30 @@ def check_launch_has_id():
                         "has no id of its own: add --rdzv-id NAME to TORCHRUN, another name each time")
 
 
+def describe_foreign():
+    """What to know where RANK and WORLD_SIZE are set and torchrun has not started this process; else None."""
+    if world_size() == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+        return None
+    return (f"RANK and WORLD_SIZE say that this is process {rank()} of {world_size()}, each of which does "
+            f"its part, and torchrun has not started it; for a run of one process: unset RANK WORLD_SIZE")
+
+
 def start(device):
     """Meet the other processes, before any barrier or sum: by gloo between CPUs, by NCCL between GPUs.
 
     Raises UserError where they do not come."""
     if world_size() == 1 or dist.is_initialized():
         return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if describe_foreign():
+        where = ":".join(os.environ.get(key, "?") for key in ("MASTER_ADDR", "MASTER_PORT"))
+        minutes = MEETING.seconds // 60
+        print(f"waiting for {world_size() - 1} more processes at {where}, for {minutes} minutes",
+              file=sys.__stderr__, flush=True)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        store, *_ = next(dist.rendezvous("env://", rank(), world_size(), timeout=MEETING))
+        store.set_timeout(PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
         here = f"process {rank()} of {world_size()} on {socket.gethostname()}"
         raise UserError(f"{here} does not reach the others ({first_line(error)}); can the machines resolve "

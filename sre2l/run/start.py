@@ -9,7 +9,7 @@ from PIL import Image
 from sre2l.run import signals
 from sre2l.run.device import keep_freed_memory
 from sre2l.run.errors import UserError, not_deterministic, os_error_in_words
-from sre2l.run.processes import rank, world_size
+from sre2l.run.processes import describe_foreign, rank, world_size
 from sre2l.run.safe_load import allow_known_types, forbid_open_pickle
 
 FIRST_SPEAKS_SEC = 1.5
@@ -30,6 +30,9 @@ def run_script(main, get_args):
     Of several processes the first alone prints what all would; torchrun's exit code is 1."""
     prepare_process()
     signals.install()
+    foreign = describe_foreign()
+    if foreign:
+        print(f"note: {foreign}", file=sys.stderr, flush=True)
     if rank() > 0:
         sys.stdout = sys.stderr = open(os.devnull, "w")
     code = 0
