@@ -55,7 +55,7 @@ def section(text):
 def has_bf16():
     """Does this CPU multiply bfloat16 in hardware? Unknown is no."""
     try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
         return False
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
@@ -77,7 +77,7 @@ def device_name(device, fallback):
     if device.type == "cuda":
         return fallback
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return fallback
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

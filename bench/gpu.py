@@ -21,7 +21,8 @@ from bench.measure import shown, table
 from sre2l.run.paths import ROOT
 
 LIMITS = {"digits": 110, "tests": 135, "bench": 110}  # seconds
-FILES = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
+FILES = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py"))
+         if "mark.gpu" in path.read_text(encoding="utf-8")]
 PYTEST = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *FILES]
 TESTS = [*PYTEST, "-v", "-n", "10", "--dist", "worksteal"]
 BENCH = [sys.executable, "-m", "bench.bench", "recover", "relabel", "validate", "--quick"]
@@ -39,7 +40,7 @@ def run_limited(command, log, seconds):
 
     -> ('done', 'exit code 1' or 'cut after 80 s'; the seconds that it took)."""
     begin = time.monotonic()
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
                                    cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
         try:
@@ -80,7 +81,7 @@ def measure_digits(out):
 
 def last_line(log):
     """What a stage that failed said last."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1][:200] if lines else "-"
 
 
@@ -88,11 +89,12 @@ def stage_result(stage, run):
     """The accuracy that a stage ends with, percent; {} for a stage without one."""
     try:
         if stage == "squeeze":
-            last = (run / "teacher" / "metrics.jsonl").read_text().splitlines()[-1]
+            last = (run / "teacher" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
             return {"result": f"teacher {json.loads(last)['top1']:.2f} %"}
         if stage == "validate":
             (path,) = run.glob("student_*/results.json")
-            return {"result": f"student {json.loads(path.read_text())['top1']['mean']:.2f} %"}
+            results = json.loads(path.read_text(encoding="utf-8"))
+            return {"result": f"student {results['top1']['mean']:.2f} %"}
     except (OSError, ValueError, KeyError, IndexError) as error:
         return {"result": f"no accuracy: {error!r}"}
     return {}
@@ -101,14 +103,14 @@ def stage_result(stage, run):
 def count_tests(out):
     """How many tests are skipped without a GPU."""
     run_limited([*PYTEST, "--collect-only", "-q"], out / "tests.log", LIMITS["tests"])
-    found = re.search(r"(\d+)/\d+ tests collected", (out / "tests.log").read_text())
+    found = re.search(r"(\d+)/\d+ tests collected", (out / "tests.log").read_text(encoding="utf-8"))
     return int(found[1]) if found else None
 
 
 def measure_tests(out):
     """The row of the tests that are skipped without a GPU; of those that have ended where the time is up."""
     end, seconds = run_limited(TESTS, out / "tests.log", LIMITS["tests"])
-    log = (out / "tests.log").read_text()
+    log = (out / "tests.log").read_text(encoding="utf-8")
     selected = re.search(r"\[(\d+) items?\]", log)
     outcomes = {"PASSED": [], "FAILED": [], "ERROR": [], "SKIPPED": []}
     for outcome, test in re.findall(OUTCOME, log, re.MULTILINE):
@@ -125,7 +127,7 @@ def measure_tests(out):
 def measure_bench(out):
     """Yield the benchmark's rows, then one on how it ended."""
     end, seconds = run_limited(BENCH, out / "bench.log", LIMITS["bench"])
-    for line in (out / "bench.log").read_text().splitlines():
+    for line in (out / "bench.log").read_text(encoding="utf-8").splitlines():
         if line.startswith("{"):
             row = json.loads(line)
             names = (row["section"], *(row.get(key) for key in ("what", "network", "dataset", "precision")))
@@ -153,17 +155,17 @@ def main(out):
     """Run all parts; `out`: the folder for what is written -> the exit code."""
     out.mkdir(parents=True, exist_ok=True)
     for name in ("results.jsonl", "tests.log", "digits.log", "bench.log"):
-        (out / name).write_text("")
+        (out / name).write_text("", encoding="utf-8")
     rows = []
     for row in measure(out):
         rows.append(row)
         print(json.dumps(row), flush=True)
-        with open(out / "results.jsonl", "a") as file:
+        with open(out / "results.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU, so nothing ran"
     summary = f"{table(rows, COLUMNS)}\n{device}, torch {torch.__version__}\n"
     print(f"\n{summary}")
-    (out / "summary.txt").write_text(summary)
+    (out / "summary.txt").write_text(summary, encoding="utf-8")
     return int(any(row["end"] not in ("done", "left out") for row in rows))
 
 

@@ -113,7 +113,7 @@ def free(device):
 def resident(key):
     """Memory of this process, bytes or None. VmRSS: is what it has now, VmHWM: the most it has had."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(key)), None)

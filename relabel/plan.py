@@ -50,24 +50,26 @@ def make_settings(args, spec):
             "logits": args.label_precision, "batch_statistics": args.batch_statistics}
 
 
-def num_label_bytes(args, num_images, spec):
-    """Bytes of all label files.
+def num_label_bytes(num_images, settings):
+    """Bytes of all label files. settings: of make_settings.
 
     A row has its logits and 25 bytes of crop, flip and partner; a file has 2,400 bytes of zip."""
-    num_files = args.epochs * -(-num_images // args.batch_size)
-    row_bytes = spec.num_classes * (2 if args.label_precision == "fp16" else 4) + 25
-    return num_images * args.epochs * row_bytes + 2400 * num_files
+    epochs = settings["epochs"]
+    num_files = epochs * -(-num_images // settings["batch_size"])
+    row_bytes = settings["num_classes"] * (2 if settings["logits"] == "fp16" else 4) + 25
+    return num_images * epochs * row_bytes + 2400 * num_files
 
 
 def dry_run(args, spec, images, labels):
     """--dry-run: the settings, how many label files and how many bytes."""
     teacher, spec = find_teacher(args, spec)
+    settings = make_settings(args, spec)
     count = num_batches = num_bytes = None
     if images:
         count = len(images)
         num_batches = len(Batches(count, args.batch_size, args.fkd_seed, args.epochs))
-        num_bytes = num_label_bytes(args, count, spec)
-    labels.dry_run(make_settings(args, spec), images=count, teacher=teacher and teacher.describe(),
+        num_bytes = num_label_bytes(count, settings)
+    labels.dry_run(settings, images=count, teacher=teacher and teacher.describe(),
                    batches=num_batches, bytes=num_bytes)
 
 

@@ -135,7 +135,7 @@ def main(args):
     own = list(planned)[processes.rank()::processes.world_size()]
     todo = [planned[name] for name in labels.missing(own, args.workers)]
     # A disk on which the run would end after hours is refused now.
-    num_bytes = round(plan.num_label_bytes(args, len(images), spec) * len(todo) / len(batches))
+    num_bytes = round(plan.num_label_bytes(len(images), settings) * len(todo) / len(batches))
     room.check_room(labels.root, num_bytes)
     log.line(f"{len(todo)} label files to write, about {room.in_bytes(num_bytes)}, teacher in {precision}, "
              f"logits in {args.label_precision} -> {labels.root}")

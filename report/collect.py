@@ -48,7 +48,7 @@ def find_records(run, record):
 
 def read_text(path, run):
     """Read a text of a run, and make paths in the run or in this project relative."""
-    text = path.read_text(errors="replace")
+    text = path.read_text(encoding="utf-8", errors="replace")
     return text.replace(str(run), f"runs/{run.name}").replace(f"{ROOT}/", "")
 
 

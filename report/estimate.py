@@ -103,9 +103,8 @@ def estimate(plans, spec, path, device):
                "relabel": settings["relabel"]["epochs"] * num_images * of_teacher.forward,
                "validate": training(plans["validate"], num_images, of_student)}
     sizes = {name: plan["bytes"] for name, plan in plans.items()}
-    labels = settings["relabel"]  # which cannot count images that are not there yet
-    sizes["relabel"] = num_label_bytes(num_images, labels["batch_size"], labels["epochs"],
-                                       labels["num_classes"], labels["logits"])
+    # relabel cannot count images that are not there yet.
+    sizes["relabel"] = num_label_bytes(num_images, settings["relabel"])
 
     # The controls repeat the last stages: one the student, the other images, labels and student.
     of_control = None if seconds["validate"] is None else seconds["relabel"] + seconds["validate"]

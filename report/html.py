@@ -3,7 +3,7 @@ import base64
 from html import escape
 from pathlib import Path
 
-STYLE = Path(__file__).with_name("page.css").read_text()
+STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 class Html(str):

@@ -71,7 +71,7 @@ class Row:
     def log(self, output):
         """The log of an output of the run, '' where there is none."""
         path = self.path / "log.txt"
-        text = path.read_text() if path.exists() else ""
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         return text.partition(f"==> {output} <==\n")[2].partition("\n==> ")[0]
 
     def teacher_top1(self):

@@ -166,7 +166,7 @@ def ablation_tables():
 
 def with_tables(path, tables):
     """The text of a file with new tables between its marker comments."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if text.count(START) != 1 or text.count(END) != 1:
         raise UserError(f"{path}: the tables stand between the lines {START!r} and {END!r}, each once; "
                         f"bring them back")

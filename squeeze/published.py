@@ -13,7 +13,7 @@ def check_torchvision(args, spec):
     if args.dry_run:
         note = "nothing to train: IMAGENET1K_V1 weights are checked"
         return print_plan({"dataset": spec.name, "arch": args.arch}, epochs=0, bytes=0, note=note)
-    useless = ("compile", "tensorboard", "overwrite")
+    useless = ("compile", "tensorboard", "overwrite", "weights")
     refuse_useless(args, useless, "imagenet1k: torchvision's teacher is only checked")
     device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
     start(device)

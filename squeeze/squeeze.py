@@ -5,6 +5,7 @@ Time: digits about 40 s on two CPU cores. imagenet1k: nothing is trained, torchv
 Result: runs/<name>/teacher/teacher.pth with class names in order, normalisation, size and top-1.
 """
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from squeeze.published import check_torchvision
 from sre2l.data import augment, loader
+from sre2l.data.datasets import IMAGENET
 from sre2l.data.flags import add_stage_flags, override
 from sre2l.data.image_folder import fingerprint
 from sre2l.data.label_files import LabelBatch
@@ -41,8 +43,10 @@ def make_settings(args, spec, stem, train=None, val=None, precision=None):
     NOTE: a checkpoint knows its run by a hash of these. Leave a new setting out where it has its default."""
     flags = ("dataset", "arch", "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup_epochs",
              "seed")
+    weights = {"weights": args.weights} if args.weights else {}
     return {
         **{key: getattr(args, key) for key in flags},
+        **weights,
         "num_classes": spec.num_classes,
         "size": spec.size,
         "stem": stem,
@@ -83,6 +87,8 @@ def save(path, identity, seed, values, network, optimizer, scaler):
 def main(args):
     # Plan: what a flag can get wrong is refused before anything is loaded.
     row = row_to_squeeze(args)
+    if args.weights:  # which know pixels in ImageNet's normalisation
+        row = replace(row, mean=IMAGENET[0], std=IMAGENET[1])
     spec = override(row, args, num_classes=args.num_classes or row.num_classes)
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)
@@ -101,6 +107,7 @@ def main(args):
     torch.manual_seed(args.seed)
     network, stem = models.build_for(spec, args.arch, args.stem)
     models.check_input_size(network, args.arch, spec.size)
+    afresh = checkpoints.start_from_imagenet(network, args.arch) if args.weights else None
     order = args.class_order or "text"
     images = read_real(spec, args.real_data, "train", None, spec.class_names, "dataset.json", order)
     val = read_val(spec, args.real_data, None, images.class_names, "train")
@@ -114,7 +121,9 @@ def main(args):
     if processes.rank() == 0:
         record_facts(args, row)
     log = folder.open_log(args, device)
-    lines = describe(row), describe_order(images.class_names, args.class_order), note
+    lines = [describe(row), describe_order(images.class_names, args.class_order), note]
+    if afresh:
+        lines.append(f"torchvision's {args.weights} weights of {args.arch}; afresh: {', '.join(afresh)}")
     log.line("\n".join(filter(None, lines)))
     network = start_network(args, network, device, log)
     optimizer = training.make_sgd(network.parameters(), args.lr, args.momentum, args.weight_decay, device)
@@ -207,6 +216,8 @@ def make_parser():
         help="measure on this part of each class, held out of the training images (default: 0.1 where a data "
              "set of your own has no val/)")
     add("-a", "--arch", "--arch-name", default="resnet18", help="torchvision name of the network")
+    add("--weights", choices=(checkpoints.V1,),
+        help="start from torchvision's ImageNet weights, with a last layer of its own: for few images")
 
     # The recipe. squeeze.sh has that of each data set.
     add("--epochs", type=number(int, 1), default=90)

@@ -32,7 +32,7 @@ def same_values(one, other):
 
 def same_json(one, other, but_for):
     """Do two JSON files say the same, but for some keys?"""
-    values = [json.loads(path.read_text()) for path in (one, other)]
+    values = [json.loads(path.read_text(encoding="utf-8")) for path in (one, other)]
     one, other = ({key: value for key, value in each.items() if key not in but_for} for each in values)
     return same_values(one, other)
 

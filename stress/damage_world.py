@@ -44,7 +44,7 @@ def stages(root, run):
 
 @contextlib.contextmanager
 def quiet():
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             yield
 

@@ -40,16 +40,16 @@ def exchange(run, name, other):
 
 def exchange_hashes(run, name):
     """The hashes of the first two lines of a hash file, each at the other's name."""
-    first, second, *rest = (run / name).read_text().splitlines(keepends=True)
+    first, second, *rest = (run / name).read_text(encoding="utf-8").splitlines(keepends=True)
     (run / name).write_text("".join((second[:64] + first[64:], first[:64] + second[64:], *rest)))
 
 
 def repeat_lines(run, name):
-    (run / name).write_text(2 * (run / name).read_text())
+    (run / name).write_text(2 * (run / name).read_text(encoding="utf-8"))
 
 
 def add_file(run, name):
-    (run / name).write_text("x")
+    (run / name).write_text("x", encoding="utf-8")
 
 
 def add_folder(run, name):

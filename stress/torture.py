@@ -113,7 +113,7 @@ def make_stages(base):
 def read_lines(base, lines):
     """Add what children counted to `lines`: how often each line ran, at most."""
     for path in base.glob("lines.*.json"):
-        for place, times in json.loads(path.read_text()).items():
+        for place, times in json.loads(path.read_text(encoding="utf-8")).items():
             lines[place] = max(times, lines.get(place, 0))
         path.unlink()
 
@@ -161,7 +161,7 @@ def torture_once(stage, base, reference, rng, tally):
     tally.reruns += course.starts - 1
     log = base / "run" / "images.log.txt"
     if log.exists():
-        tally.within += log.read_text().count("continues after iteration")
+        tally.within += log.read_text(encoding="utf-8").count("continues after iteration")
     tally.completed += not course.problem
     if course.problem:
         return [course.problem]

@@ -111,7 +111,7 @@ def write_and_exit(counts, path, pid, leave, code):
     """What os._exit is in a child that counts lines: write the counts, unless this is the child's worker."""
     sys.settrace(None)
     if os.getpid() == pid:
-        path.write_text(json.dumps(counts))
+        path.write_text(json.dumps(counts), encoding="utf-8")
     leave(code)
 
 

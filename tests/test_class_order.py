@@ -93,7 +93,7 @@ def test_a_teacher_in_another_order_is_told_so(tmp_path, monkeypatch):
     labels = torch.arange(100).repeat_interleave(4)
     text = sorted(range(100), key=str)
     answers = torch.tensor([text.index(label) for label in labels.tolist()])
-    monkeypatch.setattr(teacher, "first_answers", lambda *_: [(answers[:, None], labels)])
+    monkeypatch.setattr(teacher, "answer_all", lambda *_: (answers.numpy(), labels.numpy()))
     checkpoint = bare_checkpoint(tmp_path / "t.pth", num_classes=100)
     flags = ("--dataset", "cifar100", "--name", tmp_path / "run", "--device", "cpu", "--teacher", checkpoint,
              "--arch", SMALL, "--val-dir", tmp_path / "real", "--class-order", "numeric")

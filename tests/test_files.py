@@ -1,4 +1,5 @@
 """Files whole or not at all, logs that go on, hash files that a kill has torn."""
+import ast
 import errno
 import io
 import os
@@ -14,6 +15,7 @@ from sre2l.run import files
 from sre2l.run.errors import UserError
 from sre2l.run.hashes import read_hash_file, read_hashes
 from sre2l.run.log import RunLog, read_metrics, stage_seconds
+from sre2l.run.paths import ROOT
 
 HASH = "0123456789abcdef" * 4
 
@@ -112,3 +114,21 @@ def test_an_output_folder_may_be_a_link_to_another_disk(tmp_path):
         check_room(root, 0)
         files.write_bytes(root / "epoch_0" / "batch_0.tar", b"x", root)
         assert (Path(disk) / "large" / "epoch_0" / "batch_0.tar").read_bytes() == b"x"
+
+
+def opens_as_text(call):
+    """Does a call read or write a file as text, so that it needs the encoding?"""
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr in ("read_text", "write_text")
+    if not isinstance(call.func, ast.Name) or call.func.id != "open":
+        return False
+    mode = call.args[1].value if len(call.args) > 1 else "r"
+    return "b" not in mode
+
+
+@pytest.mark.parametrize("folder", ("squeeze", "recover", "relabel", "validate", "sre2l", "report"))
+def test_text_is_utf_8_whatever_the_locale(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        for call in filter(opens_as_text, calls):
+            assert "encoding" in [keyword.arg for keyword in call.keywords], f"{path}:{call.lineno}"

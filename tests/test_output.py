@@ -151,6 +151,16 @@ def test_free_settings_take_the_later_value_and_chosen_ones_the_first(tmp_path):
         begin({"precision": "bf16", "groups": 4})
 
 
+def test_a_refusal_names_what_differs_and_no_more(tmp_path):
+    teacher = {"arch": "resnet18", "sha256": "1", "size": 32}
+    images_of(tmp_path).begin({"teacher": teacher, "epochs": 3})
+    with pytest.raises(UserError) as caught:
+        images_of(tmp_path).begin({"teacher": {**teacher, "sha256": "2"}, "epochs": 5})
+    message = str(caught.value)
+    assert "(epochs: there 3, here 5; teacher.sha256: there '1', here '2'). The learning rate" in message
+    assert "resnet18" not in message
+
+
 # -- --overwrite
 
 def test_overwrite_deletes_what_a_run_left_and_says_so(world, capsys):

@@ -6,15 +6,17 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from recover import recover
 from relabel import check, relabel
 from squeeze import squeeze
 from sre2l.data import own, scale
-from sre2l.data.datasets import BY_SIZE, DATASETS
+from sre2l.data.datasets import BY_SIZE, DATASETS, IMAGENET
 from sre2l.data.image_folder import read_folder
 from sre2l.data.real_images import find_split, read_digits, show, to_train_on
+from sre2l.nets import checkpoints, models
 from sre2l.run.errors import UserError
 from sre2l.run.paths import ROOT
 from tests.helpers import SMALL, noise_folder, refused, run_main
@@ -183,6 +185,21 @@ def test_the_validation_images_of_a_known_set_have_the_classes_of_its_training_i
     assert "number 0: 'd0' where 'c0' is expected" in found and "train has 10" in found
 
 
+@pytest.mark.parametrize("content", [b"no image", "cut"])
+def test_the_first_twenty_files_that_cannot_be_used_are_named(content, tmp_path):
+    """By their headers or where they are decoded; nothing is recorded, so the mended folder is taken."""
+    noise_folder(tmp_path / "photos", NAMES, 15)
+    for file in sorted((tmp_path / "photos").glob("[ab]*/*.png")):
+        data = file.read_bytes()
+        file.write_bytes(data[:len(data) // 2] if content == "cut" else content)
+    flags = ("--dataset", "photos", "--name", tmp_path / "run", "--device", "cpu", "--real-data",
+             tmp_path / "photos")
+    lines = refused(squeeze, *flags).splitlines()
+    assert "of its files cannot be used; mend or remove them" in lines[0]
+    assert sum("not a readable image" in line for line in lines) == 20 and lines[-1] == "  and 6 more"
+    assert not (tmp_path / "run").exists()
+
+
 # -- names
 
 @pytest.mark.parametrize("name, message", [
@@ -227,6 +244,35 @@ def test_padded_crops_are_of_images_of_the_networks_size(tmp_path):
     assert to_train_on(digits, DATASETS["digits"]) is digits
 
 
+# -- ImageNet's weights
+
+@pytest.mark.parametrize("stem, afresh", [("torchvision", ["fc"]), ("conv3x3", ["conv1", "fc"])])
+def test_a_teacher_may_start_from_imagenets_weights(stem, afresh, monkeypatch):
+    """Every layer that has their shape has them; the last one, and a changed stem, begin afresh."""
+    torch.manual_seed(1)
+    source = models.get_network("resnet18", weights=None)
+    monkeypatch.setattr(checkpoints, "pretrained", lambda arch: source)
+    network, _ = models.build_network("resnet18", 3, stem)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert checkpoints.start_from_imagenet(network, "resnet18") == afresh
+    for name, value in network.state_dict().items():
+        wanted = before if name.rpartition(".")[0] in afresh else source.state_dict()
+        assert torch.equal(value, wanted[name])
+
+
+def test_squeeze_begins_with_them_in_their_normalisation(tmp_path, monkeypatch, capsys):
+    noise_folder(tmp_path / "photos", NAMES, 3)
+    monkeypatch.setattr(checkpoints, "pretrained", lambda arch: models.get_network(arch, weights=None))
+    flags = ("--dataset", "photos", "--name", tmp_path / "run", "--device", "cpu", "-j", 0, "--epochs", 1)
+    with_weights = (*flags, "--real-data", tmp_path / "photos", "--weights", "IMAGENET1K_V1", "--arch", SMALL)
+    run_main(squeeze, *with_weights, "-b", 3, "--lr", 0.001)
+    assert f"IMAGENET1K_V1 weights of {SMALL}; afresh: fc" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "run" / "dataset.json").read_text())
+    assert tuple(facts["mean"]) == IMAGENET[0]
+    assert "weights: there 'IMAGENET1K_V1', here None" in refused(squeeze, *flags, "-b", 3, "--arch", SMALL,
+                                                                   "--lr", 0.001)
+
+
 # -- launchers
 
 @pytest.mark.parametrize("number, name", [
@@ -259,6 +305,7 @@ def test_later_stages_need_no_flag(tmp_path, capsys):
     run_main(relabel, *stage, "--epochs", 1, "-b", 6, "-j", 0, "--allow-chance")
     run_main(check, *name)
     run_main(train, *stage, "--epochs", 1, "-j", 0, "--gradient-accumulation-steps", 1)
+    assert "warning: that is chance (1 in 3); too few epochs" in capsys.readouterr().out
     run_main(random_real, *name)
     results = json.loads((tmp_path / "run" / "student_resnet18" / "results.json").read_text())
     assert results["protocol"]["val"]["num_images"] == 3

@@ -20,7 +20,7 @@ from sre2l.run.device import pick_device
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, sidecar
 from sre2l.run.flags import Parser, number
-from sre2l.run.output import OutputFolder
+from sre2l.run.output import OutputFolder, recorded
 from sre2l.run.paths import run_folder
 from sre2l.run.processes import barrier, rank, start
 from sre2l.run.start import run_script
@@ -100,7 +100,8 @@ def main(args):
     # Images: the first process writes them, the others wait.
     start(pick_device(to_relabel.device))
     if rank() == 0:
-        real = read_real(spec, args.real_data, "train", classes)
+        names = recorded(sidecar(run / "labels", "manifest.json"), "teacher_classes")
+        real = read_real(spec, args.real_data, "train", classes, names, order=to_relabel.class_order)
         chosen = draw_real_images(real, settings["ipc"], args.seed)
         images.begin({**settings, "source": real.root})
         suffix = suffix_of(settings["lossless"])

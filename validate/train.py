@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.nets import parallel, training
-from sre2l.nets.evaluation import evaluate, keep_on_device
+from sre2l.nets.evaluation import evaluate, is_chance, keep_on_device
 from sre2l.nets.precision import PRECISIONS, autocast, start_device
 from sre2l.run import processes, signals
 from sre2l.run.files import hash_json
@@ -168,6 +168,9 @@ def main(args):
             written = results.write_results(args, settings, rows, num_bytes, device)
             log.line(f"seed {seed}: last top1 {row['top1']:.2f}%  top5 {row['top5']:.2f}%   "
                      f"(best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']})")
+            if is_chance(row["top1"], data.spec.num_classes):
+                log.line(f"warning: that is chance (1 in {data.spec.num_classes}); too few epochs, a "
+                         f"learning rate that is too large, or images that show nothing?")
 
     # Finish with a page about the whole run.
     if processes.rank() == 0:

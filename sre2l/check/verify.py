@@ -121,7 +121,7 @@ def read_records(finding, root, kind):
     record = hashes = None
     if path.exists():
         record = attempt(finding, read_record, path)
-        if record and json.dumps(record, indent=1) + "\n" != path.read_text():
+        if record and json.dumps(record, indent=1) + "\n" != path.read_text(encoding="utf-8"):
             finding.faults.append(f"{path}: not as a run wrote it")
     elif listing.exists():
         finding.faults.append(f"{path}: is missing, though {listing} is there: bring it back, or delete that "

@@ -20,6 +20,7 @@ from sre2l.run.processes import local_world_size
 JPEG_QUALITY = 75  # Pillow's default, which the released code uses; the student trains on that file
 # The formats of ImageFolder's suffixes. Pillow knows others, and starts ghostscript for one.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+NUM_FAULTS = 20  # unusable files that a message names
 MAX_PIXELS = 100_000_000  # of an image; decoded, they take 0.3 GB
 
 
@@ -87,6 +88,18 @@ def read_shape(path):
         return image.height, image.width
 
 
+def refuse_faults(root, faults):
+    """Raise UserError where files of a set are unusable, with the first of them: whoever mends them shall not
+    meet them one at a time."""
+    faults = sorted(faults)
+    if len(faults) == 1:
+        raise UserError(faults[0])
+    if faults:
+        more = f"\n  and {len(faults) - NUM_FAULTS} more" if len(faults) > NUM_FAULTS else ""
+        raise UserError(f"{root}: {len(faults)} of its files cannot be used; mend or remove them:\n  "
+                        + "\n  ".join(faults[:NUM_FAULTS]) + more)
+
+
 def decoding_threads():
     """How many threads each process of this machine decodes with."""
     return max(1, usable_cores() // local_world_size())
@@ -98,19 +111,26 @@ def fill(buffer, images, rows, starts, shapes):
     starts: where each image begins, and the end; shapes: height and width of each. Raises UserError where an
     image is not what its header says."""
     first = starts[rows.start]
+    faults = []
 
     def decode_row(index):
-        pixels = images.pixels(index)
+        try:
+            pixels = images.pixels(index)
+        except UserError as error:
+            faults.append(str(error))
+            return
         height, width = shapes[index]
         if pixels.shape[:2] != (height, width):
-            raise UserError(f"{images.items[index]}: not a readable image (its header says {height} by "
-                            f"{width} pixels, it has {pixels.shape[0]} by {pixels.shape[1]})")
+            faults.append(f"{images.items[index]}: not a readable image (its header says {height} by "
+                          f"{width} pixels, it has {pixels.shape[0]} by {pixels.shape[1]})")
+            return
         buffer[starts[index] - first:starts[index + 1] - first] = pixels.reshape(-1)
 
     with ThreadPool(decoding_threads()) as pool:
         decoded = pool.imap_unordered(decode_row, rows, chunksize=16)
         for _ in tqdm(decoded, "decoding", total=len(rows), unit="image", disable=None, leave=False):
             pass
+    refuse_faults(images.root, faults)
 
 
 def fill_gpu(images, starts, shapes, device):

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from sre2l.data.datasets import BY_SIZE, DATASETS, Dataset
-from sre2l.data.image_folder import check_classes
+from sre2l.data.image_folder import check_classes, refuse_faults
+from sre2l.data.pixel_store import find_shapes
 from sre2l.data.real_images import VAL_NAMES, find_split, has_two_orders, order_classes, show, split_folder
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, write_json
@@ -15,7 +16,7 @@ from sre2l.run.paths import run_folder
 
 FORMAT = "sre2l-dataset-1"
 VAL_FRACTION = 0.1  # of each class, where a folder has no validation images
-NUM_MEASURED = 2000  # images, evenly spread, whose sizes and pixels are measured
+NUM_MEASURED = 2000  # images, evenly spread, whose pixels are measured
 
 
 def facts_path(run):
@@ -69,10 +70,16 @@ def measure(images, size):
     sums = np.zeros(3)
     squares = np.zeros(3)
     rows = evenly(images, NUM_MEASURED)
+    faults = []
     for row in rows:
-        pixels = show(images.pixels(row), size, size).reshape(-1, 3) / 255
+        try:
+            pixels = show(images.pixels(row), size, size).reshape(-1, 3) / 255
+        except UserError as error:
+            faults.append(str(error))
+            continue
         sums += pixels.mean(0)
         squares += (pixels ** 2).mean(0)
+    refuse_faults(images.root, faults)
     mean = sums / len(rows)
     std = np.sqrt(np.maximum(squares / len(rows) - mean ** 2, 1e-8))
     return tuple(np.round(mean, 4).tolist()), tuple(np.maximum(np.round(std, 4), 1e-4).tolist())
@@ -104,7 +111,7 @@ def find_facts(name, path, size=None, val_fraction=None, order="text"):
     train = find_split(spec, path, "train")
     val = find_split(spec, path, "val")
     check_split(train, val)
-    size = size or choose_size(train.shapes(evenly(train, NUM_MEASURED)))
+    size = size or choose_size(find_shapes(train))
     crop, padding, stem, resize_ratio = BY_SIZE[max(known for known in BY_SIZE if known <= max(size, 32))]
     mean, std = measure(train, size)
     return replace(spec, num_classes=len(train.class_names), size=size, mean=mean, std=std, crop=crop,

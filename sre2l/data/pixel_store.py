@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sre2l.data.image_folder import decoding_threads, fill, fill_gpu
+from sre2l.data.image_folder import decoding_threads, fill, fill_gpu, refuse_faults
 from sre2l.data.resize import host_cropper, vertical_first
 from sre2l.kernels.compiled import why_no_triton
+from sre2l.run.errors import UserError
 from sre2l.run.limits import fits_gpu, memory_room
 
 CPU = torch.device("cpu")
@@ -50,9 +51,22 @@ class Store:
 def find_shapes(images):
     """Height and width of every image, (n, 2) int64, of files from their headers."""
     parts = [range(start, min(start + 256, len(images))) for start in range(0, len(images), 256)]
+    faults = []
+
+    def shapes_of(rows):
+        try:
+            return images.shapes(rows)
+        except UserError as error:
+            if len(rows) == 1:
+                faults.append(str(error))
+                return np.zeros((1, 2), np.int64)
+            return np.concatenate([shapes_of([row]) for row in rows])
+
     with ThreadPool(decoding_threads()) as pool:
-        found = pool.imap(images.shapes, parts)
-        return np.concatenate(list(tqdm(found, "reading sizes", total=len(parts), disable=None, leave=False)))
+        found = pool.imap(shapes_of, parts)
+        shapes = list(tqdm(found, "reading sizes", total=len(parts), disable=None, leave=False))
+    refuse_faults(images.root, faults)
+    return np.concatenate(shapes)
 
 
 def keep_decoded(images, device=CPU):

@@ -123,7 +123,8 @@ def read_cifar(name, path, split):
 def read_tiny_val(folder):
     """Tiny-ImageNet's val/ as distributed: images/ and val_annotations.txt; classes: the sorted wnids."""
     file = folder / "val_annotations.txt"
-    rows = [line.split("\t")[:2] for line in file.read_text(errors="replace").splitlines() if line.strip()]
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = [line.split("\t")[:2] for line in lines if line.strip()]
     if not rows or any(len(row) != 2 for row in rows):
         raise UserError(f"{file}: expected lines of file name, tab, class")
     for name, _ in rows:

@@ -19,7 +19,7 @@ FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
 def cpu_name():
     """What -march=native depends on: the CPU's model and its instruction sets."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     kinds = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
@@ -43,8 +43,9 @@ def compiler_version(compiler):
 
 def library_path(source, compiler, flags):
     """Where the compiled library of this source is kept: its name has a hash of all that it depends on."""
-    headers = [header.read_text() for header in sorted(source.parent.glob("*.h"))]
-    parts = (source.read_text(), *headers, *flags, compiler, compiler_version(compiler), cpu_name())
+    headers = [header.read_text(encoding="utf-8") for header in sorted(source.parent.glob("*.h"))]
+    code = source.read_text(encoding="utf-8")
+    parts = (code, *headers, *flags, compiler, compiler_version(compiler), cpu_name())
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sre2l"
     return folder / f"{source.stem}-{key}.so"
@@ -88,7 +89,7 @@ def share_threads():
     Raises OSError where torch has none of its own."""
     folder = Path(torch.__file__).parent
     folders = (folder / "lib", folder.with_name("torch.libs"))
-    mapped = Path("/proc/self/maps").read_text().splitlines()
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     loaded = {line.split()[-1] for line in mapped if "libgomp" in line}
     own = [path for path in loaded if Path(path).parent in folders]
     if not own:

@@ -127,3 +127,14 @@ def pretrained(arch):
         raise UserError(f"could not download or read torchvision's weights of {arch} ({first_line(error)}); "
                         f"put the file into {file.parent}, or give recover and relabel a checkpoint with "
                         "--teacher") from None
+
+
+def start_from_imagenet(network, arch):
+    """Give a fresh network, in place, torchvision's ImageNet weights where they have its shapes -> the names
+    of the layers that begin afresh: the last one, for other classes, and a changed stem."""
+    here = network.state_dict()
+    there = pretrained(arch).state_dict()
+    fits = {name: value for name, value in there.items() if name in here and value.shape == here[name].shape}
+    network.load_state_dict({**here, **fits})
+    return sorted({name.rpartition(".")[0] for name in here.keys() - fits.keys()})
+

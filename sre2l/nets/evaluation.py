@@ -46,6 +46,12 @@ def evaluate(network, images, mean, std, device, batch_size=256, precision="fp32
     return tuple(round(100 * count / len(images), 4) for count in hits.tolist())
 
 
+def is_chance(top1, num_classes):
+    """Is a top-1 in percent below twice chance? Of few classes, half of the way from chance to 100 counts."""
+    chance = 100 / num_classes
+    return top1 < min(2 * chance, (100 + chance) / 2)
+
+
 def best_order(answers, labels):
     """The order of classes that the answers of a network speak for -> {right class: answered class}.
 

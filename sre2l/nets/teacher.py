@@ -16,11 +16,12 @@ from sre2l.nets.checkpoints import (
     pretrained,
     read_checkpoint,
 )
-from sre2l.nets.evaluation import first_answers, share_in_best_order
+from sre2l.nets.evaluation import first_answers, is_chance, share_in_best_order
 from sre2l.nets.models import build_network, check_input_size
 from sre2l.run.errors import UserError
 from sre2l.run.paths import run_folder
 
+PART = 4096  # images that are decoded at a time
 OTHER_ORDER = 20  # points of top-1 by which another order of the classes is the likelier one
 
 
@@ -75,7 +76,7 @@ def stored_network(spec, path, checkpoint, facts, arch, stem, default_arch):
         raise UserError(f"{path}: was trained on {facts['dataset']}, this run is of {spec.name}")
     if facts.get("num_classes", spec.num_classes) != spec.num_classes:
         raise UserError(f"{path}: the teacher has {facts['num_classes']} classes, {spec.name} has "
-                        f"{spec.num_classes}")
+                        f"{spec.num_classes}; --num-classes says how many a set has")
     arch = same_or_refuse(path, facts.get("arch"), arch, "--arch or --model") or default_arch
     wanted = same_or_refuse(path, facts.get("stem"), stem, "--stem") or spec.stem
     network, has = build_network(arch, spec.num_classes, wanted, strict_stem=stem is not None)
@@ -142,6 +143,20 @@ def describe_order(answers, labels, top1):
             f"class {order[moved]}, and so on; is --class-order the other one, or are the folders renamed?")
 
 
+def answer_all(teacher, images, device):
+    """The teacher's answers and the right ones (n,) int64 each, of all images, whatever other processes do.
+
+    Part by part: of several processes each may measure, and all images would fill the memory."""
+    answers = []
+    for first in range(0, len(images), PART):
+        part = slice(first, first + PART)
+        own = decode_own(dataclasses.replace(images, items=images.items[part], labels=images.labels[part]),
+                         device=device)
+        batches = first_answers(teacher.network, own, teacher.mean, teacher.std, device)
+        answers += [classes[:, 0].cpu() for classes, _ in batches]
+    return torch.cat(answers).numpy(), images.labels
+
+
 def check_top1(teacher, spec, args, device):
     """The teacher's top-1 in percent on real validation images; None where none are given or built in.
 
@@ -150,17 +165,13 @@ def check_top1(teacher, spec, args, device):
     if args.val_dir is None and not has_own:
         return None
     images = read_val(spec, args.val_dir, args.classes, teacher.class_names, order=args.class_order)
-    own = decode_own(images, device=device)  # all of them, whatever other processes do
-    batches = list(first_answers(teacher.network, own, teacher.mean, teacher.std, device))
-    answers = torch.cat([first[:, 0] for first, _ in batches]).cpu().numpy()
-    labels = own.labels.cpu().numpy()
+    answers, labels = answer_all(teacher, images, device)
     top1 = round(100 * float((answers == labels).mean()), 4)
     print(f"teacher {teacher.arch} ({teacher.source}): top-1 {top1:.2f}% on {len(images)} images of "
           f"{images.root}")
 
-    chance = 100 / spec.num_classes
     why = describe_order(answers, labels, top1)
-    if why is None and top1 < min(2 * chance, (100 + chance) / 2):
+    if why is None and is_chance(top1, spec.num_classes):
         why = (f"which is chance (1 in {spec.num_classes}); is the class order, the normalisation or --arch "
                f"another one?")
     if why:

@@ -127,7 +127,7 @@ def write_json(path, value):
 def read_json(path):
     """The JSON object in a file. Raises UserError for anything else."""
     try:
-        value = json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(value, dict):

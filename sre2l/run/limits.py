@@ -21,7 +21,7 @@ def cgroup_folders(controller):
 
     In a container the path may be the host's: there the limits are in the topmost folder."""
     try:
-        lines = OWN_CGROUPS.read_text().splitlines()
+        lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return []
 
@@ -39,7 +39,8 @@ def cgroup_folders(controller):
 def read_limits(folder, name):
     """The numbers in a file of a cgroup, infinity for 'max'; none where there is no such file."""
     try:
-        return [math.inf if word == "max" else float(word) for word in (folder / name).read_text().split()]
+        words = (folder / name).read_text(encoding="utf-8").split()
+        return [math.inf if word == "max" else float(word) for word in words]
     except (OSError, ValueError):
         return []
 

@@ -78,14 +78,14 @@ class RunLog:
             return
         if on_screen:
             tqdm.write(text, file=sys.stdout if self.is_first else sys.__stdout__)
-        with open(self.log_path, "a") as file:
+        with open(self.log_path, "a", encoding="utf-8") as file:
             file.write(text + "\n")
 
     def metrics(self, **values):
         """One JSON line. Its `seconds` are those since the line before: their sum is the stage's time."""
         now = time.monotonic()
         if self.metrics_path:
-            with open(self.metrics_path, "a") as file:
+            with open(self.metrics_path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({**values, "seconds": round(now - self.last, 3)}) + "\n")
             if self.scalars:
                 self.scalars.add(values)
@@ -95,7 +95,7 @@ class RunLog:
 def read_metrics(path):
     """The lines of a metrics file, each a dict; what is no JSON, after a power cut, is passed over."""
     found = []
-    for line in open(path, errors="replace"):
+    for line in open(path, encoding="utf-8", errors="replace"):
         with contextlib.suppress(ValueError):
             found.append(json.loads(line))
     return [values for values in found if isinstance(values, dict)]

@@ -125,11 +125,16 @@ class OutputFolder:
             return without_none(self.defaults.get(key) if found is None else found)
 
         keys = [key for key in sorted(keys) if value(there, key) != value(here, key)]
-        if keys:
-            differ = "; ".join(f"{key}: there {there.get(key)!r}, here {here.get(key)!r}" for key in keys)
-            raise UserError(f"{self.record_path}: this output belongs to a run with other settings "
-                            f"({differ}). Choose another --name or output folder, or start afresh with "
-                            f"--overwrite, which deletes it")
+        if not keys:
+            return
+        differ = "; ".join(difference for key in keys
+                           for difference in describe_difference(key, there.get(key), here.get(key)))
+        hint = ""
+        if "epochs" in keys:
+            hint = " The learning rate falls over all epochs, so more of them are a run of their own."
+        raise UserError(f"{self.record_path}: this output belongs to a run with other settings "
+                        f"({differ}).{hint} Choose another --name or output folder, or start afresh with "
+                        f"--overwrite, which deletes it")
 
     def refuse_unclaimed(self):
         """Raise UserError for images or labels without a record: they are of other origin."""
@@ -344,6 +349,15 @@ class OutputFolder:
         if stray:
             raise UserError(f"{self.root}/{stray[0]}: all is done, but this is no file of the set, and the "
                             f"next stage would refuse it; move it away")
+
+
+def describe_difference(key, there, here):
+    """How two values of a setting differ, a phrase for each: of dictionaries the keys that do."""
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        return [f"{key}: there {there!r}, here {here!r}"]
+    keys = [part for part in sorted({*there, *here}) if there.get(part) != here.get(part)]
+    return [phrase for part in keys
+            for phrase in describe_difference(f"{key}.{part}", there.get(part), here.get(part))]
 
 
 def without_none(value):

@@ -34,7 +34,7 @@ def run_script(main, get_args):
     if foreign:
         print(f"note: {foreign}", file=sys.stderr, flush=True)
     if rank() > 0:
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
     code = 0
     try:
         main(get_args())
