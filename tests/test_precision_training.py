@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from squeeze import squeeze
+from sre2l.data import augment
 from sre2l.data.image_folder import Images
 from sre2l.nets.evaluation import evaluate, keep_on_device
 from sre2l.nets.training import make_sgd
@@ -94,7 +95,7 @@ def test_a_teacher_trains_in_bf16(device, labelled, teacher_flags):
 def test_a_step_never_waits_for_the_gpu(stage, precision, flags_of, monkeypatch, tmp_path):
     """torch raises at every synchronising call of a step, but for the first step of each batch size."""
     sizes, modes = set(), []
-    shows = losses if stage is train else stage
+    shows = losses if stage is train else augment
     show, update = shows.show_batch, torch.amp.GradScaler.update
 
     def show_batch(pixels, *rest):
