@@ -214,6 +214,8 @@ def write_report(run, student=None):
     student: the folder that was written last. One outside of the run folder gets a page of its own."""
     is_inside = student is None or student.parent in (run, run / "random_real")
     folder = run if is_inside else student
+    for path in folder.glob("report.html.*.tmp"):  # a kill left it
+        path.unlink(missing_ok=True)
     write_bytes(folder / "report.html", make_report(folder).encode(errors="replace"))
     return folder / "report.html"
 

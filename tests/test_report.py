@@ -205,6 +205,12 @@ def test_a_page_that_cannot_be_written_fails_no_run(world, page, tmp_path, capsy
     assert recorded(tmp_path / "s" / "settings.json") and (tmp_path / "s" / "results.json").exists()
 
 
+def test_what_a_kill_left_of_a_page_goes_with_the_next_one(run):
+    (run / "report.html.0123456789ab.tmp").touch()
+    report_page.write_report(run)
+    assert [path.name for path in run.glob("report.html*")] == ["report.html"]
+
+
 def test_a_large_contact_sheet_is_made_smaller(run):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (1000, 2000, 3), dtype=np.uint8)).save(run / "images.png")
