@@ -77,4 +77,5 @@ def test_a_wrong_class_order_is_warned_of_by_relabel_and_by_validate(shift, want
     run_main(*train_flags(folder, *name))
     for log in (tmp_path / "run" / "labels.log.txt", tmp_path / "run" / f"student_{SMALL}" / "log.txt"):
         warnings = [line for line in log.read_text().splitlines() if line.startswith("warning")]
+        warnings = [line for line in warnings if "too few epochs" not in line]  # of a student of one epoch
         assert len(warnings) == (wanted is not None) and all(wanted in line for line in warnings)

@@ -93,4 +93,4 @@ def test_another_validation_set_is_another_protocol(world, tmp_path):
     flags = ("--output-dir", tmp_path / "s")
     run_main(*train_flags(world, *flags))
     noise_folder(tmp_path / "val", NAMES, 3, seed=5)
-    assert "val: there" in refused(*train_flags(world, *flags, "--val-dir", tmp_path / "val"))
+    assert "val.sha256: there" in refused(*train_flags(world, *flags, "--val-dir", tmp_path / "val"))

@@ -20,7 +20,7 @@ PATHS = "sre2l/run/paths"
 FLAGS = "sre2l/data/flags"
 LOG = "sre2l/run/log"
 SCRIPTS = {  # each with the modules that it hands args to
-    "squeeze": (squeeze, FLAGS, LOG, PATHS),
+    "squeeze": (squeeze, FLAGS, LOG, PATHS, "sre2l/data/own"),
     "recover": (recover, "recover/watch", FLAGS, LOG, PATHS, "sre2l/nets/teacher"),
     "relabel": (relabel, "relabel/plan", FLAGS, PATHS, "sre2l/nets/teacher"),
     "validate": (train, "validate/checks", "validate/data", "validate/student", "validate/protocol",
@@ -91,7 +91,7 @@ def test_defaults_are_the_published_imagenet_setting():
 
 OUT_OF_RANGE = {
     "recover": ("--batch-size 0", "--ipc-end 0", "--ipc 1001", "--iteration 0", "--lr nan", "--r-bn -1",
-                "--classes 3-1", "--classes a", "--seed -1", "--dataset mnist"),
+                "--classes 3-1", "--classes a", "--seed -1"),
     "relabel": ("--batch-size 0", "--epochs 0", "--cutmix 0", "--min-scale-crops 1.5", "--mix-type both"),
     "validate": ("--temperature 0", "-T -1", "--seeds x", "--gradient-accumulation-steps 0"),
     "squeeze": ("--epochs 0", "--batch-size 1", "--momentum 2")}

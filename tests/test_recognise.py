@@ -8,6 +8,7 @@ import torch
 
 from report import collect, recognise
 from report.rows import Row
+from sre2l.data.datasets import DATASETS
 from sre2l.data.image_folder import decode
 from sre2l.run.errors import UserError
 from sre2l.run.files import hash_file, read_json, write_json
@@ -34,8 +35,8 @@ def test_each_network_sees_whole_images_in_its_own_normalisation(tmp_path, monke
     judges = {"a": recognise.Judge(Colours(0), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
               "b": recognise.Judge(Colours(1), (0.1,) * 3, (0.5,) * 3)}
     monkeypatch.setattr(recognise, "load_judge", lambda spec, arch: judges[arch])
-    small = dataclasses.replace(recognise.DATASETS["imagenet1k"], size=16)
-    monkeypatch.setitem(recognise.DATASETS, "imagenet1k", small)
+    small = dataclasses.replace(DATASETS["imagenet1k"], size=16)
+    monkeypatch.setattr(recognise, "find_row", lambda args: small)
     run_main(recognise, "--name", tmp_path / "run", "--networks", "b,a")
     found = read_json(tmp_path / "run" / "recognised.json")
     means = np.stack([decode(path).mean((0, 1)) / 255 for path in sorted(root.rglob("*.jpg"))])  # (1000, 3)

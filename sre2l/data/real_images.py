@@ -221,8 +221,9 @@ def numeric_order(names):
 
 
 def has_two_orders(names):
-    """Is the order of these class folders by their numbers another one than torchvision's, as text?"""
-    return numeric_order(names) != sorted(names)
+    """Is the order of these class folders by their numbers another one than that as text, which they have?"""
+    is_as_text = sorted(names) == list(names)
+    return is_as_text and numeric_order(names) != list(names)
 
 
 def order_classes(names, root, order):
@@ -234,7 +235,7 @@ def order_classes(names, root, order):
         by_number = ", ".join(repr(name) for name in numeric_order(names)[:3])
         raise UserError(f"{root}: its folders are {first} ... as text and {by_number} ... by number, and "
                         f"nothing says which order the teacher has; say --class-order text or numeric")
-    return numeric_order(names) if order == "numeric" else sorted(names)
+    return numeric_order(names) if order == "numeric" else list(names)
 
 
 def read_real(spec, path, split, classes=None, class_names=None, owner="the teacher", order=None):
