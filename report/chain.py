@@ -4,10 +4,12 @@ Run: sh run.sh digits      (each stage by its own launcher; the same command aga
 Result: runs/<name>/ with all that the stages leave, summary.json and report.html.
 """
 import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 
 from recover import recover
 from relabel import check, relabel
@@ -15,15 +17,17 @@ from report import summary
 from report.estimate import estimate
 from squeeze import squeeze
 from sre2l.data.datasets import DATASETS
-from sre2l.data.flags import override
-from sre2l.data.own import row_to_squeeze
+from sre2l.data.flags import Once, override
+from sre2l.data.own import facts_path, read_facts, row_to_squeeze, write_facts
+from sre2l.data.real_images import CIFAR
 from sre2l.run.device import pick_device
 from sre2l.run.errors import UserError
 from sre2l.run.flags import Parser
-from sre2l.run.paths import ROOT
+from sre2l.run.paths import ROOT, run_folder
 from sre2l.run.start import run_script
 from validate import random_real, train
 
+OF_THE_CHAIN = ("--output-dir", "--evaluate", "--hard-labels")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A flag of one of these names means something else in each stage that has it.
 AMBIGUOUS = ("--epochs", "--lr", "--batch-size", "-b", "--seed", "--precision", "--momentum",
@@ -43,6 +47,26 @@ STEPS = (
 )
 
 
+def known_flag(word, parsers):
+    """-> (the flag that a word is or begins with, the stages that have it, its value if the word has one)."""
+    name, equals, value = word.partition("=")
+    stage, dot, rest = name.removeprefix("--").partition(".")
+    flag = f"--{rest}" if dot else name
+    takers = [name for name, parser in parsers.items() if flag in parser.flags and (not dot or name == stage)]
+    if not takers and not dot and word[:2] in AMBIGUOUS + ("-j", "-T"):  # -j4
+        flag, equals, value = word[:2], "=", word[2:]
+        takers = [name for name, parser in parsers.items() if flag in parser.flags]
+    if not takers:
+        raise UserError(f"{word}: no stage has this flag; sh recover/recover.sh --help lists recover's")
+    if len(takers) > 1 and flag in AMBIGUOUS:
+        long = "batch-size" if flag == "-b" else flag.removeprefix("--")
+        choices = ", ".join(f"--{name}.{long}" for name in takers)
+        raise UserError(f"{flag} means something else in each stage; say which: {choices}")
+    if flag in OF_THE_CHAIN:
+        raise UserError(f"{flag}: run.sh says this itself, for two students; run the stages one by one")
+    return flag, takers, value if equals else None
+
+
 def split_flags(words):
     """The user's flags -> {stage: [flag, value, ...]}.
 
@@ -52,27 +76,21 @@ def split_flags(words):
     flags = {stage: [] for stage in parsers}
     words = list(words)
     while words:
-        word, equals, value = words.pop(0).partition("=")
-        stage, dot, rest = word.removeprefix("--").partition(".")
-        flag = f"--{rest}" if dot else word
-        takers = [name for name, parser in parsers.items() if flag in parser.flags]
-        if dot:
-            takers = [name for name in takers if name == stage]
-        if not takers:
-            raise UserError(f"{word}: no stage has this flag; sh recover/recover.sh --help lists recover's")
-        if len(takers) > 1 and flag in AMBIGUOUS:
-            choices = ", ".join(f"--{name}.{flag.lstrip('-')}" for name in takers)
-            raise UserError(f"{flag} means something else in each stage; say which: {choices}")
-
-        takes_value = parsers[takers[0]].flags[flag]
-        if takes_value and not equals:
-            if not words:
-                raise UserError(f"{word}: its value is missing")
+        word = words.pop(0)
+        flag, takers, value = known_flag(word, parsers)
+        wanted = parsers[takers[0]].flags[flag]  # argparse's nargs: 0 = none, '?' = perhaps one
+        if wanted == 0 and value is not None:
+            raise UserError(f"{word}: {flag} takes no value; give it or leave it away")
+        is_next = words and not words[0].startswith("--")
+        if wanted != 0 and value is None and is_next:
             value = words.pop(0)
+        if wanted not in (0, "?") and value is None:
+            raise UserError(f"{word}: its value is missing")
         for name in takers:
-            flags[name] += [flag, value] if takes_value else [flag]
-    for name, parser in parsers.items():
-        parser.parse_args(flags[name])  # a mistake in any stage's flags ends the chain before its first stage
+            flags[name] += [flag] if value is None else [flag, value]
+    for name, parser in parsers.items():  # a mistake in a late stage's flags is said before the first one
+        parser.stage = f"{name}: "
+        parser.parse_args(flags[name])
     return flags
 
 
@@ -89,13 +107,21 @@ def make_commands(dataset, flags):
 
 def run_step(command):
     """Run a command to its end -> its exit code. A signal to this process goes on to the command, which ends
-    as a stage does: after the step under way."""
+    as a stage does: after the step under way. One that comes too late for the stage ends the chain."""
     process = subprocess.Popen(command)
-    earlier = {number: signal.signal(number, lambda sent, _: process.send_signal(sent)) for number in SIGNALS}
+    received = []
+
+    def hand_on(number, _):
+        received.append(number)
+        process.send_signal(number)
+
+    earlier = {number: signal.signal(number, hand_on) for number in SIGNALS}
     code = process.wait()
     for number, handler in earlier.items():
         signal.signal(number, handler)
-    return 128 - code if code < 0 else code
+    if code < 0:
+        return 128 - code
+    return code or (128 + received[0] if received else 0)
 
 
 def as_text(command):
@@ -103,18 +129,27 @@ def as_text(command):
     return shlex.join(word.removeprefix(f"{ROOT}/") for word in command)
 
 
-def print_plan(steps, dataset, flags):
+def print_plan(args, flags):
     """--dry-run: what each stage would write, by its own --dry-run, how long it would take here, the sums."""
+    of_squeeze = squeeze.get_args(["--dataset", args.dataset, *flags["squeeze"]])
+    row = row_to_squeeze(of_squeeze)
     plans = {}
-    for name in ("squeeze", "recover", "relabel", "validate"):
-        stage = subprocess.run(steps[name], capture_output=True, text=True, check=False)
-        if stage.returncode:
-            raise UserError(f"{name}: {stage.stderr.strip().removeprefix('error: ')}")
-        plans[name] = json.loads(stage.stdout)
-    args = squeeze.get_args(["--dataset", dataset, *flags["squeeze"]])
-    spec = override(row_to_squeeze(args), args)
-    found = estimate(plans, spec, args.real_data, pick_device(args.device))
+    with tempfile.TemporaryDirectory() as folder:
+        # The facts of a data set of one's own, which squeeze would record, stand in an empty run meanwhile.
+        instead = {}
+        if row.source and not facts_path(run_folder(of_squeeze)).exists():
+            write_facts(folder, row)
+            instead = {stage: [*words, "--name", folder] for stage, words in flags.items()}
+        steps = make_commands(args.dataset, flags | instead)
+        for name in ("squeeze", "recover", "relabel", "validate"):
+            stage = subprocess.run(steps[name], capture_output=True, text=True, check=False)
+            if stage.returncode:
+                raise UserError(f"{name}: {stage.stderr.strip().removeprefix('error: ')}")
+            plans[name] = json.loads(stage.stdout)
+    found = estimate(plans, override(row, of_squeeze), of_squeeze.real_data, pick_device(of_squeeze.device))
 
+    plain = {stage: [word for word in words if word != "--dry-run"] for stage, words in flags.items()}
+    steps = make_commands(args.dataset, plain)
     print(f"{'step':<20} {'minutes':>9} {'MB':>11}   command")
     for name, (seconds, num_bytes) in found.items():
         minutes = "?" if seconds is None else f"{seconds / 60:.1f}"
@@ -126,24 +161,45 @@ def print_plan(steps, dataset, flags):
         print("?: without the real images, --real-data DIR, nobody can tell")
 
 
+def check_real_images(args, flags):
+    """Raise UserError where the first stages would run for days and the last ones find no real images."""
+    of_squeeze = squeeze.get_args(["--dataset", args.dataset, *flags["squeeze"]])
+    has_own = args.dataset == "digits" or args.dataset in CIFAR
+    if has_own or of_squeeze.real_data or read_facts(run_folder(of_squeeze), args.dataset):
+        return
+    raise UserError(f"{args.dataset}: a student is measured on real images, and a control draws from them; "
+                    f"say where they are with --real-data DIR")
+
+
+def way_on(args, done):
+    """The command that goes on after the steps `done`: --overwrite is for the others alone."""
+    words = [word for word in args.words if word != "--overwrite"]
+    if "--overwrite" in args.words:
+        left = [stage for name, stage, *_ in STEPS if name not in done][1:]  # not the one that has begun
+        words += [f"--{stage}.overwrite" for stage in ("relabel", "validate", "random_real") if stage in left]
+    gpus = os.environ.get("GPUS", "1")
+    return f"GPUS={gpus} " * (gpus != "1") + shlex.join(["sh", "run.sh", args.dataset, *words])
+
+
 def main(args):
     flags = split_flags(args.words)
-    steps = make_commands(args.dataset, flags)
     if "--dry-run" in args.words:
-        return print_plan(steps, args.dataset, flags)
-    for name, command in steps.items():
+        return print_plan(args, flags)
+    check_real_images(args, flags)
+    done = []
+    for name, command in make_commands(args.dataset, flags).items():
         print(f"\n== {name}: {as_text(command)}", flush=True)
         code = run_step(command)
         if code:
-            again = shlex.join(["sh", "run.sh", args.dataset, *args.words])
-            print(f"{name} ended with exit code {code}, see above; go on from there with: {again}",
-                  file=sys.stderr)
+            print(f"{name} ended with exit code {code}, see above; go on from there with: "
+                  f"{way_on(args, done)}", file=sys.stderr)
             sys.exit(code)
+        done.append(name)
 
 
 def get_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--dataset", required=True, metavar="NAME",
+    parser.add_argument("--dataset", action=Once, required=True, metavar="NAME",
                         help=f"{', '.join(DATASETS)}, or a name of your own with --real-data DIR")
     args, args.words = parser.parse_known_args(argv)
     return args

@@ -9,12 +9,12 @@ from recover.engines import WHOLE_IMAGE, make_fast_engine
 from recover.objective import Weights
 from recover.step import Stepper
 from relabel.plan import num_label_bytes
-from sre2l.data.real_images import find_split
+from sre2l.data.real_images import CIFAR, find_split
 from sre2l.nets.models import build_network
 from sre2l.nets.precision import pick_precision
 
 CPU_BATCH = 25  # images in a timed step on a CPU, where more change little
-CIFAR = {"train": 50_000, "val": 10_000}  # images of either, which an estimate does not download
+OF_CIFAR = {"train": 50_000, "val": 10_000}  # images of either, which an estimate does not download
 STEP_SEC = 1  # that the timed steps of a kind take in all
 
 
@@ -70,9 +70,9 @@ def measure_rates(arch, stem, spec, batch_size, device):
 
 def count_images(spec, path, split):
     """The number of real images of a split; None where they are not at hand."""
-    if path is None and spec.name.startswith("cifar"):
-        return CIFAR[split]
-    if path is None and spec.name != "digits":
+    if path is None and spec.name in CIFAR and spec.val_fraction is None:
+        return OF_CIFAR[split]
+    if path is None and spec.source is None and spec.name != "digits":
         return None
     return len(find_split(spec, path, split))
 
@@ -86,7 +86,7 @@ def estimate(plans, spec, path, device):
     student = settings["validate"]["model"], settings["validate"]["stem"]
     of_teacher = of_student = measure_rates(*teacher, spec, settings["recover"]["batch_size"], device)
     if student != teacher:
-        of_student = measure_rates(*student, spec, settings["relabel"]["batch_size"], device)
+        of_student = measure_rates(*student, spec, min(128, settings["relabel"]["batch_size"]), device)
     num_train = count_images(spec, path, "train")
     num_val = count_images(spec, path, "val")
     num_images = plans["recover"]["images"]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from squeeze.published import check_torchvision
 from sre2l.data import augment, loader
 from sre2l.data.datasets import IMAGENET
-from sre2l.data.flags import add_stage_flags, override
+from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.image_folder import fingerprint
 from sre2l.data.label_files import LabelBatch
 from sre2l.data.own import describe, describe_order, record_facts, row_to_squeeze
@@ -37,16 +37,16 @@ from sre2l.run.start import run_script
 SCALE = (0.08, 1.0)  # of RandomResizedCrop
 
 
-def make_settings(args, spec, stem, train=None, val=None, precision=None):
-    """What the teacher depends on. train, val, precision: as they turned out; None in a plan.
+def make_settings(args, spec, stem, train=None, val=None, precision=None, resized=None):
+    """What the teacher depends on. train, val, precision, resized: as they turned out; None in a plan.
 
     NOTE: a checkpoint knows its run by a hash of these. Leave a new setting out where it has its default."""
     flags = ("dataset", "arch", "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup_epochs",
              "seed")
-    weights = {"weights": args.weights} if args.weights else {}
+    newer = {"weights": args.weights, "resized": resized}
     return {
         **{key: getattr(args, key) for key in flags},
-        **weights,
+        **{key: value for key, value in newer.items() if value},
         "num_classes": spec.num_classes,
         "size": spec.size,
         "stem": stem,
@@ -89,7 +89,7 @@ def main(args):
     row = row_to_squeeze(args)
     if args.weights:  # which know pixels in ImageNet's normalisation
         row = replace(row, mean=IMAGENET[0], std=IMAGENET[1])
-    spec = override(row, args, num_classes=args.num_classes or row.num_classes)
+    spec = data_spec(args, row)
     if spec.name == "imagenet1k":
         return check_torchvision(args, spec)
     folder = OutputFolder(run_folder(args) / "teacher", "teacher", args.overwrite, vars(get_args([])))
@@ -111,8 +111,9 @@ def main(args):
     order = args.class_order or "text"
     images = read_real(spec, args.real_data, "train", None, spec.class_names, "dataset.json", order)
     val = read_val(spec, args.real_data, None, images.class_names, "train")
-    images, note = keep_decoded(to_train_on(images, spec), device)
-    settings = make_settings(args, spec, stem, images, val, precision)
+    images, resized = to_train_on(images, spec)
+    images, note = keep_decoded(images, device)
+    settings = make_settings(args, spec, stem, images, val, precision, resized)
     # The settings name the whole validation set. From here on this process has the part that it measures.
     val = keep_on_device(val, device)
 
@@ -121,7 +122,7 @@ def main(args):
     if processes.rank() == 0:
         record_facts(args, row)
     log = folder.open_log(args, device)
-    lines = [describe(row), describe_order(images.class_names, args.class_order), note]
+    lines = [describe(spec), describe_order(images.class_names, args.class_order), note]
     if afresh:
         lines.append(f"torchvision's {args.weights} weights of {args.arch}; afresh: {', '.join(afresh)}")
     log.line("\n".join(filter(None, lines)))
@@ -211,7 +212,7 @@ def make_parser():
     # What the teacher learns from and what it is.
     add("--seed", type=number(int, 0), default=0, help="of the first weights, the order and the crops")
     add("--real-data", "--val-dir", type=existing_folder, metavar="DIR",
-        help="folder with train/ and val/ (digits: built in; CIFAR: downloaded if not given)")
+        help="folder with train/ and val/, or of class folders (digits: built in; CIFAR: downloaded)")
     add("--val-fraction", type=number(float, above=0, high=0.5), metavar="F",
         help="measure on this part of each class, held out of the training images (default: 0.1 where a data "
              "set of your own has no val/)")

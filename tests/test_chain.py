@@ -1,6 +1,9 @@
 """run.sh: the whole method by one command. demo.sh, which .ci/run calls, runs it to its end."""
 import json
+import os
 import subprocess
+import threading
+import time
 
 import pytest
 import torch
@@ -28,7 +31,16 @@ def test_a_flag_goes_to_every_stage_that_has_it():
     assert flags["summary"] == ["--name", "x", "--model", "vgg11_bn"]
 
 
+def test_flags_are_spelled_as_argparse_knows_them():
+    flags = chain.split_flags("-j4 --verifier --iteration 5 --mean=0.5,0.5,0.5 --relabel.mixup .5".split())
+    assert flags["recover"] == ["--verifier", "--iteration", "5", "--mean", "0.5,0.5,0.5"]
+    assert flags["relabel"] == ["-j", "4", "--mean", "0.5,0.5,0.5", "--mixup", ".5"]
+
+
 @pytest.mark.parametrize("words, message", [
+    ("--overwrite=no", "--overwrite takes no value"),
+    ("-b 3", "say which: --squeeze.batch-size, --relabel.batch-size"),
+    ("--hard-labels", "run.sh says this itself"),
     ("--epochs 3", "say which: --squeeze.epochs, --relabel.epochs, --validate.epochs"),
     ("--colour red", "--colour: no stage has this flag"),
     ("--recover.epochs 3", "--recover.epochs: no stage has this flag"),
@@ -41,7 +53,7 @@ def test_a_flag_that_does_not_say_what_it_is_for_is_refused(words, message):
 def test_a_mistake_in_the_flags_of_a_late_stage_ends_the_chain_before_the_first(capsys):
     with pytest.raises(SystemExit, match="2"):
         chain.split_flags(["--validate.epochs", "many"])
-    assert "argument --epochs: 'many' is not a number" in capsys.readouterr().err
+    assert "error: validate: argument --epochs: 'many' is not a number" in capsys.readouterr().err
 
 
 def test_a_step_that_fails_is_named_with_the_way_on(tmp_path, monkeypatch, capsys):
@@ -55,6 +67,34 @@ def test_a_step_that_fails_is_named_with_the_way_on(tmp_path, monkeypatch, capsy
     err = capsys.readouterr().err
     assert err == "recover ended with exit code 3, see above; go on from there with: " \
                   "sh run.sh digits --iteration 9\n"
+
+
+def test_the_way_on_overwrites_what_is_not_done_alone(monkeypatch):
+    args = chain.get_args(["--dataset", "digits", "--overwrite", "--recover.lr", "1"])
+    assert chain.way_on(args, ["squeeze"]) == \
+        "sh run.sh digits --recover.lr 1 --relabel.overwrite --validate.overwrite --random_real.overwrite"
+    monkeypatch.setenv("GPUS", "2")
+    done = [name for name, *_ in chain.STEPS[:5]]
+    assert chain.way_on(args, done) == "GPUS=2 sh run.sh digits --recover.lr 1 --random_real.overwrite"
+
+
+def test_a_signal_that_comes_too_late_for_a_stage_ends_the_chain(tmp_path):
+    """The stage is done and says so by its exit code; nothing after it is started."""
+    (tmp_path / "stage.sh").write_text(f"trap '' TERM; touch {tmp_path}/ready; sleep 1")
+    thread = threading.Thread(target=lambda: (wait_for(tmp_path / "ready"), os.kill(os.getpid(), 15)))
+    thread.start()
+    assert chain.run_step(["sh", str(tmp_path / "stage.sh")]) == 143
+    thread.join()
+
+
+def wait_for(path):
+    while not path.exists():
+        time.sleep(0.01)
+
+
+def test_a_set_without_real_images_is_refused_before_its_first_stage(tmp_path):
+    with pytest.raises(UserError, match="say where they are with --real-data DIR"):
+        run_main(chain, "--dataset", "imagenet1k", "--name", tmp_path)
 
 
 def plan_of(capsys, script, *flags):

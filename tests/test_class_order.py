@@ -9,7 +9,7 @@ from squeeze import squeeze
 from sre2l.data.datasets import DATASETS
 from sre2l.data.real_images import order_classes, read_real
 from sre2l.nets import teacher
-from sre2l.nets.evaluation import share_in_best_order
+from sre2l.nets.evaluation import is_chance, share_in_best_order
 from sre2l.run.errors import UserError
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main
 
@@ -85,6 +85,19 @@ def test_an_order_that_answers_speak_for_is_found_on_images_it_was_not_read_from
     assert abs(share - 0.905) < 0.05 and found == dict(enumerate(order.tolist()))
     share, _ = share_in_best_order(rng.integers(0, 200, 600), np.repeat(np.arange(200), 3))
     assert share < 0.03  # luck is no order
+
+
+@pytest.mark.parametrize("answers", ([0, 0, 1, 1, 2, 2], [1, 0, 1, 1, 2, 2], [1, 1, 0, 0, 2, 2]))
+def test_a_few_images_say_nothing_about_the_order(answers):
+    assert teacher.describe_order(np.array(answers), np.array([0, 0, 1, 1, 2, 2]), 50.0) is None
+
+
+@pytest.mark.parametrize("num_classes, num_images, top1, expected", [
+    (200, 10_000, 0.9, True), (200, 10_000, 1.1, False), (10, 797, 19.9, True), (10, 797, 20.1, False),
+    (2, 1000, 74, False), (2, 1000, 59, True), (2, 24, 74, True), (6, 24, 45, False), (3, 3, 66, True)])
+def test_what_is_chance(num_classes, num_images, top1, expected):
+    """Twice chance, ten points above it for few classes, three standard deviations for few images."""
+    assert is_chance(top1, num_classes, num_images) == expected
 
 
 def test_a_teacher_in_another_order_is_told_so(tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ def test_without_them_a_part_of_each_class_is_held_out_by_a_fixed_rule(tmp_path)
 def test_a_part_can_be_held_out_of_any_set(tmp_path):
     row = own.row_to_squeeze(squeeze_args(tmp_path, "--val-fraction", 0.2, dataset="digits"))
     assert np.bincount(find_split(row, None, "val").labels).tolist() == [20] * 10
-    assert len(find_split(row, None, "train")) == 800 and row.num_train == 800
+    assert len(find_split(row, None, "train")) == 800
     every = read_digits("train", 32)
     assert all(any(item is other or (item == other).all() for other in every.items)
                for item in find_split(row, None, "val").items[:3])
@@ -106,8 +106,20 @@ def test_the_held_out_part_is_the_same_where_the_folder_was_moved(tmp_path):
     assert [item.replace("moved", "photos") for item in moved.items] == held.items
     with pytest.raises(UserError, match="no such folder; say with --real-data where photos lies now"):
         find_split(row, None, "val")
-    others = noise_folder(tmp_path / "others", NAMES, 4)
-    assert len(find_split(row, others, "val")) == 12  # validation images of their own, all of them
+    others = noise_folder(tmp_path / "others" / "val", NAMES, 4)
+    assert len(find_split(row, others.parent, "val")) == 12  # validation images of their own, all of them
+
+
+@pytest.mark.parametrize("place", ("photos", "moved"))
+def test_a_folder_that_has_changed_since_is_refused(place, tmp_path):
+    """One photograph more moves what is held out: a part of the training images would be measured."""
+    noise_folder(tmp_path / "photos", NAMES, 10)
+    row = own.row_to_squeeze(squeeze_args(tmp_path))
+    (tmp_path / "photos").rename(tmp_path / place)
+    folder = tmp_path / place / "ant"
+    (folder / "new.png").write_bytes((folder / "ant_000.png").read_bytes())
+    with pytest.raises(UserError, match="28 of them to train on; there were 27 when a part was held out"):
+        find_split(row, tmp_path / place, "val")
 
 
 def test_imagenets_flat_val_comes_with_a_list(tmp_path):
@@ -131,7 +143,10 @@ def test_what_systems_leave_between_images_is_passed_over_and_counted(tmp_path, 
     noise_folder(tmp_path / "__MACOSX", ["x"], 1)
     images = read_folder(tmp_path)
     assert images.class_names == NAMES and len(images) == 6
-    assert "passed over 3 files and folders that a system left there, such as" in capsys.readouterr().out
+    read_folder(tmp_path)
+    told = capsys.readouterr()
+    assert told.err.count("passed over 3 files and folders that a system left there, such as") == 1
+    assert told.out == ""  # which is JSON in a dry run
 
 
 # -- what cannot be trained on
@@ -204,10 +219,12 @@ def test_the_first_twenty_files_that_cannot_be_used_are_named(content, tmp_path)
 
 @pytest.mark.parametrize("name, message", [
     ("cifar-10", "did you mean cifar10?"), ("Digits", "did you mean digits?"), ("a b", "letters, digits and"),
+    ("digts", "did you mean digits?"), ("imagenette", "needs --real-data DIR"),
     ("../x", "letters, digits and"), ("photos", "needs --real-data DIR; known are imagenet1k")])
 def test_a_name_that_is_no_data_set_is_a_sentence(name, message, tmp_path):
     assert message in refused(squeeze, "--dataset", name, "--name", tmp_path / "run")
-    message = "begin with: sh squeeze/squeeze.sh photos --real-data DIR" if name == "photos" else message
+    if "--real-data" in message:
+        message = f"begin with: sh squeeze/squeeze.sh {name} --real-data DIR"
     assert message in refused(recover, "--dataset", name, "--name", tmp_path / "run")
 
 
@@ -216,6 +233,24 @@ def test_a_run_belongs_to_one_data_set(tmp_path):
     own.write_facts(tmp_path / "run", own.row_to_squeeze(squeeze_args(tmp_path)))
     found = refused(recover, "--dataset", "pictures", "--name", tmp_path / "run")
     assert "holds the facts of photos, this run is of pictures" in found
+
+
+def test_what_contradicts_the_facts_is_refused(tmp_path):
+    folder = noise_folder(tmp_path / "photos", ["1", "2", "10"], 3)
+    flags = ("--dataset", "photos", "--name", tmp_path / "run", "--device", "cpu")
+    own.write_facts(tmp_path / "run", own.row_to_squeeze(squeeze_args(tmp_path)))
+    assert "has 3 classes, a folder for each" in refused(recover, *flags, "--num-classes", 7)
+    found = refused(squeeze, *flags, "--real-data", folder, "--class-order", "numeric")
+    assert "the classes have the other order there" in found
+
+
+def test_overwrite_forgets_the_facts_of_the_run_that_it_deletes(tmp_path):
+    own.record_facts(squeeze_args(tmp_path), own.row_to_squeeze(
+        squeeze_args(tmp_path, "--val-fraction", 0.2, dataset="digits")))
+    assert own.facts_path(tmp_path / "run").exists()
+    again = squeeze_args(tmp_path, "--overwrite", dataset="digits")
+    own.record_facts(again, own.row_to_squeeze(again))
+    assert not own.facts_path(tmp_path / "run").exists()
 
 
 # -- pixels
@@ -227,7 +262,8 @@ def test_photographs_are_kept_at_twice_the_size_of_their_crops(tmp_path):
         pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "ant" / f"{number}.png")
     spec = own.replace(DATASETS["tiny-imagenet"], size=64)
-    images = to_train_on(read_folder(tmp_path), spec)
+    images, resized = to_train_on(read_folder(tmp_path), spec)
+    assert resized == "short side at most 128"
     assert images.shapes(range(3)).tolist() == [[192, 128], [128, 394], [60, 90]]
     assert [images.pixels(row).shape[:2] for row in range(3)] == [(192, 128), (128, 394), (60, 90)]
 
@@ -237,11 +273,12 @@ def test_padded_crops_are_of_images_of_the_networks_size(tmp_path):
     noise_folder(tmp_path, NAMES, 1, size=50)
     spec = DATASETS["cifar10"]
     images = read_folder(tmp_path)
-    shown = to_train_on(images, spec)
+    shown, resized = to_train_on(images, spec)
+    assert resized == "resized and cropped"
     assert shown.shapes(range(3)).tolist() == [[32, 32]] * 3
     assert (shown.pixels(1) == show(images.pixels(1), 32, 32)).all()
     digits = read_digits("train", 32)
-    assert to_train_on(digits, DATASETS["digits"]) is digits
+    assert to_train_on(digits, DATASETS["digits"]) == (digits, None)
 
 
 # -- ImageNet's weights
@@ -281,6 +318,26 @@ def test_the_scale_is_by_the_number_of_training_images(number, name):
     assert scale.scale_of(number) == name
 
 
+def scale_said(capsys, monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["scale", *map(str, words)])
+    scale.main()
+    return capsys.readouterr().out.strip()
+
+
+def test_the_scale_is_that_of_the_run_from_its_first_command_on(tmp_path, capsys, monkeypatch):
+    """Counted before a part is held out, and then recorded: the same command takes the same settings."""
+    monkeypatch.setattr(scale, "SCALES", {"small": 29, "medium": 1000})
+    noise_folder(tmp_path / "disk", NAMES, 10)
+    (tmp_path / "photos").symlink_to(tmp_path / "disk")
+    flags = ("--dataset", "photos", "--name", tmp_path / "run", "--real-data", tmp_path / "photos")
+    assert scale_said(capsys, monkeypatch, "--launcher", "squeeze.sh", *flags) == "medium"
+    own.write_facts(tmp_path / "run", own.row_to_squeeze(squeeze_args(tmp_path)))
+    for launcher in ("squeeze.sh", "recover.sh"):
+        assert scale_said(capsys, monkeypatch, "--launcher", launcher, *flags[:4]) == "medium"
+    own.facts_path(tmp_path / "run").write_text("no json")
+    assert scale_said(capsys, monkeypatch, "--launcher", "recover.sh", *flags[:4]) == "small"
+
+
 def test_the_scale_is_told_before_torch_is_imported(tmp_path):
     noise_folder(tmp_path / "photos" / "train", NAMES, 2)
     code = "from sre2l.data import scale; import sys; scale.main(); assert 'torch' not in sys.modules"
@@ -313,8 +370,9 @@ def test_later_stages_need_no_flag(tmp_path, capsys):
     assert facts["class_names"] == NAMES and facts["source"] == str(tmp_path / "photos")
 
 
-def test_a_known_run_needs_no_folder_to_check_its_teacher(tmp_path):
-    args = Namespace(dataset="photos", name=tmp_path / "run", overwrite=False, val_fraction=None)
+def test_squeeze_takes_the_recorded_facts_and_refuses_others(tmp_path):
+    args = Namespace(dataset="photos", name=tmp_path / "run", overwrite=False, val_fraction=None,
+                     class_order=None)
     noise_folder(tmp_path / "photos", NAMES, 3)
     own.write_facts(tmp_path / "run", own.row_to_squeeze(squeeze_args(tmp_path)))
     assert own.row_to_squeeze(args).class_names == tuple(NAMES)

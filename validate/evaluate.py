@@ -16,7 +16,8 @@ def evaluate_checkpoint(args, spec):
     start(device)
     student = load_teacher(spec, args.evaluate, args.model, args.stem)
     spec = override(spec, args, size=student.size)
-    val = read_val(spec, args.val_dir, args.classes, student.class_names, order=args.class_order)
+    val = read_val(spec, args.val_dir, args.classes, student.class_names or spec.class_names,
+                   order=args.class_order)
     network = student.network.to(device, memory_format=memory_format_of(device))
     top1, top5 = evaluate(network, val, student.mean, student.std, device, precision=precision)
     print(f"{args.evaluate} ({student.arch}): top1 {top1:.2f}%  top5 {top5:.2f}% on {len(val)} images of "

@@ -53,7 +53,8 @@ def draw_real_images(images, ipc, seed):
     for label in np.unique(images.labels).tolist():
         rows = unit_rng(seed, label).permutation(np.flatnonzero(images.labels == label))
         if len(rows) < ipc:
-            raise UserError(f"{images.root}: class {label} has {len(rows)} images, {ipc} are wanted")
+            raise UserError(f"{images.root}: class {label} has {len(rows)} images, {ipc} are wanted, as "
+                            f"many as were recovered; recover fewer of each class: --ipc-end {len(rows)}")
         chosen.update({(i, label): int(row) for i, row in enumerate(rows[:ipc])})
     return chosen
 
@@ -88,6 +89,8 @@ def main(args):
 
     # The control has as many images of the same classes, size and kind of file as the distilled set.
     spec = data_spec(to_relabel)
+    if spec.source and args.real_data:  # the folder has moved since
+        to_relabel.val_dir = to_train.val_dir = args.real_data
     distilled = read_checked(verify_images(run_images, spec.num_classes, to_relabel.classes))
     classes = sorted(set(distilled.labels.tolist()))
     settings = {"seed": args.seed, "ipc": len(distilled) // len(classes), "classes": classes,

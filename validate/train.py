@@ -168,7 +168,7 @@ def main(args):
             written = results.write_results(args, settings, rows, num_bytes, device)
             log.line(f"seed {seed}: last top1 {row['top1']:.2f}%  top5 {row['top5']:.2f}%   "
                      f"(best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']})")
-            if is_chance(row["top1"], data.spec.num_classes):
+            if is_chance(row["top1"], data.spec.num_classes, len(data.val)):
                 log.line(f"warning: that is chance (1 in {data.spec.num_classes}); too few epochs, a "
                          f"learning rate that is too large, or images that show nothing?")
 

@@ -9,8 +9,8 @@ DIGITS = ((0.305, 0.305, 0.305), (0.323, 0.323, 0.323))
 STEMS = {"torchvision": None, "conv3x3": 1, "conv3x3-s2": 2}  # stride of the 3x3 that replaces conv1, maxpool
 
 
-# What a data set of one's own gets, by the least size of its images in pixels: crop, padding, stem and
-# resize_ratio of the published set nearest to it.
+# What a data set of one's own gets, by the median short side of its images in pixels: crop, padding, stem
+# and resize_ratio of the published set nearest to it.
 BY_SIZE = {
     32: ("padded", 4, "conv3x3", 1.0),
     64: ("resized", 0, "conv3x3", 1.0),
@@ -28,8 +28,8 @@ class Dataset:
     stem: the change to the network's first layers, a key of STEMS.
     resize_ratio: an evaluation resizes the short side to resize_ratio x size, then crops the centre.
     Of a data set of one's own besides: source: where its images lie; class_names, in order; num_train: how
-    many images there are to train on; val_fraction: the part of each class that is held out to measure on,
-    where there are no validation images."""
+    many images there are to train on; scale: by which the launchers choose settings; val_fraction: the part
+    of each class that is held out to measure on, where there are no validation images."""
     name: str
     num_classes: int
     size: int
@@ -43,6 +43,7 @@ class Dataset:
     source: str | None = None
     class_names: tuple | None = None
     num_train: int | None = None
+    scale: str | None = None
     val_fraction: float | None = None
 
     @property

@@ -4,7 +4,7 @@ import dataclasses
 import os
 
 from sre2l.data.datasets import DATASETS, STEMS
-from sre2l.data.own import check_dataset_name, facts_path, find_facts, read_facts
+from sre2l.data.own import check_dataset_name, facts_path, read_facts
 from sre2l.run.errors import UserError
 from sre2l.run.flags import add_dead_flags, existing_folder, number, number_list
 from sre2l.run.log import check_tensorboard
@@ -99,23 +99,23 @@ def add_stage_flags(parser, stage, teacher=False, tensorboard=False, val=False):
 
 
 def find_row(args):
-    """The data set: what squeeze has recorded in the run folder, a row of datasets.py, or what the folder of
-    real images tells. Raises UserError where none knows it."""
+    """The data set: what squeeze has recorded in the run folder, or a row of datasets.py. Raises UserError
+    where neither knows it."""
     row = read_facts(run_folder(args), args.dataset) or DATASETS.get(args.dataset)
-    if row is not None:
-        return row
-    check_dataset_name(args.dataset)
-    real = getattr(args, "val_dir", None) or getattr(args, "real_data", None)
-    if real is None:
+    if row is None:
+        check_dataset_name(args.dataset)
         raise UserError(f"--dataset {args.dataset}: is none of {', '.join(DATASETS)}, and "
                         f"{facts_path(run_folder(args))} is not there; begin with: "
                         f"sh squeeze/squeeze.sh {args.dataset} --real-data DIR")
-    return find_facts(args.dataset, real, getattr(args, "input_size", None))
+    return row
 
 
-def data_spec(args):
-    """The data set's row, with what the user says instead."""
-    row = find_row(args)
+def data_spec(args, row=None):
+    """The data set's row, with what the user says instead. row: if it is known already."""
+    row = row or find_row(args)
+    if row.class_names and args.num_classes not in (None, row.num_classes):
+        raise UserError(f"--num-classes {args.num_classes}: {row.name} has {row.num_classes} classes, a "
+                        f"folder for each; leave it away")
     return override(row, args, num_classes=args.num_classes or row.num_classes)
 
 

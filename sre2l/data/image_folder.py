@@ -2,6 +2,7 @@
 import contextlib
 import hashlib
 import io
+import sys
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -20,6 +21,7 @@ from sre2l.run.processes import local_world_size
 JPEG_QUALITY = 75  # Pillow's default, which the released code uses; the student trains on that file
 # The formats of ImageFolder's suffixes. Pillow knows others, and starts ghostscript for one.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+TOLD = set()  # folders of which it was said that something in them is passed over
 NUM_FAULTS = 20  # unusable files that a message names
 MAX_PIXELS = 100_000_000  # of an image; decoded, they take 0.3 GB
 
@@ -205,9 +207,10 @@ def read_folder(root):
         folder = ClassFolders(root)
     except FileNotFoundError as error:  # no class folder, or an empty one
         raise UserError(f"{root}: {str(error).splitlines()[0]}") from None
-    if folder.passed_over:
+    if folder.passed_over and root not in TOLD:
+        TOLD.add(root)
         print(f"{root}: passed over {len(folder.passed_over)} files and folders that a system left there, "
-              f"such as {folder.passed_over[0]}")
+              f"such as {folder.passed_over[0]}", file=sys.stderr)
     items, labels = zip(*folder.samples)
     return Images(list(items), np.array(labels), folder.classes, str(root))
 

@@ -1,22 +1,24 @@
 """Data sets of one's own: the facts that a folder of images tells, kept beside the run in dataset.json."""
-import difflib
 import re
 from dataclasses import asdict, replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from sre2l.data.datasets import BY_SIZE, DATASETS, Dataset
-from sre2l.data.image_folder import check_classes, refuse_faults
+from sre2l.data.image_folder import check_classes, decoding_threads, refuse_faults
 from sre2l.data.pixel_store import find_shapes
 from sre2l.data.real_images import VAL_NAMES, find_split, has_two_orders, order_classes, show, split_folder
+from sre2l.data.scale import count_files, scale_of
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, write_json
 from sre2l.run.paths import run_folder
 
 FORMAT = "sre2l-dataset-1"
 VAL_FRACTION = 0.1  # of each class, where a folder has no validation images
-NUM_MEASURED = 2000  # images, evenly spread, whose pixels are measured
+NUM_MEASURED = 500  # images, evenly spread, whose pixels are measured
 
 
 def facts_path(run):
@@ -24,13 +26,22 @@ def facts_path(run):
     return Path(run) / "dataset.json"
 
 
+def is_slip(name, known):
+    """Is a name a known one with other separators or capitals, or with one letter wrong or left out?"""
+    name, known = (re.sub(r"[._-]", "", text.lower()) for text in (name, known))
+    if len(name) == len(known):
+        differing = [pair for pair in zip(name, known) if pair[0] != pair[1]]
+        return len(differing) <= 1 and all(letter.isalpha() for pair in differing for letter in pair)
+    return name in {known[:at] + known[at + 1:] for at in range(len(known)) if known[at].isalpha()}
+
+
 def check_dataset_name(name):
     """Raise UserError unless a data set may be called so: a name of a folder, and no slip of a known one."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"--dataset {name}: a name has letters, digits and . _ - alone")
-    close = difflib.get_close_matches(name.lower(), DATASETS, 1, 0.8)
-    if close:
-        raise UserError(f"--dataset {name}: did you mean {close[0]}? Your own needs another name")
+    for known in DATASETS:
+        if is_slip(name, known):
+            raise UserError(f"--dataset {name}: did you mean {known}? Your own needs another name")
 
 
 def read_facts(run, name):
@@ -64,24 +75,25 @@ def choose_size(shapes):
 
 
 def measure(images, size):
-    """Mean and standard deviation of each channel, of pixels in [0, 1] as an evaluation shows them at `size`.
+    """Mean and standard deviation of each channel, of pixels in [0, 1]: short side to `size`, centre crop.
 
     Over at most NUM_MEASURED images, to four decimals."""
-    sums = np.zeros(3)
-    squares = np.zeros(3)
     rows = evenly(images, NUM_MEASURED)
     faults = []
-    for row in rows:
+
+    def moments(row):
         try:
             pixels = show(images.pixels(row), size, size).reshape(-1, 3) / 255
         except UserError as error:
             faults.append(str(error))
-            continue
-        sums += pixels.mean(0)
-        squares += (pixels ** 2).mean(0)
+            return np.zeros((2, 3))
+        return np.stack((pixels.mean(0), (pixels ** 2).mean(0)))
+
+    with ThreadPool(decoding_threads()) as pool:
+        bar = tqdm(pool.imap(moments, rows), "measuring", total=len(rows), disable=None, leave=False)
+        mean, square = sum(bar) / len(rows)
     refuse_faults(images.root, faults)
-    mean = sums / len(rows)
-    std = np.sqrt(np.maximum(squares / len(rows) - mean ** 2, 1e-8))
+    std = np.sqrt(np.maximum(square - mean ** 2, 1e-8))
     return tuple(np.round(mean, 4).tolist()), tuple(np.maximum(np.round(std, 4), 1e-4).tolist())
 
 
@@ -95,7 +107,7 @@ def check_split(train, val):
     few = int(counts.argmin())
     if counts[few] < 2:
         raise UserError(f"{train.root}: class '{train.class_names[few]}' has {counts[few]} image to train "
-                        f"on; it needs two")
+                        f"on; it needs two, besides one to measure on")
     check_classes(val.root, val.class_names, train.class_names, "train")
 
 
@@ -116,6 +128,7 @@ def find_facts(name, path, size=None, val_fraction=None, order="text"):
     mean, std = measure(train, size)
     return replace(spec, num_classes=len(train.class_names), size=size, mean=mean, std=std, crop=crop,
                    padding=padding, stem=stem, resize_ratio=resize_ratio, num_train=len(train),
+                   scale=scale_of(count_files(path)),
                    class_names=tuple(order_classes(train.class_names, train.root, order)))
 
 
@@ -149,6 +162,11 @@ def row_to_squeeze(args):
     run = run_folder(args)
     recorded = None if args.overwrite else read_facts(run, args.dataset)
     if recorded:
+        if args.class_order and recorded.class_names:
+            names = tuple(order_classes(sorted(recorded.class_names), facts_path(run), args.class_order))
+            if names != recorded.class_names:
+                raise UserError(f"{facts_path(run)}: the classes have the other order there; choose another "
+                                f"--name, or start afresh with --overwrite")
         if args.val_fraction not in (None, recorded.val_fraction):
             raise UserError(f"{facts_path(run)}: --val-fraction was {recorded.val_fraction} there; choose "
                             f"another --name, or start afresh with --overwrite")
@@ -164,10 +182,15 @@ def row_to_squeeze(args):
     if args.val_fraction is None:
         return row
     row = replace(row, val_fraction=args.val_fraction, source=args.real_data)
+    if args.real_data is None:
+        return row
     return replace(row, num_train=len(find_split(row, args.real_data, "train")))
 
 
 def record_facts(args, row):
     """Keep beside the run what its later stages need to know, where datasets.py does not know it."""
+    run = run_folder(args)
     if row.source or row.val_fraction:
-        write_facts(run_folder(args), row)
+        write_facts(run, row)
+    else:  # of a run that --overwrite has deleted
+        facts_path(run).unlink(missing_ok=True)

@@ -71,15 +71,16 @@ def shrunk(height, width, short):
 
 
 def to_train_on(images, spec):
-    """Images as training crops them: of photographs no more pixels than crops need are kept, and padded crops
-    need images of the network's size."""
+    """Images as training crops them -> (Images, what was done to them, None = nothing).
+
+    Of photographs no more pixels than crops need are kept; padded crops need images of the network's size."""
     shapes = find_shapes(images)
     if spec.crop == "padded" and (shapes != spec.size).any():
-        return shown_at(images, spec.size, round(spec.size * spec.resize_ratio))
+        return shown_at(images, spec.size, round(spec.size * spec.resize_ratio)), "resized and cropped"
     short = LARGEST_RATIO * spec.size
     if shapes.min(1).max() > short:
-        return ShrunkImages(**vars(images), short=short)
-    return images
+        return ShrunkImages(**vars(images), short=short), f"short side at most {short}"
+    return images, None
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def read_tiny_val(folder):
 def read_kaggle_val(folder, file):
     """ImageNet's flat val/ with LOC_val_solution.csv, whose lines are 'file name, class and boxes'."""
     lines = file.read_text(encoding="utf-8").splitlines()[1:]
-    rows = [(f"{name}.JPEG", boxes.split()[0]) for name, _, boxes in (line.partition(",") for line in lines)]
+    pairs = [line.partition(",")[::2] for line in lines if line.strip()]
+    rows = [(f"{name}.JPEG", boxes.split()[0]) for name, boxes in pairs]
     for name, _ in rows:
         check_name(name, file)
     names = sorted({wnid for _, wnid in rows})
@@ -200,24 +202,33 @@ def hold_out(images, fraction, split):
 
 
 def find_split(spec, path, split):
-    """The images of one split, whatever the layout. path None: the data set's own source."""
+    """The images of one split, whatever the layout. path None: the data set's own source.
+
+    Raises UserError where images were held out and the folder is no longer the one they were held out of: a
+    part of what the teacher was trained on would be measured."""
     if spec.val_fraction is None:
         return read_split(spec, path, split)
-    every = read_split(spec, path, "train") if split == "train" or path in (None, spec.source) else None
-    if every is None:
-        # Another folder than squeeze was given: other validation images, or the same data set moved.
-        if split_folder(path, VAL_NAMES):
-            return read_split(spec, path, "val")
-        every = read_split(spec, path, "train")
-        if len(hold_out(every, spec.val_fraction, "train")) != spec.num_train:
-            return every
+    has_other_val = path not in (None, spec.source) and split_folder(path, VAL_NAMES)
+    if has_other_val and split == "val" and not split_folder(path, TRAIN_NAMES):
+        return read_split(spec, path, "val")
+    every = read_split(spec, path, "train")
+    num_train = len(hold_out(every, spec.val_fraction, "train"))
+    if spec.num_train not in (None, num_train):
+        raise UserError(f"{every.root}: holds {len(every)} images, {num_train} of them to train on; there "
+                        f"were {spec.num_train} when a part was held out. Give that folder, or one with val/ "
+                        f"alone to measure on")
     return hold_out(every, spec.val_fraction, split)
 
 
 def numeric_order(names):
     """Names sorted by the numbers in them: class2 before class10."""
-    return sorted(names, key=lambda name: [(part.isdigit(), int(part) if part.isdigit() else part)
-                                           for part in re.split(r"(\d+)", name)])
+
+    def key(name):
+        parts = re.split(r"([0-9]+)", name)
+        parts[1::2] = map(int, parts[1::2])
+        return parts
+
+    return sorted(names, key=key)
 
 
 def has_two_orders(names):

@@ -2,6 +2,7 @@
 
 The launchers choose their settings by it: env.sh calls it, before the stage that imports torch."""
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from sre2l.data.datasets import DATASETS
 from sre2l.run.paths import run_folder
 
 SCALES = {"small": 2_000, "medium": 50_000}  # up to so many images; above: large
-IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 
 
 def scale_of(number):
@@ -19,27 +20,36 @@ def scale_of(number):
 
 
 def count_files(folder):
-    """The number of image files in a folder and those below it, by their names."""
-    return sum(name.lower().endswith(IMAGE_NAMES) for _, _, names in os.walk(folder) for name in names)
+    """The number of image files to train on, by their names, before any is held out.
+
+    folder: that holds train/, or the class folders themselves."""
+    train = Path(folder) / "train"
+    walk = os.walk(train if train.is_dir() else folder, followlinks=True)
+    return sum(name.lower().endswith(SUFFIXES) and not name.startswith(".") for _, _, names in walk
+               for name in names)
 
 
 def main():
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--launcher", "--dataset", "--name"):
-        parser.add_argument(flag)
-    parser.add_argument("--real-data", "--val-dir")
+        parser.add_argument(flag, nargs="?")
+    parser.add_argument("--real-data", "--val-dir", nargs="?")
+    parser.add_argument("--overwrite", action="store_true")
     args, _ = parser.parse_known_args()
     if args.dataset in DATASETS:
         sys.exit(f"error: {args.launcher} has no settings for '{args.dataset}'; add a block for it there")
 
+    # What squeeze has recorded counts, and what it finds where it begins. Where nothing is known the stage
+    # says so.
     facts = run_folder(args) / "dataset.json"
-    number = 0  # where nothing is known the stage says so
-    if facts.exists():
-        number = json.loads(facts.read_text(encoding="utf-8"))["num_train"]
+    begins = args.launcher == "squeeze.sh" and (args.overwrite or not facts.exists())
+    scale = None
+    if facts.exists() and not begins:
+        with contextlib.suppress(ValueError, AttributeError):
+            scale = json.loads(facts.read_text(encoding="utf-8")).get("scale")
     elif args.real_data:
-        train = Path(args.real_data) / "train"
-        number = count_files(train if train.is_dir() else args.real_data)
-    print(scale_of(number))
+        scale = scale_of(count_files(args.real_data))
+    print(scale or "small")
 
 
 if __name__ == "__main__":

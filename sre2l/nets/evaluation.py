@@ -1,4 +1,6 @@
 """The evaluation: top-1 and top-5 of a network on real images."""
+import math
+
 import numpy as np
 import torch
 
@@ -46,10 +48,12 @@ def evaluate(network, images, mean, std, device, batch_size=256, precision="fp32
     return tuple(round(100 * count / len(images), 4) for count in hits.tolist())
 
 
-def is_chance(top1, num_classes):
-    """Is a top-1 in percent below twice chance? Of few classes, half of the way from chance to 100 counts."""
+def is_chance(top1, num_classes, num_images):
+    """Is a top-1 in percent below twice chance, or within what luck gives in so few images? Of few classes,
+    ten points above chance are enough, and half of the way from chance to 100 always is."""
     chance = 100 / num_classes
-    return top1 < min(2 * chance, (100 + chance) / 2)
+    luck = 3 * math.sqrt(chance * (100 - chance) / num_images)
+    return top1 < min(chance + max(luck, min(chance, 10)), (100 + chance) / 2)
 
 
 def best_order(answers, labels):

@@ -1,5 +1,6 @@
 """The teacher of a run, frozen: from our own checkpoint, from anybody's, or from torchvision."""
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -136,9 +137,10 @@ def find_teacher(args, spec):
 def describe_order(answers, labels, top1):
     """What says that the classes are in another order; None where top1, in percent, is as good as in any."""
     share, order = share_in_best_order(answers, labels)
-    if 100 * share < top1 + OTHER_ORDER:
+    luck = 150 / math.sqrt(max(1, len(labels) // 2))  # three standard deviations, points
+    moved = next((label for label, answer in order.items() if label != answer), None)
+    if moved is None or 100 * share < top1 + max(OTHER_ORDER, luck):
         return None
-    moved = next(label for label, answer in order.items() if label != answer)
     return (f"about {100 * share:.0f}% if its classes were in another order: it takes class {moved} for "
             f"class {order[moved]}, and so on; is --class-order the other one, or are the folders renamed?")
 
@@ -171,7 +173,7 @@ def check_top1(teacher, spec, args, device):
           f"{images.root}")
 
     why = describe_order(answers, labels, top1)
-    if why is None and is_chance(top1, spec.num_classes):
+    if why is None and is_chance(top1, spec.num_classes, len(labels)):
         why = (f"which is chance (1 in {spec.num_classes}); is the class order, the normalisation or --arch "
                f"another one?")
     if why:

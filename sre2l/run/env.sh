@@ -2,17 +2,17 @@
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1  # ours first, the user's own behind it
 export PYTHONUNBUFFERED=1  # into a file or a pipe each line goes when it is said
 missing_in() { "$1" "$root/sre2l/run/preflight.py" 2>&1; }
-python=python3
-command -v python3 >/dev/null || python=python  # some installations have no other name
-if ! why=$(missing_in $python); then
-    if [ ! -x "$root/.venv/bin/python3" ] || ! why=$(missing_in "$root/.venv/bin/python3"); then
-        echo "error: $why; install what is needed with '$python -m pip install -r requirements.txt'," \
-            "or run 'sh demo.sh', which sets up a .venv" >&2
-        exit 2
-    fi
-    PATH="$root/.venv/bin:$PATH"
-    python=python3
+python= why=
+for candidate in python3 python "$root/.venv/bin/python3"; do  # some installations know no python3
+    command -v "$candidate" >/dev/null || continue
+    if why=$(missing_in "$candidate"); then python=$candidate; break; fi
+done
+if [ -z "$python" ]; then
+    echo "error: ${why:-there is no Python on the PATH}; install what is needed with" \
+        "'python3 -m pip install -r requirements.txt', or run 'sh demo.sh', which sets up a .venv" >&2
+    exit 2
 fi
+case $python in */*) PATH="$root/.venv/bin:$PATH"; python=python3 ;; esac
 find_scale() {  # of a data set of one's own, by its number of training images -> $scale: small, medium, large
     scale=$($python -m sre2l.data.scale --launcher "$(basename "$0")" --dataset "$dataset" "$@") || exit 2
 }

@@ -38,16 +38,17 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence. The first line of `doc` describes the script."""
 
     def __init__(self, doc):
-        self.flags = {}  # {'--lr': whether a value follows it}
+        self.flags = {}  # {'--lr': argparse's nargs, 0 where no value follows}
+        self.stage = ""  # whose flags they are, where an error has to say it
         super().__init__(description=doc.splitlines()[0], allow_abbrev=False)
 
     def add_argument(self, *names, **options):
         action = super().add_argument(*names, **options)
-        self.flags |= dict.fromkeys(action.option_strings, action.nargs != 0)
+        self.flags |= dict.fromkeys(action.option_strings, action.nargs)
         return action
 
     def error(self, message):
-        self.exit(2, f"error: {message} (--help lists the flags)\n")
+        self.exit(2, f"error: {self.stage}{message} (--help lists the flags)\n")
 
 
 class Ignored(argparse.Action):

@@ -22,8 +22,8 @@ def first_problem():
     # A torchvision of another torch ends in a traceback of "operator torchvision::nms does not exist".
     torch = version("torch").partition("+")[0]
     for line in requires("torchvision") or ():
-        exact = re.match(r"torch *\(?==([\d.]+)\)?", line)
-        if exact and exact.group(1) != torch:
+        exact = re.match(r"torch *\(?==([^\s;)]+)", line)
+        if exact and exact.group(1).partition("+")[0] != torch:
             return "torchvision %s was built for torch %s, and torch is %s" % (
                 version("torchvision"), exact.group(1), torch)
     return None
