@@ -6,12 +6,11 @@ import torch
 from torch import nn
 
 from recover.engines import make_fast_engine
-from recover.objective import PlainEngine, Weights
+from recover.objective import TERMS, PlainEngine, Weights
 from recover.views import View, draw_view
 from sre2l.nets.models import get_network
 from tests.nets import SmallNet, calibrated
 
-KEYS = ("ce", "bn", "tv", "l2")
 ALL = Weights(0.1, 10.0, 0.02, 0.05)
 PARTS = {"published": Weights(0.01, 10.0, 0.0, 0.0), "tv": Weights(0.3, 0.5, 0.1, 0.0),
          "l2": Weights(0.3, 1.0, 0.0, 0.1),
@@ -50,7 +49,7 @@ def differences(found, wanted, weights):
     """The largest relative differences of (Terms, gradient) over all groups -> (loss, any term, gradient)."""
     (terms, gradient), (plain_terms, plain_gradient) = found, wanted
     pairs = [(total(terms, weights), total(plain_terms, weights))]
-    pairs += [(getattr(terms, key), getattr(plain_terms, key)) for key in KEYS]
+    pairs += [(getattr(terms, key), getattr(plain_terms, key)) for key in TERMS]
     assert all(a.shape == b.shape == plain_gradient.shape[:1] for a, b in pairs)
     assert gradient.shape == plain_gradient.shape
     loss, *each = (((a - b).abs() / b.abs().clamp(min=1e-30)).max().item() for a, b in pairs)
@@ -67,7 +66,7 @@ def check_parity(network, size, groups=1, batch=2, weights=ALL, engine=None, see
     plain = PlainEngine(copy.deepcopy(network), weights)
     slices = [slice(i, i + 1) for i in range(groups)]
     one_by_one = [plain.loss_and_gradient(images[i], targets[i], views[i]) for i in slices]
-    terms = type(one_by_one[0][0])(*(torch.cat([getattr(t, key) for t, _ in one_by_one]) for key in KEYS))
+    terms = type(one_by_one[0][0])(*(torch.cat([getattr(t, key) for t, _ in one_by_one]) for key in TERMS))
     wanted = terms, torch.cat([gradient for _, gradient in one_by_one])
     for _ in range(times):  # again, with what the engine keeps between iterations
         found = engine.loss_and_gradient(images, targets, engine.tabulate([views])[0])

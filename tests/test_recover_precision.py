@@ -9,8 +9,9 @@ from PIL import Image
 from recover import fast, recover
 from recover.batches import plan_batches
 from recover.engines import choose_groups, make_fast_engine
+from recover.objective import TERMS
 from tests.helpers import SMALL, bare_checkpoint, refused, run_main
-from tests.parity import ALL, KEYS, check_parity, draw_case, network_of
+from tests.parity import ALL, check_parity, draw_case, network_of
 
 
 def in_precision(network, size, precision, groups=2, batch=8):
@@ -33,7 +34,7 @@ def test_half_precision_points_where_fp32_does(arch, precision, least):
     for group in range(2):
         assert torch.cosine_similarity(gradient[group].flatten(), exact[group].flatten(), 0) > least
         assert gradient[group].norm().item() == pytest.approx(exact[group].norm().item(), rel=0.05)
-    for key in KEYS:
+    for key in TERMS:
         rtol = 3e-2 if key == "ce" else 1e-2
         assert torch.allclose(getattr(terms, key), getattr(exact_terms, key), rtol=rtol)
 
