@@ -191,7 +191,8 @@ def main(args):
         print(f"\n== {name}: {as_text(command)}", flush=True)
         code = run_step(command)
         if code:
-            print(f"{name} ended with exit code {code}, see above; go on from there with: "
+            mend = "mend what it says; " * (code == 2)
+            print(f"{name} ended with exit code {code}, see above; {mend}go on from there with: "
                   f"{way_on(args, done)}", file=sys.stderr)
             sys.exit(code)
         done.append(name)

@@ -46,6 +46,13 @@ def kind_of(images):
     return "distilled images" if "r_bn" in made else "images of other origin"
 
 
+def is_of_earlier_images(protocol, labels):
+    """Was a student trained on other images than those that the folder's labels belong to now?"""
+    then = (protocol["labels"] or {}).get("images_sha256")
+    now = recorded(sidecar(labels, "manifest.json"), "images_sha256")
+    return None not in (then, now) and then != now
+
+
 def read_student(folder, run_folder):
     """The student in a folder of the run."""
     results = read_json(folder / "results.json")
@@ -53,7 +60,10 @@ def read_student(folder, run_folder):
     images = folder_used(args, "train_dir", folder.parent / "images")
     labels = folder_used(args, "fkd_path", folder.parent / "labels")
     protocol = results["protocol"]
-    label = f"{protocol['model']}, {kind_of(images)}, {'hard' if protocol['hard_labels'] else 'soft'} labels"
+    kind = kind_of(images)
+    if is_of_earlier_images(protocol, labels):
+        kind += " of an earlier run"
+    label = f"{protocol['model']}, {kind}, {'hard' if protocol['hard_labels'] else 'soft'} labels"
     name = folder.name if folder == run_folder else folder.relative_to(run_folder).as_posix()
     return Student(name, images, labels, label, results, keyed([folder / "metrics.jsonl"], "seed", "epoch"))
 

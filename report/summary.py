@@ -3,7 +3,7 @@
 Run: python3 -m report.summary --dataset digits      (after all stages and both controls, as in demo.sh)
 Result: the table on the screen, runs/<name>/summary.json, and report.html anew.
 """
-from report.data import teacher_top1
+from report.data import is_of_earlier_images, teacher_top1
 from report.page import write_report
 from sre2l.data.flags import add_run_flags
 from sre2l.run.errors import UserError
@@ -34,6 +34,11 @@ def collect(run, model):
     hard = read_results(run / f"student_{model}_hard", "train.sh with --hard-labels")
     real = read_results(run / "random_real" / f"student_{model}", "random_real.sh")
     labels = student["protocol"]["labels"]
+    for name, results, folder in (("train.sh", student, run), ("train.sh with --hard-labels", hard, run),
+                                  ("random_real.sh", real, run / "random_real")):
+        if is_of_earlier_images(results["protocol"], folder / "labels"):
+            raise UserError(f"{folder}: a student was trained on other images than the labels there belong "
+                            f"to now; run {name} again, with --overwrite")
 
     # A stage whose metrics file is gone has no time; then the control has none either.
     of_real = (real["seconds"].get("relabel"), real["seconds"].get("validate"))

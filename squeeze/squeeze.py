@@ -23,7 +23,7 @@ from sre2l.data.own import describe, describe_order, record_facts, row_to_squeez
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.data.real_images import read_real, read_val, to_train_on
 from sre2l.nets import checkpoints, models, parallel, training
-from sre2l.nets.evaluation import evaluate, keep_on_device
+from sre2l.nets.evaluation import evaluate, is_chance, keep_on_device
 from sre2l.nets.precision import PRECISIONS, autocast, dtype_of, memory_format_of, start_device
 from sre2l.run import processes, signals
 from sre2l.run.device import upload
@@ -203,6 +203,9 @@ def main(args):
                  "mean": spec.mean, "std": spec.std, "size": spec.size, "num_classes": spec.num_classes}
         save_torch(folder.path("teacher.pth"), {**facts, **values, "model": network.state_dict()})
         log.line(f"done: {folder.path('teacher.pth')}, top-1 {values['top1']:.2f}% on {len(val)} images")
+        if is_chance(values["top1"], spec.num_classes, len(val)):
+            log.line(f"warning: of {len(val)} images that is not clearly above chance (1 in "
+                     f"{spec.num_classes}); too few epochs, or a learning rate that is too large?")
 
 
 def make_parser():

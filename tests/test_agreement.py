@@ -14,8 +14,9 @@ from tests.worlds import NAMES, relabel_flags, train_flags
 
 
 def test_labels_at_chance_low_and_good():
-    assert "that is chance" in Agreement(0.12, 0.1, 4000).warning and Agreement(0.12, 0.1, 4000).is_chance
-    assert "that is chance" in Agreement(0.21, 0.1, 40).warning    # luck, in few rows
+    near = Agreement(0.12, 0.1, 4000)
+    assert "that is near chance" in near.warning and near.is_chance
+    assert "that is near chance" in Agreement(0.21, 0.1, 40).warning    # luck, in few rows
     # of such labels a student has learned 67 % of digits
     assert "that is low" in Agreement(0.33, 0.19, 6000).warning
     assert "that is low" in Agreement(0.21, 0.1, 4000).warning and not Agreement(0.21, 0.1, 4000).is_chance
@@ -64,7 +65,7 @@ def painted(root, colours):
     return root
 
 
-CHANCE = "that is chance, and a student will learn little: the teacher's classes are in another order"
+CHANCE = "that is near chance, and a student may learn little: the teacher's classes are in another order"
 
 
 @pytest.mark.parametrize("shift, wanted", [(0, None), (1, CHANCE)])

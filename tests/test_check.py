@@ -37,7 +37,7 @@ def test_a_whole_run_has_a_line_for_each_check_and_no_fault(run, capsys):
     assert report[-1] == "no fault found"
     assert all(line.startswith("ok ") for line in report[:-2]) and len(report) == 10
     assert "agreement" in report[-3] and "warning" not in report[-3]
-    assert report[-2].startswith("note   warning: that is chance")
+    assert report[-2].startswith("note   warning: that is near chance")
     assert f"{run}/images, contents: 20 of 20 decode, 32 by 32 pixels, 20 hashes right" in report[2]
     assert f"{run}/labels, contents: 6 of 6 load and have the right fields, 6 hashes right" in report[6]
 

@@ -200,8 +200,8 @@ def test_the_validation_images_of_a_known_set_have_the_classes_of_its_training_i
     assert "number 0: 'd0' where 'c0' is expected" in found and "train has 10" in found
 
 
-@pytest.mark.parametrize("content", [b"no image", "cut"])
-def test_the_first_twenty_files_that_cannot_be_used_are_named(content, tmp_path):
+@pytest.mark.parametrize("content, more", [(b"no image", 10), ("cut", 6)])
+def test_the_first_twenty_files_that_cannot_be_used_are_named(content, more, tmp_path):
     """By their headers or where they are decoded; nothing is recorded, so the mended folder is taken."""
     noise_folder(tmp_path / "photos", NAMES, 15)
     for file in sorted((tmp_path / "photos").glob("[ab]*/*.png")):
@@ -211,7 +211,8 @@ def test_the_first_twenty_files_that_cannot_be_used_are_named(content, tmp_path)
              tmp_path / "photos")
     lines = refused(squeeze, *flags).splitlines()
     assert "of its files cannot be used; mend or remove them" in lines[0]
-    assert sum("not a readable image" in line for line in lines) == 20 and lines[-1] == "  and 6 more"
+    assert sum("not a readable image" in line for line in lines) == 20
+    assert lines[-1] == f"  and {more} more"
     assert not (tmp_path / "run").exists()
 
 
@@ -233,6 +234,16 @@ def test_a_run_belongs_to_one_data_set(tmp_path):
     own.write_facts(tmp_path / "run", own.row_to_squeeze(squeeze_args(tmp_path)))
     found = refused(recover, "--dataset", "pictures", "--name", tmp_path / "run")
     assert "holds the facts of photos, this run is of pictures" in found
+
+
+def test_a_folder_that_has_moved_is_where_squeeze_was_told_and_overwrite_knows_the_place(tmp_path):
+    noise_folder(tmp_path / "photos", NAMES, 5)
+    own.write_facts(tmp_path / "run", own.row_to_squeeze(squeeze_args(tmp_path)))
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    told = squeeze_args(tmp_path, "--real-data", tmp_path / "moved")
+    own.record_facts(told, own.row_to_squeeze(told))
+    assert own.read_facts(tmp_path / "run", "photos").source == str(tmp_path / "moved")
+    assert own.row_to_squeeze(squeeze_args(tmp_path, "--overwrite")).source == str(tmp_path / "moved")
 
 
 def test_what_contradicts_the_facts_is_refused(tmp_path):
@@ -362,7 +373,8 @@ def test_later_stages_need_no_flag(tmp_path, capsys):
     run_main(relabel, *stage, "--epochs", 1, "-b", 6, "-j", 0, "--allow-chance")
     run_main(check, *name)
     run_main(train, *stage, "--epochs", 1, "-j", 0, "--gradient-accumulation-steps", 1)
-    assert "warning: that is chance (1 in 3); too few epochs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "warning: of 3 images that is not clearly above chance (1 in 3); too few epochs" in said
     run_main(random_real, *name)
     results = json.loads((tmp_path / "run" / "student_resnet18" / "results.json").read_text())
     assert results["protocol"]["val"]["num_images"] == 3
@@ -372,7 +384,7 @@ def test_later_stages_need_no_flag(tmp_path, capsys):
 
 def test_squeeze_takes_the_recorded_facts_and_refuses_others(tmp_path):
     args = Namespace(dataset="photos", name=tmp_path / "run", overwrite=False, val_fraction=None,
-                     class_order=None)
+                     class_order=None, real_data=None)
     noise_folder(tmp_path / "photos", NAMES, 3)
     own.write_facts(tmp_path / "run", own.row_to_squeeze(squeeze_args(tmp_path)))
     assert own.row_to_squeeze(args).class_names == tuple(NAMES)

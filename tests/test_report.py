@@ -17,7 +17,7 @@ from report.data import read_run
 from report.page import make_report
 from sre2l.run.files import sidecar, write_json
 from sre2l.run.log import read_metrics
-from sre2l.run.output import recorded
+from sre2l.run.output import read_record, recorded, write_record
 from tests.helpers import SMALL, refused, run_main
 from tests.pages import Reader
 from tests.test_continue import files_of
@@ -246,3 +246,13 @@ def test_a_time_that_is_not_known_is_not_added(run, capsys):
     assert seconds["random_real_control"] is None and seconds["hard_label_control"] > 0
     printed = capsys.readouterr().out
     assert "random_real_control" not in printed and "hard_label_control" in printed
+
+
+def test_a_student_of_earlier_images_is_called_so_and_stands_in_no_summary(run):
+    """As after recover and relabel with --overwrite: its figures are not those of the images on the page."""
+    shutil.copytree(run / f"student_{SMALL}", run / "random_real" / f"student_{SMALL}")
+    manifest = run / "labels.manifest.json"
+    write_record(manifest, {"settings": {**read_record(manifest)["settings"], "images_sha256": "0" * 64}})
+    assert f"{SMALL}, distilled images of an earlier run" in Reader(make_report(run)).text
+    message = refused(summary, "--dataset", "cifar10", "--name", run, "--model", SMALL)
+    assert "trained on other images than the labels there belong to now; run train.sh again" in message

@@ -169,8 +169,9 @@ def main(args):
             log.line(f"seed {seed}: last top1 {row['top1']:.2f}%  top5 {row['top5']:.2f}%   "
                      f"(best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']})")
             if is_chance(row["top1"], data.spec.num_classes, len(data.val)):
-                log.line(f"warning: that is chance (1 in {data.spec.num_classes}); too few epochs, a "
-                         f"learning rate that is too large, or images that show nothing?")
+                log.line(f"warning: of {len(data.val)} images that is not clearly above chance (1 in "
+                         f"{data.spec.num_classes}); too few epochs, a learning rate that is too large, or "
+                         f"images that show nothing?")
 
     # Finish with a page about the whole run.
     if processes.rank() == 0:

@@ -36,9 +36,9 @@ class Agreement(NamedTuple):
     def warning(self):
         """A sentence with the likely cause, None where there is nothing to warn of."""
         if self.is_within(1.25):
-            return ("warning: that is chance, and a student will learn little: the teacher's classes are in "
-                    "another order or its normalisation is another one, these are images of another set, or "
-                    "recover had far too few iterations")
+            return ("warning: that is near chance, and a student may learn little: the teacher's classes are "
+                    "in another order or its normalisation is another one, these are images of another set, "
+                    "or recover had far too few iterations or too large an r_bn")
         if self.share < 0.5:
             return ("warning: that is low: the mix makes the images hard, recover had too few iterations for "
                     "this teacher, or these labels were made for other images")

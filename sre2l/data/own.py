@@ -123,7 +123,10 @@ def find_facts(name, path, size=None, val_fraction=None, order="text"):
     train = find_split(spec, path, "train")
     val = find_split(spec, path, "val")
     check_split(train, val)
-    size = size or choose_size(find_shapes(train))
+    # The headers of both are read: what is wrong with a folder is said at once.
+    every = replace(train, items=[*train.items, *val.items], root=str(path))
+    shapes = find_shapes(every)
+    size = size or choose_size(shapes[:len(train)])
     crop, padding, stem, resize_ratio = BY_SIZE[max(known for known in BY_SIZE if known <= max(size, 32))]
     mean, std = measure(train, size)
     return replace(spec, num_classes=len(train.class_names), size=size, mean=mean, std=std, crop=crop,
@@ -160,7 +163,8 @@ def row_to_squeeze(args):
 
     Raises UserError for a folder that cannot be trained on, and where nothing is known."""
     run = run_folder(args)
-    recorded = None if args.overwrite else read_facts(run, args.dataset)
+    earlier = read_facts(run, args.dataset)
+    recorded = None if args.overwrite else earlier
     if recorded:
         if args.class_order and recorded.class_names:
             names = tuple(order_classes(sorted(recorded.class_names), facts_path(run), args.class_order))
@@ -170,9 +174,11 @@ def row_to_squeeze(args):
         if args.val_fraction not in (None, recorded.val_fraction):
             raise UserError(f"{facts_path(run)}: --val-fraction was {recorded.val_fraction} there; choose "
                             f"another --name, or start afresh with --overwrite")
-        return recorded
+        # A folder that has moved is where the user says it is, for later stages as well.
+        return replace(recorded, source=args.real_data or recorded.source)
     if args.dataset not in DATASETS:
         check_dataset_name(args.dataset)
+        args.real_data = args.real_data or (earlier and earlier.source)
         if args.real_data is None:
             raise UserError(f"--dataset {args.dataset}: a data set of your own needs --real-data DIR; known "
                             f"are {', '.join(DATASETS)}")

@@ -174,8 +174,8 @@ def check_top1(teacher, spec, args, device):
 
     why = describe_order(answers, labels, top1)
     if why is None and is_chance(top1, spec.num_classes, len(labels)):
-        why = (f"which is chance (1 in {spec.num_classes}); is the class order, the normalisation or --arch "
-               f"another one?")
+        why = (f"which is not clearly above chance (1 in {spec.num_classes}); has it been trained for too "
+               f"few epochs, or is the class order, the normalisation or --arch another one?")
     if why:
         message = f"{teacher.source}: top-1 {top1:.2f}% on {images.root}, {why}"
         if not args.allow_chance:
