@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from relabel import check
+from report.rows import SAFELY
 from sre2l.nets.models import build_network
 from sre2l.run.files import read_json
 from tests.helpers import SMALL, noise_folder, refused, run_main
@@ -30,7 +31,7 @@ def unpack(root):
     """Write the run, its teacher and real images under `root` -> the commands that made it: recover, relabel
     and validate."""
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(root, filter="data")
+        archive.extractall(root, **SAFELY)
     network, _ = build_network(SMALL, 10, "torchvision")
     formula_weights(network)
     torch.save(network.state_dict(), root / "teacher.pth")
