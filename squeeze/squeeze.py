@@ -19,11 +19,11 @@ from sre2l.data.datasets import IMAGENET
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.image_folder import fingerprint
 from sre2l.data.label_files import LabelBatch
-from sre2l.data.own import describe, describe_order, record_facts, row_to_squeeze
+from sre2l.data.own import describe, record_facts, row_to_squeeze
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.data.real_images import read_real, read_val, to_train_on
 from sre2l.nets import checkpoints, models, parallel, training
-from sre2l.nets.evaluation import evaluate, is_chance, keep_on_device
+from sre2l.nets.evaluation import describe_chance, evaluate, keep_on_device
 from sre2l.nets.precision import PRECISIONS, autocast, dtype_of, memory_format_of, start_device
 from sre2l.run import processes, signals
 from sre2l.run.device import upload
@@ -122,10 +122,10 @@ def main(args):
     if processes.rank() == 0:
         record_facts(args, row)
     log = folder.open_log(args, device)
-    lines = [describe(spec), describe_order(images.class_names, args.class_order), note]
+    lines = [*describe(spec, images.class_names, args.class_order), note]
     if afresh:
         lines.append(f"torchvision's {args.weights} weights of {args.arch}; afresh: {', '.join(afresh)}")
-    log.line("\n".join(filter(None, lines)))
+    log.line("\n".join(lines))
     network = start_network(args, network, device, log)
     optimizer = training.make_sgd(network.parameters(), args.lr, args.momentum, args.weight_decay, device)
     scaler = training.make_scaler(precision, device)
@@ -202,10 +202,10 @@ def main(args):
                  "class_names": images.class_names, "dataset": spec.name, "seed": args.seed,
                  "mean": spec.mean, "std": spec.std, "size": spec.size, "num_classes": spec.num_classes}
         save_torch(folder.path("teacher.pth"), {**facts, **values, "model": network.state_dict()})
-        log.line(f"done: {folder.path('teacher.pth')}, top-1 {values['top1']:.2f}% on {len(val)} images")
-        if is_chance(values["top1"], spec.num_classes, len(val)):
-            log.line(f"warning: of {len(val)} images that is not clearly above chance (1 in "
-                     f"{spec.num_classes}); too few epochs, or a learning rate that is too large?")
+        warning = describe_chance(values["top1"], spec.num_classes, len(val),
+                                  "too few epochs, or a learning rate that is too large")
+        log.line(f"done: {folder.path('teacher.pth')}, top-1 {values['top1']:.2f}% on {len(val)} images"
+                 f"{warning}")
 
 
 def make_parser():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.nets import parallel, training
-from sre2l.nets.evaluation import evaluate, is_chance, keep_on_device
+from sre2l.nets.evaluation import describe_chance, evaluate, keep_on_device
 from sre2l.nets.precision import PRECISIONS, autocast, start_device
 from sre2l.run import processes, signals
 from sre2l.run.files import hash_json
@@ -29,6 +29,8 @@ from validate.data import find_data, load_stored_batches
 from validate.evaluate import evaluate_checkpoint
 from validate.protocol import make_settings
 from validate.student import load_student, save_student
+
+CHANCE_CAUSES = "too few epochs, a learning rate that is too large, or images that show nothing"
 
 
 def train_student(args, data, folder, settings, seed, log, device, precision):
@@ -166,12 +168,9 @@ def main(args):
         if processes.rank() == 0:
             num_bytes = {"image_bytes": data.facts["image_bytes"], "label_bytes": labels.num_bytes}
             written = results.write_results(args, settings, rows, num_bytes, device)
+            warning = describe_chance(row["top1"], data.spec.num_classes, len(data.val), CHANCE_CAUSES)
             log.line(f"seed {seed}: last top1 {row['top1']:.2f}%  top5 {row['top5']:.2f}%   "
-                     f"(best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']})")
-            if is_chance(row["top1"], data.spec.num_classes, len(data.val)):
-                log.line(f"warning: of {len(data.val)} images that is not clearly above chance (1 in "
-                         f"{data.spec.num_classes}); too few epochs, a learning rate that is too large, or "
-                         f"images that show nothing?")
+                     f"(best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']}){warning}")
 
     # Finish with a page about the whole run.
     if processes.rank() == 0:

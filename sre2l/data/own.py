@@ -135,27 +135,24 @@ def find_facts(name, path, size=None, val_fraction=None, order="text"):
                    class_names=tuple(order_classes(train.class_names, train.root, order)))
 
 
-def describe(spec):
-    """The facts of a data set of one's own in one line; None for a known one."""
-    if spec.class_names is None:
-        return None
-    names = spec.class_names
-    some = f"{names[0]} ... {names[-1]}" if len(names) > 2 else " and ".join(names)
-    held_out = f" ({spec.val_fraction:.0%} of each class is held out)" if spec.val_fraction else ""
-    return (f"{spec.name}: {spec.num_classes} classes ({some}), {spec.num_train} images to train on"
-            f"{held_out}, {spec.size} pixels, mean {spec.mean}, std {spec.std}, {spec.crop} crops, "
-            f"stem {spec.stem}")
+def describe(spec, names, order):
+    """Lines for the log: the facts of a data set of one's own, and the order of the classes where their names
+    have two.
 
-
-def describe_order(names, order):
-    """The order of the classes in one line, where the folders' names have two; else None.
-
-    names: in the order that was taken; order: what the user said, None = text."""
-    if not has_two_orders(names):
-        return None
-    first = ", ".join(repr(name) for name in names[:3])
-    other = "text" if order == "numeric" else "numeric"
-    return f"classes in {order or 'text'} order, {first} ...; --class-order {other} would be another"
+    names: of the classes, in the order that was taken; order: what the user said, None = text."""
+    lines = []
+    if spec.class_names:
+        some = f"{names[0]} ... {names[-1]}" if len(names) > 2 else " and ".join(names)
+        held_out = f" ({spec.val_fraction:.0%} of each class is held out)" if spec.val_fraction else ""
+        lines.append(f"{spec.name}: {spec.num_classes} classes ({some}), {spec.num_train} images to train on"
+                     f"{held_out}, {spec.size} pixels, mean {spec.mean}, std {spec.std}, {spec.crop} crops, "
+                     f"stem {spec.stem}")
+    if has_two_orders(names):
+        first = ", ".join(repr(name) for name in names[:3])
+        other = "text" if order == "numeric" else "numeric"
+        lines.append(f"classes in {order or 'text'} order, {first} ...; --class-order {other} would be "
+                     f"another")
+    return lines
 
 
 def row_to_squeeze(args):

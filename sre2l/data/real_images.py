@@ -20,8 +20,6 @@ from sre2l.run.paths import ROOT
 CPU = torch.device("cpu")
 CIFAR = {"cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py"),
          "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python")}
-
-
 TRAIN_NAMES = ("train",)
 LARGEST_RATIO = 2  # short side of a photograph that is kept, over that of the network's input
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there counts
@@ -121,18 +119,25 @@ def read_cifar(name, path, split):
     return Images(list(data.data), np.array(data.targets), data.classes, f"{path or ROOT / 'data'} ({split})")
 
 
+def listed_images(folder, file, rows):
+    """The images of a flat folder whose classes a file lists; the classes are sorted.
+
+    rows: (name of an image in `folder`, class) pairs of `file`. Raises UserError for a name that is none."""
+    for name, _ in rows:
+        check_name(name, file)
+    names = sorted({wnid for _, wnid in rows})
+    labels = np.array([names.index(wnid) for _, wnid in rows])
+    return Images([str(folder / name) for name, _ in rows], labels, names, str(file.parent))
+
+
 def read_tiny_val(folder):
-    """Tiny-ImageNet's val/ as distributed: images/ and val_annotations.txt; classes: the sorted wnids."""
+    """Tiny-ImageNet's val/ as distributed: images/ and val_annotations.txt."""
     file = folder / "val_annotations.txt"
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = [line.split("\t")[:2] for line in lines if line.strip()]
     if not rows or any(len(row) != 2 for row in rows):
         raise UserError(f"{file}: expected lines of file name, tab, class")
-    for name, _ in rows:
-        check_name(name, file)
-    names = sorted({wnid for _, wnid in rows})
-    labels = np.array([names.index(wnid) for _, wnid in rows])
-    return Images([str(folder / "images" / name) for name, _ in rows], labels, names, str(folder))
+    return listed_images(folder / "images", file, rows)
 
 
 def read_kaggle_val(folder, file):
@@ -140,11 +145,7 @@ def read_kaggle_val(folder, file):
     lines = file.read_text(encoding="utf-8").splitlines()[1:]
     pairs = [line.partition(",")[::2] for line in lines if line.strip()]
     rows = [(f"{name}.JPEG", boxes.split()[0]) for name, boxes in pairs]
-    for name, _ in rows:
-        check_name(name, file)
-    names = sorted({wnid for _, wnid in rows})
-    labels = np.array([names.index(wnid) for _, wnid in rows])
-    return Images([str(folder / name) for name, _ in rows], labels, names, str(folder))
+    return replace(listed_images(folder, file, rows), root=str(folder))
 
 
 def split_folder(path, names):
@@ -197,8 +198,8 @@ def hold_out(images, fraction, split):
     chosen = np.isin(np.arange(len(images)), held) == (split == "val")
     rows = np.flatnonzero(chosen)
     part = "held out" if split == "val" else "without what is held out"
-    return Images([images.items[row] for row in rows], images.labels[rows], images.class_names,
-                  f"{images.root} ({part})")
+    return replace(images, items=[images.items[row] for row in rows], labels=images.labels[rows],
+                   root=f"{images.root} ({part})")
 
 
 def find_split(spec, path, split):
@@ -212,12 +213,12 @@ def find_split(spec, path, split):
     if has_other_val and split == "val" and not split_folder(path, TRAIN_NAMES):
         return read_split(spec, path, "val")
     every = read_split(spec, path, "train")
-    num_train = len(hold_out(every, spec.val_fraction, "train"))
-    if spec.num_train not in (None, num_train):
-        raise UserError(f"{every.root}: holds {len(every)} images, {num_train} of them to train on; there "
+    train = hold_out(every, spec.val_fraction, "train")
+    if spec.num_train not in (None, len(train)):
+        raise UserError(f"{every.root}: holds {len(every)} images, {len(train)} of them to train on; there "
                         f"were {spec.num_train} when a part was held out. Give that folder, or one with val/ "
                         f"alone to measure on")
-    return hold_out(every, spec.val_fraction, split)
+    return train if split == "train" else hold_out(every, spec.val_fraction, "val")
 
 
 def numeric_order(names):

@@ -56,6 +56,14 @@ def is_chance(top1, num_classes, num_images):
     return top1 < min(chance + max(luck, min(chance, 10)), (100 + chance) / 2)
 
 
+def describe_chance(top1, num_classes, num_images, causes):
+    """A warning for the log where a trained network's top-1 is chance, with its likely causes; else ''."""
+    if not is_chance(top1, num_classes, num_images):
+        return ""
+    return (f"\nwarning: of {num_images} images that is not clearly above chance (1 in {num_classes}); "
+            f"{causes}?")
+
+
 def best_order(answers, labels):
     """The order of classes that the answers of a network speak for -> {right class: answered class}.
 
