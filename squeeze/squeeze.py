@@ -84,6 +84,24 @@ def save(path, identity, seed, values, network, optimizer, scaler):
     save_torch(path, {**facts, **states})
 
 
+def build_teacher(args, spec):
+    """-> (a network with the weights that training starts from, its stem, lines for the log about them)."""
+    network, stem = models.build_for(spec, args.arch, args.stem)
+    models.check_input_size(network, args.arch, spec.size)
+    if not args.weights:
+        return network, stem, []
+    afresh = ", ".join(checkpoints.start_from_imagenet(network, args.arch))
+    return network, stem, [f"torchvision's {args.weights} weights of {args.arch}; afresh: {afresh}"]
+
+
+def dry_run(args, spec, folder):
+    """--dry-run: print the settings, how many epochs and how many bytes. Nothing is loaded."""
+    network, stem = models.build_for(spec, args.arch, args.stem)
+    num_bytes = 3 * checkpoints.num_weight_bytes(network)  # the teacher, and a checkpoint with momentum
+    folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs,
+                   evaluations=-(-args.epochs // args.eval_every), bytes=num_bytes)
+
+
 def main(args):
     # Plan: what a flag can get wrong is refused before anything is loaded.
     row = row_to_squeeze(args)
@@ -95,19 +113,14 @@ def main(args):
     folder = OutputFolder(run_folder(args) / "teacher", "teacher", args.overwrite, vars(get_args([])))
     training.check_warmup(args)
     if args.dry_run:
-        network, stem = models.build_for(spec, args.arch, args.stem)
-        num_bytes = 3 * checkpoints.num_weight_bytes(network)  # the teacher, and a checkpoint with momentum
-        return folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs,
-                              evaluations=-(-args.epochs // args.eval_every), bytes=num_bytes)
+        return dry_run(args, spec, folder)
 
     # Prepare: build the network and read the images. Nothing is written yet.
     device, precision = start_device(args.device, args.precision, args.deterministic, compiled=args.compile)
     processes.start(device)
     # The weights come first from this seed: they depend on nothing that was read or measured.
     torch.manual_seed(args.seed)
-    network, stem = models.build_for(spec, args.arch, args.stem)
-    models.check_input_size(network, args.arch, spec.size)
-    afresh = checkpoints.start_from_imagenet(network, args.arch) if args.weights else None
+    network, stem, origin = build_teacher(args, spec)
     order = args.class_order or "text"
     images = read_real(spec, args.real_data, "train", None, spec.class_names, "dataset.json", order)
     val = read_val(spec, args.real_data, None, images.class_names, "train")
@@ -122,10 +135,7 @@ def main(args):
     if processes.rank() == 0:
         record_facts(args, row)
     log = folder.open_log(args, device)
-    lines = [*describe(spec, images.class_names, args.class_order), note]
-    if afresh:
-        lines.append(f"torchvision's {args.weights} weights of {args.arch}; afresh: {', '.join(afresh)}")
-    log.line("\n".join(lines))
+    log.line("\n".join([*describe(spec, images.class_names, args.class_order), note, *origin]))
     network = start_network(args, network, device, log)
     optimizer = training.make_sgd(network.parameters(), args.lr, args.momentum, args.weight_decay, device)
     scaler = training.make_scaler(precision, device)
