@@ -1,9 +1,12 @@
 """What relabel is about to do, by its flags and by what is there: settings, images, bytes."""
 from pathlib import Path
 
+import numpy as np
+
 from sre2l.check.manifest import LABEL_FORMAT, ORDER_RULE, check_images, manifest_of
 from sre2l.check.verify import read_checked, verify_images
 from sre2l.data.loader import Batches
+from sre2l.data.pixel_store import find_shapes
 from sre2l.nets.teacher import find_teacher
 from sre2l.run.errors import UserError
 from sre2l.run.flags import check_folders
@@ -48,6 +51,20 @@ def make_settings(args, spec):
             "mix": args.mix_type, "mix_alpha": alphas[args.mix_type], "crop": crop,
             "input_size": spec.size, "mean": spec.mean, "std": spec.std,
             "logits": args.label_precision, "batch_statistics": args.batch_statistics}
+
+
+def check_shapes(images, crop, size):
+    """Raise UserError for images that padded crops would squeeze.
+
+    crop: that of make_settings; size: of the network's input."""
+    if crop["kind"] != "padded":
+        return
+    shapes = find_shapes(images)
+    other = np.flatnonzero((shapes != size).any(1))
+    if len(other):
+        height, width = shapes[other[0]]
+        raise UserError(f"{images.items[other[0]]}: {width} by {height} pixels; padded crops are for images "
+                        f"of the network's {size} by {size}; resize them first, or use --crop resized")
 
 
 def num_label_bytes(num_images, settings):

@@ -108,6 +108,7 @@ def main(args):
     described = manifest.describe_images(images)
     recorded = plan.read_recorded(args, described, images.root)
     settings = plan.make_settings(args, spec)
+    plan.check_shapes(images, settings["crop"], spec.size)
     batches = loader.Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
     draw = partial(draw_label_batch, settings)
     # A precision, and a faster form of the network, are taken only where the logits of the first batch are

@@ -3,6 +3,7 @@
 Run: sh run.sh digits      (each stage by its own launcher; the same command again continues)
 Result: runs/<name>/ with all that the stages leave, summary.json and report.html.
 """
+import difflib
 import json
 import os
 import shlex
@@ -10,6 +11,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 from recover import recover
 from relabel import check, relabel
@@ -19,13 +23,14 @@ from squeeze import squeeze
 from sre2l.data.datasets import DATASETS
 from sre2l.data.flags import Once, override
 from sre2l.data.own import facts_path, read_facts, row_to_squeeze, write_facts
-from sre2l.data.real_images import CIFAR
+from sre2l.data.real_images import CIFAR, find_split
 from sre2l.run.device import pick_device
 from sre2l.run.errors import UserError
 from sre2l.run.flags import Parser
 from sre2l.run.paths import ROOT, run_folder
 from sre2l.run.start import run_script
 from validate import random_real, train
+from validate.checks import check_processes
 
 OF_THE_CHAIN = ("--output-dir", "--evaluate", "--hard-labels")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -34,6 +39,7 @@ AMBIGUOUS = ("--epochs", "--lr", "--batch-size", "-b", "--seed", "--precision", 
              "--weight-decay", "--warmup-epochs")
 STAGES = {"squeeze": squeeze, "recover": recover, "relabel": relabel, "check": check, "validate": train,
           "random_real": random_real, "summary": summary}
+PLANNED = ("squeeze", "recover", "relabel", "validate")  # the stages whose --dry-run an estimate needs
 # Each step: its name, the stage whose flags it takes, its launcher or module, and flags of its own.
 STEPS = (
     ("squeeze", "squeeze", "squeeze/squeeze.sh", ()),
@@ -47,6 +53,18 @@ STEPS = (
 )
 
 
+def why_unknown(flag, name, parsers):
+    """What is wrong with a flag that no stage has, or that the stage does not have which `name` names."""
+    stage = name.removeprefix("--").partition(".")[0]
+    if "." in name and stage not in parsers:
+        return f"there is no stage '{stage}'; there are {', '.join(parsers)}"
+    known = parsers[stage].flags if "." in name else {known for p in parsers.values() for known in p.flags}
+    near = difflib.get_close_matches(flag, known, 1, 0.7)
+    who = f"{stage} does not have" if "." in name else "no stage has"
+    hint = f"did you mean {near[0]}?" if near else "--help of a stage lists its flags"
+    return f"{who} the flag {flag}; {hint}"
+
+
 def known_flag(word, parsers):
     """-> (the flag that a word is or begins with, the stages that have it, its value if the word has one)."""
     name, equals, value = word.partition("=")
@@ -57,7 +75,7 @@ def known_flag(word, parsers):
         flag, equals, value = word[:2], "=", word[2:]
         takers = [name for name, parser in parsers.items() if flag in parser.flags]
     if not takers:
-        raise UserError(f"{word}: no stage has this flag; sh recover/recover.sh --help lists recover's")
+        raise UserError(f"{word}: {why_unknown(flag, name, parsers)}")
     if len(takers) > 1 and flag in AMBIGUOUS:
         long = "batch-size" if flag == "-b" else flag.removeprefix("--")
         choices = ", ".join(f"--{name}.{long}" for name in takers)
@@ -129,11 +147,10 @@ def as_text(command):
     return shlex.join(word.removeprefix(f"{ROOT}/") for word in command)
 
 
-def print_plan(args, flags):
-    """--dry-run: what each stage would write, by its own --dry-run, how long it would take here, the sums."""
-    of_squeeze = squeeze.get_args(["--dataset", args.dataset, *flags["squeeze"]])
-    row = row_to_squeeze(of_squeeze)
-    plans = {}
+def plan_stages(args, flags, row, of_squeeze):
+    """What the stages plan, by their own --dry-run -> {stage: what it printed}.
+
+    row: the data set's; of_squeeze: squeeze's arguments. Raises UserError for what one of them refuses."""
     with tempfile.TemporaryDirectory() as folder:
         # The facts of a data set of one's own, which squeeze would record, stand in an empty run meanwhile.
         instead = {}
@@ -141,13 +158,35 @@ def print_plan(args, flags):
             write_facts(folder, row)
             instead = {stage: [*words, "--name", folder] for stage, words in flags.items()}
         steps = make_commands(args.dataset, flags | instead)
-        for name in ("squeeze", "recover", "relabel", "validate"):
-            stage = subprocess.run(steps[name], capture_output=True, text=True, check=False)
-            if stage.returncode:
-                raise UserError(f"{name}: {stage.stderr.strip().removeprefix('error: ')}")
-            plans[name] = json.loads(stage.stdout)
-    found = estimate(plans, override(row, of_squeeze), of_squeeze.real_data, pick_device(of_squeeze.device))
+        alone = {**os.environ, "GPUS": "1"}
 
+        def plan(name):
+            return subprocess.run(steps[name], capture_output=True, text=True, check=False, env=alone)
+
+        with ThreadPoolExecutor() as pool:
+            ended = dict(zip(PLANNED, pool.map(plan, PLANNED)))
+    for name, stage in ended.items():
+        if stage.returncode:
+            raise UserError(f"{name}: {stage.stderr.strip().removeprefix('error: ')}")
+    return {name: json.loads(stage.stdout) for name, stage in ended.items()}
+
+
+def check_control(num_images, row, path):
+    """Raise UserError where the control of a data set of one's own would not find as many images of a class
+    as recover makes. num_images: of all classes; path: of the real images."""
+    images = find_split(row, path, "train")
+    counts = np.bincount(images.labels)
+    few = int(counts.argmin())
+    ipc = num_images // len(counts)
+    if counts[few] < ipc:
+        raise UserError(f"{images.root}: class '{images.class_names[few]}' has {counts[few]} images, and "
+                        f"{ipc} of each class are to be recovered; the control draws as many real ones: "
+                        f"--ipc-end {counts[few]}")
+
+
+def print_plan(args, flags, plans, row, of_squeeze):
+    """--dry-run: what each stage would write, how long it would take on this machine, the sums."""
+    found = estimate(plans, override(row, of_squeeze), of_squeeze.real_data, pick_device(of_squeeze.device))
     plain = {stage: [word for word in words if word != "--dry-run"] for stage, words in flags.items()}
     steps = make_commands(args.dataset, plain)
     print(f"{'step':<20} {'minutes':>9} {'MB':>11}   command")
@@ -161,14 +200,18 @@ def print_plan(args, flags):
         print("?: without the real images, --real-data DIR, nobody can tell")
 
 
-def check_real_images(args, flags):
+def check_real_images(args, of_squeeze):
     """Raise UserError where the first stages would run for days and the last ones find no real images."""
-    of_squeeze = squeeze.get_args(["--dataset", args.dataset, *flags["squeeze"]])
     has_own = args.dataset == "digits" or args.dataset in CIFAR
     if has_own or of_squeeze.real_data or read_facts(run_folder(of_squeeze), args.dataset):
         return
     raise UserError(f"{args.dataset}: a student is measured on real images, and a control draws from them; "
                     f"say where they are with --real-data DIR")
+
+
+def num_processes():
+    """How many processes the launchers start, by GPUS of the environment."""
+    return int(os.environ.get("GPUS", 1))
 
 
 def way_on(args, done):
@@ -177,15 +220,26 @@ def way_on(args, done):
     if "--overwrite" in args.words:
         left = [stage for name, stage, *_ in STEPS if name not in done][1:]  # not the one that has begun
         words += [f"--{stage}.overwrite" for stage in ("relabel", "validate", "random_real") if stage in left]
-    gpus = os.environ.get("GPUS", "1")
-    return f"GPUS={gpus} " * (gpus != "1") + shlex.join(["sh", "run.sh", args.dataset, *words])
+    gpus = num_processes()
+    return f"GPUS={gpus} " * (gpus != 1) + shlex.join(["sh", "run.sh", args.dataset, *words])
 
 
 def main(args):
     flags = split_flags(args.words)
-    if "--dry-run" in args.words:
-        return print_plan(args, flags)
-    check_real_images(args, flags)
+    of_squeeze = squeeze.get_args(["--dataset", args.dataset, *flags["squeeze"]])
+    is_dry = "--dry-run" in args.words
+    if not is_dry:
+        check_real_images(args, of_squeeze)
+    if is_dry or not (run_folder(of_squeeze) / "images").exists():
+        # What the last stage would refuse after hours is said now.
+        row = row_to_squeeze(of_squeeze)
+        planning = {stage: [*words, "--dry-run"] for stage, words in flags.items()}
+        plans = plan_stages(args, planning, row, of_squeeze)
+        check_processes(plans["validate"]["settings"]["gradient_accumulation_steps"], num_processes())
+        if row.source:
+            check_control(plans["recover"]["images"], row, of_squeeze.real_data)
+        if is_dry:
+            return print_plan(args, flags, plans, row, of_squeeze)
     done = []
     for name, command in make_commands(args.dataset, flags).items():
         print(f"\n== {name}: {as_text(command)}", flush=True)

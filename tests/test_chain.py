@@ -14,7 +14,7 @@ from report import chain, estimate
 from squeeze import squeeze
 from sre2l.data.datasets import DATASETS
 from sre2l.run.errors import UserError
-from tests.helpers import run_main
+from tests.helpers import noise_folder, run_main
 from validate import train
 
 TYPED = "--device cpu --iteration=5 --recover.lr 0.1 --name x --overwrite --model vgg11_bn".split()
@@ -42,8 +42,11 @@ def test_flags_are_spelled_as_argparse_knows_them():
     ("-b 3", "say which: --squeeze.batch-size, --relabel.batch-size"),
     ("--hard-labels", "run.sh says this itself"),
     ("--epochs 3", "say which: --squeeze.epochs, --relabel.epochs, --validate.epochs"),
-    ("--colour red", "--colour: no stage has this flag"),
-    ("--recover.epochs 3", "--recover.epochs: no stage has this flag"),
+    ("--colour red", "--colour: no stage has the flag --colour; --help"),
+    ("--iterations 9", "no stage has the flag --iterations; did you mean --iteration"),
+    ("--recover.epochs 3", "--recover.epochs: recover does not have the flag --epochs"),
+    ("--validate.seed 3", "validate does not have the flag --seed; did you mean --seeds"),
+    ("--students.epochs 3", "there is no stage 'students'; there are squeeze, recover"),
     ("--iteration", "--iteration: its value is missing")])
 def test_a_flag_that_does_not_say_what_it_is_for_is_refused(words, message):
     with pytest.raises(UserError, match=message):
@@ -62,11 +65,37 @@ def test_a_step_that_fails_is_named_with_the_way_on(tmp_path, monkeypatch, capsy
     programs = {"squeeze": "good.sh", "recover": "bad.sh", "relabel": "never.sh"}
     steps = [(stage, stage, str(tmp_path / program), ()) for stage, program in programs.items()]
     monkeypatch.setattr(chain, "STEPS", steps)
+    monkeypatch.setattr(chain, "plan_stages", lambda *_: plan_with(steps=1))
     with pytest.raises(SystemExit, match="3"):
         run_main(chain, "--dataset", "digits", "--iteration", 9)
     err = capsys.readouterr().err
     assert err == "recover ended with exit code 3, see above; go on from there with: " \
                   "sh run.sh digits --iteration 9\n"
+
+
+def plan_with(images=20, steps=2):
+    return {"recover": {"images": images}, "validate": {"settings": {"gradient_accumulation_steps": steps}}}
+
+
+def test_what_a_late_stage_refuses_ends_the_chain_before_the_first(tmp_path, monkeypatch):
+    flags = ("--dataset", "digits", "--name", tmp_path / "run", "--device", "cpu")
+    with pytest.raises(UserError, match="^recover: .*--ipc-start 9 is not below --ipc-end 9"):
+        run_main(chain, *flags, "--ipc-start", 9, "--ipc-end", 9)
+    monkeypatch.setenv("GPUS", "3")
+    monkeypatch.setattr(chain, "plan_stages", lambda *_: plan_with(steps=2))
+    with pytest.raises(UserError, match="not a multiple of the 3 processes.*--gradient-accumulation-steps 6"):
+        run_main(chain, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_control_that_lacks_real_images_ends_the_chain_before_the_first(tmp_path, monkeypatch):
+    photos = noise_folder(tmp_path / "photos" / "train", ["ant", "bee"], 4)
+    noise_folder(tmp_path / "photos" / "val", ["ant", "bee"], 1)
+    (photos / "bee" / "bee_000.png").unlink()
+    monkeypatch.setattr(chain, "plan_stages", lambda *_: plan_with(images=8))
+    flags = ("--dataset", "photos", "--name", tmp_path / "run", "--real-data", tmp_path / "photos")
+    with pytest.raises(UserError, match="'bee' has 3 images, and 4 of each class.*--ipc-end 3"):
+        run_main(chain, *flags)
 
 
 def test_the_way_on_overwrites_what_is_not_done_alone(monkeypatch):

@@ -73,6 +73,24 @@ def test_a_foreign_teacher_needs_the_order_and_squeeze_tells_its_own(numbered, t
         capsys.readouterr().out
 
 
+def test_what_squeeze_has_measured_is_measured_again_only_on_other_images(tmp_path, monkeypatch, capsys):
+    noise_folder(tmp_path / "real" / "train", ["ant", "bee"], 3)
+    noise_folder(tmp_path / "real" / "val", ["ant", "bee"], 2)
+    noise_folder(tmp_path / "other" / "val", ["ant", "bee"], 2, seed=1)
+    flags = ("--dataset", "insects", "--name", tmp_path / "run", "--device", "cpu")
+    run_main(squeeze, *flags, "--real-data", tmp_path / "real", "--arch", SMALL, "--epochs", 1, "-b", 3,
+             "-j", 0, "--lr", 0.001)
+    measured = []
+    answer_all = teacher.answer_all
+    monkeypatch.setattr(teacher, "answer_all", lambda *args: measured.append(1) or answer_all(*args))
+    short = (*flags, "--allow-chance", "--iteration", 1, "--ipc-end", 1)
+    run_main(recover, *short)
+    assert "as squeeze measured" in capsys.readouterr().out and not measured
+    run_main(recover, *short, "--overwrite", "--val-dir", tmp_path / "other")
+    run_main(recover, *short, "--overwrite", "--teacher", tmp_path / "run" / "teacher" / "teacher.pth")
+    assert "as squeeze measured" not in capsys.readouterr().out and len(measured) == 2
+
+
 # -- what the answers of a teacher tell
 
 def test_an_order_that_answers_speak_for_is_found_on_images_it_was_not_read_from():

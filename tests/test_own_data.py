@@ -19,7 +19,7 @@ from sre2l.data.real_images import find_split, read_digits, show, to_train_on
 from sre2l.nets import checkpoints, models
 from sre2l.run.errors import UserError
 from sre2l.run.paths import ROOT
-from tests.helpers import SMALL, noise_folder, refused, run_main
+from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
 from validate import random_real, train
 
 NAMES = ["ant", "bee", "cat"]
@@ -292,6 +292,16 @@ def test_padded_crops_are_of_images_of_the_networks_size(tmp_path):
     assert to_train_on(digits, DATASETS["digits"]) == (digits, None)
 
 
+def test_padded_crops_of_synthetic_images_of_another_size_are_refused(tmp_path):
+    synthetic_folder(tmp_path / "images", ipc=1, size=48)
+    teacher = bare_checkpoint(tmp_path / "t.pth")
+    flags = ("--dataset", "digits", "--name", tmp_path / "run", "--device", "cpu", "--epochs", 1,
+             "--data", tmp_path / "images", "--teacher", teacher, "--arch", SMALL, "--allow-chance")
+    message = refused(relabel, *flags)
+    assert "48 by 48 pixels; padded crops are for images of the network's 32 by 32" in message
+    run_main(relabel, *flags, "--crop", "resized")
+
+
 # -- ImageNet's weights
 
 @pytest.mark.parametrize("stem, afresh", [("torchvision", ["fc"]), ("conv3x3", ["conv1", "fc"])])
@@ -306,6 +316,16 @@ def test_a_teacher_may_start_from_imagenets_weights(stem, afresh, monkeypatch):
     for name, value in network.state_dict().items():
         wanted = before if name.rpartition(".")[0] in afresh else source.state_dict()
         assert torch.equal(value, wanted[name])
+
+
+def test_a_thousand_classes_of_ones_own_are_not_imagenets(monkeypatch):
+    torch.manual_seed(1)
+    source = models.get_network(SMALL, weights=None)
+    monkeypatch.setattr(checkpoints, "pretrained", lambda arch: source)
+    network, _ = models.build_network(SMALL, 1000, "torchvision")
+    assert checkpoints.start_from_imagenet(network, SMALL) == ["fc"]
+    assert torch.equal(network.conv5[0].weight, source.conv5[0].weight)
+    assert not torch.equal(network.fc.weight, source.fc.weight)
 
 
 def test_squeeze_begins_with_them_in_their_normalisation(tmp_path, monkeypatch, capsys):

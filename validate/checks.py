@@ -53,15 +53,20 @@ def dry_run(args, spec, folder):
                    evaluations=evaluations, bytes=num_weight_bytes(network) * len(args.seeds))
 
 
-def check_micro_batches(args, labels):
-    """Raise UserError where --gradient-accumulation-steps does not cut the batches into fit micro-batches."""
-    steps = args.gradient_accumulation_steps
-    if steps % world_size():
-        fitting = math.lcm(steps, world_size())
-        raise UserError(f"--gradient-accumulation-steps {steps} is not a multiple of the {world_size()} "
+def check_processes(steps, processes):
+    """Raise UserError where so many processes cannot share out the micro-batches of a batch evenly."""
+    if steps % processes:
+        fitting = math.lcm(steps, processes)
+        raise UserError(f"--gradient-accumulation-steps {steps} is not a multiple of the {processes} "
                         f"processes, which take its micro-batches in turn; type "
                         f"--gradient-accumulation-steps {fitting} (BatchNorm then sees fewer images at a "
                         "time)")
+
+
+def check_micro_batches(args, labels):
+    """Raise UserError where --gradient-accumulation-steps does not cut the batches into fit micro-batches."""
+    steps = args.gradient_accumulation_steps
+    check_processes(steps, world_size())
     if labels.batch_size % steps:
         raise UserError(f"--gradient-accumulation-steps {steps} does not divide the batch of "
                         f"{labels.batch_size}")

@@ -134,7 +134,10 @@ def start_from_imagenet(network, arch):
     of the layers that begin afresh: the last one, for other classes, and a changed stem."""
     here = network.state_dict()
     there = pretrained(arch).state_dict()
-    fits = {name: value for name, value in there.items() if name in here and value.shape == here[name].shape}
+    # The last layer is for other classes, even where there are a thousand of them.
+    other = get_network(arch, num_classes=1001).state_dict()
+    fits = {name: value for name, value in there.items()
+            if name in here and value.shape == here[name].shape == other[name].shape}
     network.load_state_dict({**here, **fits})
     return sorted({name.rpartition(".")[0] for name in here.keys() - fits.keys()})
 

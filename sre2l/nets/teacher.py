@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sre2l.data.flags import override
+from sre2l.data.image_folder import fingerprint
 from sre2l.data.real_images import decode_own, read_val
 from sre2l.nets.checkpoints import (
     TEACHER_FORMAT,
@@ -20,6 +21,7 @@ from sre2l.nets.checkpoints import (
 from sre2l.nets.evaluation import first_answers, is_chance, share_in_best_order
 from sre2l.nets.models import build_network, check_input_size
 from sre2l.run.errors import UserError
+from sre2l.run.output import recorded
 from sre2l.run.paths import run_folder
 
 PART = 4096  # images that are decoded at a time
@@ -159,21 +161,33 @@ def answer_all(teacher, images, device):
     return torch.cat(answers).numpy(), images.labels
 
 
+def measured_by_squeeze(args, images):
+    """Did squeeze train the run's own teacher and measure it on these very images, as they are shown now?"""
+    if args.teacher is not None:
+        return False
+    found = recorded(run_folder(args) / "teacher" / "settings.json") or {}
+    is_as_trained = args.mean is None and args.std is None and args.input_size is None
+    return is_as_trained and found.get("val") == fingerprint(images)
+
+
 def check_top1(teacher, spec, args, device):
     """The teacher's top-1 in percent on real validation images; None where none are given or built in.
 
-    Raises UserError below twice chance, and where another order of the classes would raise it by a lot."""
+    Where squeeze has measured it on the same images, its figure counts. Raises UserError below twice chance,
+    and where another order of the classes would raise it by a lot."""
     has_own = spec.name == "digits" or (spec.source and Path(spec.source).is_dir())
     if args.val_dir is None and not has_own:
         return None
     images = read_val(spec, args.val_dir, args.classes, teacher.class_names, order=args.class_order)
-    answers, labels = answer_all(teacher, images, device)
-    top1 = round(100 * float((answers == labels).mean()), 4)
+    if measured_by_squeeze(args, images):
+        top1, why, how = teacher.top1, None, ", as squeeze measured"
+    else:
+        answers, labels = answer_all(teacher, images, device)
+        top1 = round(100 * float((answers == labels).mean()), 4)
+        why, how = describe_order(answers, labels, top1), ""
     print(f"teacher {teacher.arch} ({teacher.source}): top-1 {top1:.2f}% on {len(images)} images of "
-          f"{images.root}")
-
-    why = describe_order(answers, labels, top1)
-    if why is None and is_chance(top1, spec.num_classes, len(labels)):
+          f"{images.root}{how}")
+    if why is None and is_chance(top1, spec.num_classes, len(images)):
         why = (f"which is not clearly above chance (1 in {spec.num_classes}); has it been trained for too "
                f"few epochs, or is the class order, the normalisation or --arch another one?")
     if why:
