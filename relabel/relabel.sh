@@ -22,9 +22,9 @@ case $dataset in                          # the published settings: edit here
         find_scale "$@"
         case $scale in
             small)                        # up to 2,000
-                set -- --epochs 60 --batch-size 50 --mix-type cutmix --cutmix 1.0 --label-precision fp16 --workers 4 "$@" ;;
+                set -- --epochs 60 --batch-size 10 --mix-type cutmix --cutmix 1.0 --label-precision fp16 --workers 4 "$@" ;;
             medium)                       # up to 50,000
-                set -- --epochs 300 --batch-size 100 --mix-type cutmix --cutmix 1.0 --label-precision fp16 --workers 4 "$@" ;;
+                set -- --epochs 300 --batch-size 20 --mix-type cutmix --cutmix 1.0 --label-precision fp16 --workers 4 "$@" ;;
             large)
                 set -- --epochs 300 --batch-size 256 --mix-type cutmix --cutmix 1.0 --label-precision fp16 --workers 8 "$@" ;;
         esac ;;

@@ -30,7 +30,7 @@ from sre2l.run.flags import Parser
 from sre2l.run.paths import ROOT, run_folder
 from sre2l.run.start import run_script
 from validate import random_real, train
-from validate.checks import check_processes
+from validate.checks import check_micro_batches
 
 OF_THE_CHAIN = ("--output-dir", "--evaluate", "--hard-labels")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -235,9 +235,12 @@ def main(args):
         row = row_to_squeeze(of_squeeze)
         planning = {stage: [*words, "--dry-run"] for stage, words in flags.items()}
         plans = plan_stages(args, planning, row, of_squeeze)
-        check_processes(plans["validate"]["settings"]["gradient_accumulation_steps"], num_processes())
+        steps = plans["validate"]["settings"]["gradient_accumulation_steps"]
+        num_images = plans["recover"]["images"]
+        batch_size = plans["relabel"]["settings"]["batch_size"]
+        check_micro_batches(steps, num_processes(), batch_size, num_images)
         if row.source:
-            check_control(plans["recover"]["images"], row, of_squeeze.real_data)
+            check_control(num_images, row, of_squeeze.real_data)
         if is_dry:
             return print_plan(args, flags, plans, row, of_squeeze)
     done = []

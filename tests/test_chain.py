@@ -74,7 +74,8 @@ def test_a_step_that_fails_is_named_with_the_way_on(tmp_path, monkeypatch, capsy
 
 
 def plan_with(images=20, steps=2):
-    return {"recover": {"images": images}, "validate": {"settings": {"gradient_accumulation_steps": steps}}}
+    return {"recover": {"images": images}, "relabel": {"settings": {"batch_size": 10}},
+            "validate": {"settings": {"gradient_accumulation_steps": steps}}}
 
 
 def test_what_a_late_stage_refuses_ends_the_chain_before_the_first(tmp_path, monkeypatch):
@@ -84,6 +85,10 @@ def test_what_a_late_stage_refuses_ends_the_chain_before_the_first(tmp_path, mon
     monkeypatch.setenv("GPUS", "3")
     monkeypatch.setattr(chain, "plan_stages", lambda *_: plan_with(steps=2))
     with pytest.raises(UserError, match="not a multiple of the 3 processes.*--gradient-accumulation-steps 6"):
+        run_main(chain, *flags)
+    monkeypatch.setenv("GPUS", "1")
+    monkeypatch.setattr(chain, "plan_stages", lambda *_: plan_with(images=21))
+    with pytest.raises(UserError, match="of 10 over 21 images in 2 micro-batches leave a single image"):
         run_main(chain, *flags)
     assert not (tmp_path / "run").exists()
 

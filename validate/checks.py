@@ -53,27 +53,22 @@ def dry_run(args, spec, folder):
                    evaluations=evaluations, bytes=num_weight_bytes(network) * len(args.seeds))
 
 
-def check_processes(steps, processes):
-    """Raise UserError where so many processes cannot share out the micro-batches of a batch evenly."""
+def check_micro_batches(steps, processes, batch_size, num_images):
+    """Raise UserError where so many micro-batches a batch do not fit the processes or the labels.
+
+    steps: --gradient-accumulation-steps; batch_size, num_images: of the labels."""
     if steps % processes:
         fitting = math.lcm(steps, processes)
         raise UserError(f"--gradient-accumulation-steps {steps} is not a multiple of the {processes} "
                         f"processes, which take its micro-batches in turn; type "
                         f"--gradient-accumulation-steps {fitting} (BatchNorm then sees fewer images at a "
                         "time)")
-
-
-def check_micro_batches(args, labels):
-    """Raise UserError where --gradient-accumulation-steps does not cut the batches into fit micro-batches."""
-    steps = args.gradient_accumulation_steps
-    check_processes(steps, world_size())
-    if labels.batch_size % steps:
-        raise UserError(f"--gradient-accumulation-steps {steps} does not divide the batch of "
-                        f"{labels.batch_size}")
-    if labels.batch_size // steps == 1 or labels.num_images % labels.batch_size == 1:
-        raise UserError(f"{args.fkd_path}: batches of {labels.batch_size} over {labels.num_images} images in "
-                        f"{steps} micro-batches leave a single image, on which BatchNorm cannot train; "
-                        "choose another batch size in relabel")
+    if batch_size % steps:
+        raise UserError(f"--gradient-accumulation-steps {steps} does not divide the batch of {batch_size}")
+    if batch_size // steps == 1 or num_images % batch_size == 1:
+        raise UserError(f"batches of {batch_size} over {num_images} images in {steps} micro-batches leave a "
+                        f"single image, on which BatchNorm cannot train; choose another --batch-size in "
+                        f"relabel")
 
 
 def check_numbers(args, spec, labels, manifest, num_images):
@@ -90,7 +85,7 @@ def check_numbers(args, spec, labels, manifest, num_images):
         raise UserError(f"{root}: labels for batches of {labels.batch_size}, --batch-size says "
                         f"{args.batch_size}; --gradient-accumulation-steps divides what the GPU holds at "
                         "once")
-    check_micro_batches(args, labels)
+    check_micro_batches(args.gradient_accumulation_steps, world_size(), labels.batch_size, labels.num_images)
     if args.mix_type and args.mix_type != labels.mix:
         raise UserError(f"{root}: labels with mix {labels.mix}, --mix-type says {args.mix_type}")
 

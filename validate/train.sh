@@ -22,7 +22,7 @@ case $dataset in                          # the published protocols: edit here
         find_scale "$@"
         case $scale in
             small)                        # up to 2,000
-                set -- --model resnet18 --epochs 60 --gradient-accumulation-steps 1 -T 20 --adamw-lr 2e-3 --workers 4 "$@" ;;
+                set -- --model resnet18 --epochs 60 --gradient-accumulation-steps 1 -T 20 --adamw-lr 1e-3 --workers 4 "$@" ;;
             medium)                       # up to 50,000
                 set -- --model resnet18 --epochs 300 --gradient-accumulation-steps 1 -T 20 --adamw-lr 1e-3 --workers 4 "$@" ;;
             large)
