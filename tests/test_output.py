@@ -152,12 +152,13 @@ def test_free_settings_take_the_later_value_and_chosen_ones_the_first(tmp_path):
 
 
 def test_a_refusal_names_what_differs_and_no_more(tmp_path):
-    teacher = {"arch": "resnet18", "sha256": "1", "size": 32}
+    teacher = {"arch": "resnet18", "sha256": "1" * 64, "size": 32}
     images_of(tmp_path).begin({"teacher": teacher, "epochs": 3})
     with pytest.raises(UserError) as caught:
-        images_of(tmp_path).begin({"teacher": {**teacher, "sha256": "2"}, "epochs": 5})
+        images_of(tmp_path).begin({"teacher": {**teacher, "sha256": "2" * 64}, "epochs": 5})
     message = str(caught.value)
-    assert "(epochs: there 3, here 5; teacher.sha256: there '1', here '2'). The learning rate" in message
+    assert "(epochs: there 3, here 5; teacher.sha256: there '11111111...', here '22222222...')" in message
+    assert "The learning rate falls over all epochs" in message
     assert "resnet18" not in message
 
 

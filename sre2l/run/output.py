@@ -354,10 +354,16 @@ class OutputFolder:
 def describe_difference(key, there, here):
     """How two values of a setting differ, a phrase for each: of dictionaries the keys that do."""
     if not (isinstance(there, dict) and isinstance(here, dict)):
-        return [f"{key}: there {there!r}, here {here!r}"]
+        return [f"{key}: there {shorten(there)!r}, here {shorten(here)!r}"]
     keys = [part for part in sorted({*there, *here}) if there.get(part) != here.get(part)]
     return [phrase for part in keys
             for phrase in describe_difference(f"{key}.{part}", there.get(part), here.get(part))]
+
+
+def shorten(value):
+    """A setting as a message shows it: of a hash the first eight digits."""
+    is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+    return f"{value[:8]}..." if is_hash else value
 
 
 def without_none(value):
