@@ -9,17 +9,10 @@ from torch import nn
 from sre2l.data.flags import override
 from sre2l.data.image_folder import fingerprint
 from sre2l.data.real_images import decode_own, read_val
-from sre2l.nets.checkpoints import (
-    TEACHER_FORMAT,
-    V1,
-    find_weights,
-    hash_weights,
-    load_weights,
-    pretrained,
-    read_checkpoint,
-)
+from sre2l.nets.checkpoints import TEACHER_FORMAT, V1, hash_weights, pretrained
 from sre2l.nets.evaluation import first_answers, is_chance, share_in_best_order
 from sre2l.nets.models import build_network, check_input_size
+from sre2l.nets.weights import load_weights, read_any_checkpoint
 from sre2l.run.errors import UserError
 from sre2l.run.output import recorded
 from sre2l.run.paths import run_folder
@@ -83,7 +76,7 @@ def stored_network(spec, path, checkpoint, facts, arch, stem, default_arch):
     arch = same_or_refuse(path, facts.get("arch"), arch, "--arch or --model") or default_arch
     wanted = same_or_refuse(path, facts.get("stem"), stem, "--stem") or spec.stem
     network, has = build_network(arch, spec.num_classes, wanted, strict_stem=stem is not None)
-    load_weights(network, find_weights(checkpoint, path), path, arch)
+    load_weights(network, checkpoint, path, arch)
     if not facts and spec.name == "imagenet1k" and hasattr(network, "transform_input"):
         network.transform_input = True  # what torchvision's weights of inception_v3 and googlenet want
     return network, arch, has
@@ -100,7 +93,7 @@ def load_teacher(spec, path, arch=None, stem=None, default_arch="resnet18"):
         network = torchvision_network(spec, arch, stem)
         facts, stem, source = {}, "torchvision", f"torchvision {V1}"
     else:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_any_checkpoint(path)
         facts = checkpoint if checkpoint.get("format") == TEACHER_FORMAT else {}
         network, arch, stem = stored_network(spec, path, checkpoint, facts, arch, stem, default_arch)
         source = str(path)
