@@ -1,5 +1,5 @@
 """Checkpoints as they come: what is loaded and said of each layout in docs/teachers.md, of any stack of
-wrappers, and of what does not fit."""
+wrappers, of what does not fit, and of a top-1 below the stated one."""
 import argparse
 import copy
 import functools
@@ -7,6 +7,7 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,15 +16,17 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from sre2l.data.datasets import DATASETS
+from sre2l.nets import teacher as teachers
 from sre2l.nets.models import build_network
-from sre2l.nets.teacher import load_teacher
+from sre2l.nets.teacher import find_stated_top1, load_teacher
 from sre2l.nets.weights import CONTAINERS, PREFIXES, load_weights
 from sre2l.run.errors import UserError
 from sre2l.run.paths import ROOT
 from sre2l.run.safe_load import safe_load
-from tests.helpers import SMALL, refused
+from tests.helpers import SMALL, bare_checkpoint, refused, run_main
 from tests.test_label_files import Trap
 from tests.test_properties import now_and_then
+from tests.worlds import recover_flags
 from validate import train
 
 CIFAR10 = DATASETS["cifar10"]
@@ -308,3 +311,49 @@ def test_a_message_shows_a_few_of_many_names_and_keys_may_be_numbers():
     circle["model"] = circle
     with pytest.raises(UserError, match="top, which holds epoch, model"):
         load_weights(tiny(1), circle, "t.pth", "tiny")
+
+
+# The stated top-1
+
+@pytest.mark.parametrize("checkpoint, stated", [
+    ({"acc": 95.0}, 95), ({"acc": 0.95}, 95), ({"best_acc1": torch.tensor(69.75)}, 69.75),
+    ({"best_prec1": np.float64(70.5)}, 70.5), ({"format": "sre2l-teacher-1", "top1": 0.5}, 0.5),
+    ({"top1": None, "acc": "good", "best_acc": [3]}, None), ({"acc": float("nan")}, None), ({}, None),
+    ({"acc": 250}, None), ({"best_acc1": torch.ones(2)}, None)])
+def test_what_a_checkpoint_says_of_its_top1(checkpoint, stated):
+    assert find_stated_top1(checkpoint) == stated
+
+
+@pytest.mark.parametrize("top1, num_images, falls", [
+    (60, 10_000, False), (50.1, 10_000, False), (50, 10_000, True), (20, 10_000, True), (46, 100, False),
+    (44, 100, True), (80, 100, False)])
+def test_a_fall_is_ten_points_and_more_than_luck(top1, num_images, falls, tmp_path):
+    teacher = load_teacher(CIFAR10, bare_checkpoint(tmp_path / "t.pth", wrap=lambda w: {"net": w, "acc": 60}),
+                           SMALL)
+    assert bool(teachers.describe_fall(teacher, top1, num_images, None)) == falls
+    assert not teachers.describe_fall(teacher, top1, num_images, [0, 1])  # a part of the classes
+
+
+def test_a_teacher_below_its_stated_top1_is_warned_of_and_goes_on(world, tmp_path, monkeypatch, capsys):
+    """8 of 20 are right; only what today's rules refuse is refused."""
+    labels = torch.arange(10).repeat_interleave(2)
+    number = torch.arange(20)
+    answers = torch.where(number < 8, labels, (labels + 1 + 2 * (number % 2)) % 10)
+    monkeypatch.setattr(teachers, "answer_all", lambda *_: (answers.numpy(), labels.numpy()))
+    checkpoint = bare_checkpoint(tmp_path / "t.pth", wrap=lambda w: {"net": w, "acc": 93.5})
+    flags = ("--val-dir", world / "real", "--teacher", checkpoint)
+    run_main(*recover_flags(world, *flags, name=tmp_path / "run"))
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("warning: the checkpoint"))
+    assert "says 93.50%" in line and "--stem, --input-size, --mean, --std or the class order" in line
+    manifest = (tmp_path / "run" / "images.manifest.json").read_text()
+    assert '"top1": null' in manifest and "93.5" not in manifest  # records stay as they were
+
+
+def test_evaluate_says_that_a_student_is_below_its_stated_top1(tmp_path, capsys):
+    for stated, words in ((60.0, "says 60.00%"), (12.0, None)):
+        bare_checkpoint(tmp_path / "s.pth", wrap=lambda w, stated=stated: {"net": w, "acc": stated})
+        run_main(train, "--dataset", "digits", "--evaluate", tmp_path / "s.pth", "--model", SMALL, "--device",
+                 "cpu")
+        out = capsys.readouterr().out
+        assert "top1" in out and (words in out if words else "warning" not in out)
