@@ -246,6 +246,14 @@ def test_a_safetensors_file_that_is_cut_or_not_there(tmp_path):
         load_teacher(CIFAR10, path, SMALL)
 
 
+def test_what_is_said_leaves_the_json_of_a_dry_run_alone(world, tmp_path, capsys):
+    torch.save(lightning(hold(model=fresh(1))), tmp_path / "t.ckpt")
+    run_main(*recover_flags(world, "--teacher", tmp_path / "t.ckpt", "--dry-run"))
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["settings"]["teacher"]["arch"] == SMALL
+    assert "prefix 'model.' taken off" in printed.err
+
+
 # Wrappers upon wrappers
 
 def tiny(seed):
