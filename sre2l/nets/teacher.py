@@ -3,36 +3,34 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from sre2l.data.flags import override
 from sre2l.data.image_folder import fingerprint
 from sre2l.data.real_images import decode_own, read_val
-from sre2l.nets.checkpoints import (
-    TEACHER_FORMAT,
-    V1,
-    find_weights,
-    hash_weights,
-    load_weights,
-    pretrained,
-    read_checkpoint,
-)
+from sre2l.nets.checkpoints import TEACHER_FORMAT, V1, hash_weights, pretrained
 from sre2l.nets.evaluation import first_answers, is_chance, share_in_best_order
 from sre2l.nets.models import build_network, check_input_size
+from sre2l.nets.weights import load_weights, read_any_checkpoint
 from sre2l.run.errors import UserError
 from sre2l.run.output import recorded
 from sre2l.run.paths import run_folder
 
+# Where checkpoints say their top-1: ours in percent, those of others also as a share.
+TOP1_KEYS = ("top1", "acc", "acc1", "best_acc1", "best_acc", "best_prec1")
 PART = 4096  # images that are decoded at a time
 OTHER_ORDER = 20  # points of top-1 by which another order of the classes is the likelier one
+FALL = 10  # points of top-1 below what the checkpoint says that want a reason
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
     """A frozen network in eval mode, with the facts that an image or a label depends on.
 
-    class_names, top1 and seed are None where the checkpoint does not tell them."""
+    class_names, top1 and seed are None where the checkpoint does not tell them. stated_top1: in percent, what
+    it says in any way; top1 is our own checkpoints' alone, and images and labels record that one."""
     network: nn.Module
     arch: str
     stem: str
@@ -45,6 +43,7 @@ class Teacher:
     seed: int | None
     source: str
     sha256: str
+    stated_top1: float | None = None
 
     def describe(self):
         """The facts for settings and manifests. Where the checkpoint lies is not among them."""
@@ -57,6 +56,18 @@ def same_or_refuse(path, stored, requested, flag):
     if stored is not None and requested is not None and stored != requested:
         raise UserError(f"{path}: the checkpoint says {stored}, {flag} says {requested}")
     return requested if stored is None else stored
+
+
+def find_stated_top1(checkpoint):
+    """What a checkpoint says of its top-1, in percent; None where it says nothing of the kind."""
+    is_ours = checkpoint.get("format") == TEACHER_FORMAT
+    for key in TOP1_KEYS:
+        value = checkpoint.get(key)
+        if isinstance(value, torch.Tensor | np.number) and len(value.shape) == 0:
+            value = value.item()
+        if isinstance(value, int | float) and 0 < value <= 100:
+            return float(value if is_ours or value > 1 else 100 * value)
+    return None
 
 
 def torchvision_network(spec, arch, stem):
@@ -83,7 +94,7 @@ def stored_network(spec, path, checkpoint, facts, arch, stem, default_arch):
     arch = same_or_refuse(path, facts.get("arch"), arch, "--arch or --model") or default_arch
     wanted = same_or_refuse(path, facts.get("stem"), stem, "--stem") or spec.stem
     network, has = build_network(arch, spec.num_classes, wanted, strict_stem=stem is not None)
-    load_weights(network, find_weights(checkpoint, path), path, arch)
+    load_weights(network, checkpoint, path, arch)
     if not facts and spec.name == "imagenet1k" and hasattr(network, "transform_input"):
         network.transform_input = True  # what torchvision's weights of inception_v3 and googlenet want
     return network, arch, has
@@ -98,17 +109,18 @@ def load_teacher(spec, path, arch=None, stem=None, default_arch="resnet18"):
     if path is None:
         arch = arch or default_arch
         network = torchvision_network(spec, arch, stem)
-        facts, stem, source = {}, "torchvision", f"torchvision {V1}"
+        facts, stem, source, stated = {}, "torchvision", f"torchvision {V1}", None
     else:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_any_checkpoint(path)
         facts = checkpoint if checkpoint.get("format") == TEACHER_FORMAT else {}
         network, arch, stem = stored_network(spec, path, checkpoint, facts, arch, stem, default_arch)
         source = str(path)
+        stated = find_stated_top1(checkpoint)
     check_input_size(network, arch, spec.size)
     return Teacher(
         network.eval().requires_grad_(False), arch, stem, spec.num_classes, facts.get("class_names"),
         tuple(facts.get("mean", spec.mean)), tuple(facts.get("std", spec.std)), facts.get("size", spec.size),
-        facts.get("top1"), facts.get("seed"), source, hash_weights(network))
+        facts.get("top1"), facts.get("seed"), source, hash_weights(network), stated)
 
 
 def teacher_path(args):
@@ -145,6 +157,17 @@ def describe_order(answers, labels, top1):
         return None
     return (f"about {100 * share:.0f}% if its classes were in another order: it takes class {moved} for "
             f"class {order[moved]}, and so on; is --class-order the other one, or are the folders renamed?")
+
+
+def describe_fall(teacher, top1, num_images, classes):
+    """A warning where a measured top-1, in percent, is far below what the teacher's checkpoint says; else ''.
+
+    classes: those that were measured; None for all, with which alone the two compare."""
+    luck = 150 / math.sqrt(num_images)  # three standard deviations, points
+    if classes or teacher.stated_top1 is None or top1 > teacher.stated_top1 - max(FALL, luck):
+        return ""
+    return (f"\nwarning: the checkpoint says {teacher.stated_top1:.2f}%; strides and normalisation are not "
+            f"in the weights: is --stem, --input-size, --mean, --std or the class order another one?")
 
 
 def answer_all(teacher, images, device):
@@ -186,7 +209,7 @@ def check_top1(teacher, spec, args, device):
         top1 = round(100 * float((answers == labels).mean()), 4)
         why, how = describe_order(answers, labels, top1), ""
     print(f"teacher {teacher.arch} ({teacher.source}): top-1 {top1:.2f}% on {len(images)} images of "
-          f"{images.root}{how}")
+          f"{images.root}{how}{describe_fall(teacher, top1, len(images), args.classes)}")
     if why is None and is_chance(top1, spec.num_classes, len(images)):
         why = (f"which is not clearly above chance (1 in {spec.num_classes}); has it been trained for too "
                f"few epochs, or is the class order, the normalisation or --arch another one?")

@@ -54,10 +54,12 @@ def check_members(file):
     file.seek(0)
 
 
-def safe_load(path, what, data=None):
+def safe_load(path, what, data=None, advice=""):
     """What torch.save wrote into a file, on the CPU: tensors, plain values and KNOWN_TYPES alone.
 
-    what: 'checkpoint' or 'label file'; data: the file's bytes if they are read. Raises UserError."""
+    what: 'checkpoint' or 'label file'; data: the file's bytes if they are read. Raises UserError; where the
+    file holds an object of some class, with the advice. None is given about functions that torch blocks, such
+    as os.system, or that Python has built in: they are an attack."""
     try:
         with open(path, "rb") if data is None else io.BytesIO(data) as file:
             check_members(file)
@@ -67,7 +69,9 @@ def safe_load(path, what, data=None):
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it holds {found[1]}, which is not" if found else "it is damaged, or holds what is not"
-        raise UserError(f"{path}: not a {what} that loads safely ({why} part of the format)") from None
+        is_class = re.search(r"GLOBAL \w+\.\S+ was not an allowed global", str(error))
+        raise UserError(f"{path}: not a {what} that loads safely ({why} part of the format)"
+                        f"{advice if is_class else ''}") from None
     except Exception as error:  # damage shows as anything from EOFError to LookupError
         raise UserError(f"{path}: not a {what} that loads safely "
                         f"(it is damaged, or no file of torch's: {first_line(error)})") from None

@@ -1,0 +1,186 @@
+"""The weights in anybody's checkpoint: found, freed of what wraps their names, loaded whole or refused."""
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sre2l.nets.checkpoints import read_checkpoint
+from sre2l.run.errors import UserError, first_line
+from sre2l.run.safe_load import is_whole
+
+# Where weights lie, alone or one inside another. The first of these that is there is read.
+CONTAINERS = ("model", "state_dict", "net", "model_state_dict", "model_ema", "ema", "state_dict_ema")
+WRAPPERS = ("module", "_orig_mod")  # DataParallel, DDP and AveragedModel; torch.compile. Anywhere in a name
+PREFIXES = ("model", "net", "backbone", "student")  # the attribute of a larger module that holds the network
+COUNTER = "n_averaged"  # of AveragedModel: no weight
+# Heads of inception_v3 and googlenet that only help their training.
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.", "aux_classifier.")
+OPTIONAL = "num_batches_tracked"  # of BatchNorm; old files lack it
+SHOWN = 5  # names in a message
+
+HOW_TO_SAVE = """
+Where you know who wrote the file (this runs the code in it), save its weights alone, and give that file:
+    saved = torch.load("{path}", weights_only=False)
+    torch.save(saved["state_dict"], "weights.pth")  # of a whole network: saved.state_dict()"""
+
+
+def read_safetensors(path):
+    """The tensors of a safetensors file -> dict. Raises UserError, also where the package is missing."""
+    try:
+        from safetensors.torch import load_file  # not above: an extra
+    except ImportError:
+        raise UserError(f"{path}: a safetensors file needs a package: 'python3 -m pip install safetensors'"
+                        ) from None
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such checkpoint") from None
+    except Exception as error:  # the package's own error, or the operating system's
+        raise UserError(f"{path}: is damaged, or no safetensors file ({first_line(error)})") from None
+
+
+def read_any_checkpoint(path):
+    """Anybody's checkpoint -> dict. Raises UserError for a missing, broken or unsafe file."""
+    if Path(path).suffix == ".safetensors":
+        return read_safetensors(path)
+    return read_checkpoint(path, HOW_TO_SAVE.format(path=path))
+
+
+def paths_to_weights(checkpoint, depth=2):
+    """The names of CONTAINERS, up to two, that lead to dicts with tensors in them; the first path wins.
+
+    A checkpoint with tensors of its own has the path []."""
+    found = []
+    if depth > 0:
+        for key in CONTAINERS:
+            if isinstance(checkpoint.get(key), dict):
+                found += [[key, *path] for path in paths_to_weights(checkpoint[key], depth - 1)]
+    if any(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        found.append([])
+    return found
+
+
+def without_wrappers(name):
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def prefixes_of(names):
+    """Every row of PREFIXES with which one of the names begins, '' first, then the short ones."""
+    found = {()}
+    for name in names:
+        words = name.split(".")[:-1]
+        for length in range(1, len(words) + 1):
+            if words[length - 1] not in PREFIXES:
+                break
+            found.add(tuple(words[:length]))
+    in_order = sorted(found, key=lambda words: (len(words), [PREFIXES.index(word) for word in words]))
+    return ["".join(f"{word}." for word in words) for words in in_order]
+
+
+def shown(names):
+    """The first few names, and how many there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(str, names[:SHOWN])) + more
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """A checkpoint's weights, and how they lay there.
+
+    weights: {name without wrappers and prefix: tensor}. keys: the containers around them. left_out: entries
+    beside the prefix, and those that are no tensors. unread: other containers with weights."""
+    weights: dict
+    keys: list
+    prefix: str
+    left_out: list
+    unread: list
+
+    def describe(self):
+        """Where the weights lie: "under 'state_dict', prefix 'model.' taken off"."""
+        where = f"under '{'.'.join(self.keys)}'" if self.keys else "at the top"
+        where += f", prefix '{self.prefix}' taken off" if self.prefix else ""
+        where += f"; left out: {shown(self.left_out)}" if self.left_out else ""
+        return where + (f"; not read: {shown(self.unread)}" if self.unread else "")
+
+    def is_plain(self):
+        """Is there nothing about them that a user might want to know?"""
+        return not (self.prefix or self.left_out or self.unread)
+
+
+def read_tensors(entries, path):
+    """Entries of a container -> ({name without wrappers: tensor}, the names of what is no tensor)."""
+    tensors = {}
+    others = []
+    for key, value in entries.items():
+        name = without_wrappers(str(key))
+        if not isinstance(value, torch.Tensor):
+            others.append(str(key))
+        elif name.rpartition(".")[2] == COUNTER:
+            continue
+        elif name in tensors:
+            raise UserError(f"{path}: has {name} twice, with and without {' or '.join(WRAPPERS)}; save one "
+                            f"of the two networks alone")
+        else:
+            tensors[name] = value
+    return tensors, others
+
+
+def find_weights(checkpoint, path, wanted):
+    """What of a checkpoint is a network's -> FoundWeights. wanted: the names of its weights, unwrapped.
+
+    The prefix is the shortest with which the fewest are missing. Raises UserError where there are no weights,
+    or two under one name."""
+    paths = paths_to_weights(checkpoint)
+    keys = paths[0] if paths else []
+    entries = checkpoint
+    for key in keys:
+        entries = entries[key]
+    tensors, others = read_tensors(entries, path)
+    if not tensors or not all(map(is_whole, tensors.values())):
+        raise UserError(f"{path}: no network weights under {', '.join(map(repr, CONTAINERS))} or at the top, "
+                        f"which holds {shown(list(checkpoint)) or 'nothing'}")
+    prefix = min(prefixes_of(tensors),
+                 key=lambda prefix: sum(prefix + name not in tensors for name in wanted))
+    used = [name for name in tensors if not name.removeprefix(prefix).startswith(AUXILIARY)]
+    weights = {name.removeprefix(prefix): tensors[name] for name in used if name.startswith(prefix)}
+    left_out = [name for name in used if not name.startswith(prefix)] + others
+    unread = [".".join(other) for other in paths if other != keys[:len(other)]]
+    return FoundWeights(weights, keys, prefix, left_out, unread)
+
+
+def find_faults(shapes, found, checkpoint, arch):
+    """Why weights do not fit -> sentences; none where they do. shapes: {name: shape} of the network's own."""
+    faults = []
+    for name, shape in shapes.items():
+        if name in found.weights and found.weights[name].shape != shape:
+            there = tuple(found.weights[name].shape)
+            faults.append(f"{name} is {there} in the checkpoint, {tuple(shape)} in {arch}")
+            break  # a wrong depth or width would fill pages
+
+    missing = [name for name in shapes if name not in found.weights and not name.endswith(OPTIONAL)]
+    extra = [name for name in found.weights if name not in shapes]
+    if missing or extra:
+        kinds = ((missing, "missing"), (extra, "unknown"))
+        firsts = [f"{names[0]} is {word}" for names, word in kinds if names]
+        faults.append(f"{len(missing)} weights missing and {len(extra)} unknown for {arch} "
+                      f"({', '.join(firsts)})")
+        faults.append(f"the checkpoint has {shown(list(checkpoint))}, weights {found.describe()}")
+    return faults
+
+
+def load_weights(network, checkpoint, path, arch):
+    """Load all weights of anybody's checkpoint into a network; a line says where they lay, if not plainly.
+
+    Raises UserError with the first keys that do not fit."""
+    here = network.state_dict()
+    own_names = {without_wrappers(key): key for key in here}
+    found = find_weights(checkpoint, path, [name for name in own_names if not name.endswith(OPTIONAL)])
+    shapes = {name: here[key].shape for name, key in own_names.items()}
+    faults = find_faults(shapes, found, checkpoint, arch)
+    if faults:
+        raise UserError(f"{path}: {'; '.join(faults)}; check --arch, --stem and --num-classes")
+    if not found.is_plain():
+        # not on standard output, where a --dry-run's JSON is alone
+        print(f"{path}: weights {found.describe()}", file=sys.stderr)
+    network.load_state_dict({own_names[name]: value for name, value in found.weights.items()}, strict=False)
