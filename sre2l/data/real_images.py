@@ -20,6 +20,7 @@ from sre2l.run.paths import ROOT
 CPU = torch.device("cpu")
 CIFAR = {"cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py"),
          "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python")}
+CLASS_LISTS = ROOT / "sre2l" / "data" / "classes"  # NAME.txt: the class folders of NAME, one a line
 TRAIN_NAMES = ("train",)
 LARGEST_RATIO = 2  # short side of a photograph that is kept, over that of the network's input
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there counts
@@ -172,6 +173,28 @@ def read_layout(spec, path, split):
     return read_folder(folder)
 
 
+def choose_classes(images, name):
+    """Of a folder with more classes than the data set of that name has: the images of those that its list
+    names. Data sets without a list in CLASS_LISTS take every folder.
+
+    Raises UserError where such a folder lacks one of them."""
+    file = CLASS_LISTS / f"{name}.txt"
+    if not file.exists():
+        return images
+    wanted = sorted(file.read_text(encoding="utf-8").split())
+    if len(images.class_names) <= len(wanted):
+        return images
+    missing = sorted(set(wanted) - set(images.class_names))
+    if missing:
+        raise UserError(f"{images.root}: has {len(images.class_names)} class folders, and {len(missing)} of "
+                        f"the {len(wanted)} that {file} names for {name} are not among them, such as "
+                        f"'{missing[0]}'")
+    numbers = np.array([wanted.index(folder) if folder in wanted else -1 for folder in images.class_names])
+    labels = numbers[images.labels]
+    rows = np.flatnonzero(labels >= 0)
+    return replace(images, items=[images.items[row] for row in rows], labels=labels[rows], class_names=wanted)
+
+
 def read_split(spec, path, split):
     """The images of one split as they are stored. path None: the data set's own source."""
     path = path or spec.source
@@ -184,7 +207,7 @@ def read_split(spec, path, split):
                         f"(a folder with train/ and val/)")
     if not Path(path).is_dir():
         raise UserError(f"{path}: there is no such folder; say with --real-data where {spec.name} lies now")
-    return read_layout(spec, path, split)
+    return choose_classes(read_layout(spec, path, split), spec.name)
 
 
 def hold_out(images, fraction, split):
