@@ -234,7 +234,7 @@ def test_the_first_twenty_files_that_cannot_be_used_are_named(content, more, tmp
 
 @pytest.mark.parametrize("name, message", [
     ("cifar-10", "did you mean cifar10?"), ("Digits", "did you mean digits?"), ("a b", "letters, digits and"),
-    ("digts", "did you mean digits?"), ("imagenette", "needs --real-data DIR"),
+    ("digts", "did you mean digits?"), ("imagefruit", "needs --real-data DIR"),
     ("../x", "letters, digits and"), ("photos", "needs --real-data DIR; known are imagenet1k")])
 def test_a_name_that_is_no_data_set_is_a_sentence(name, message, tmp_path):
     assert message in refused(squeeze, "--dataset", name, "--name", tmp_path / "run")

@@ -1,5 +1,5 @@
 """Real images: folders {train,val}/<class>/ or <class>/, the flat val/ of Tiny-ImageNet and ImageNet with
-their lists of classes, CIFAR, embedded digits."""
+their lists of classes, torchvision's own files, embedded digits."""
 import math
 import re
 from dataclasses import dataclass, replace
@@ -7,19 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
 
 from sre2l.data.image_folder import Images, check_classes, fill, fill_gpu, read_folder
 from sre2l.data.pixel_store import find_shapes
+from sre2l.data.torchvision_sets import is_stored, read_torchvision
 from sre2l.run.errors import UserError
 from sre2l.run.layout import check_name
 from sre2l.run.limits import fits_gpu, memory_room
 from sre2l.run.paths import ROOT
 
 CPU = torch.device("cpu")
-CIFAR = {"cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py"),
-         "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python")}
 CLASS_LISTS = ROOT / "sre2l" / "data" / "classes"  # NAME.txt: the class folders of NAME, one a line
 TRAIN_NAMES = ("train",)
 LARGEST_RATIO = 2  # short side of a photograph that is kept, over that of the network's input
@@ -109,17 +107,6 @@ def read_digits(split, size):
     return Images(items, labels, [str(digit) for digit in range(10)], f"digits/{split}")
 
 
-def read_cifar(name, path, split):
-    """torchvision's own copy of CIFAR under `path`, downloaded to data/ where none is given."""
-    kind, _ = CIFAR[name]
-    try:
-        data = kind(path or ROOT / "data", train=split == "train", download=path is None)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{name}: torchvision could not load or download it ({error}); give a folder with "
-                        f"--real-data, as {{train,val}}/<class>/ or as torchvision stores it") from None
-    return Images(list(data.data), np.array(data.targets), data.classes, f"{path or ROOT / 'data'} ({split})")
-
-
 def listed_images(folder, file, rows):
     """The images of a flat folder whose classes a file lists; the classes are sorted.
 
@@ -200,8 +187,8 @@ def read_split(spec, path, split):
     path = path or spec.source
     if path is None and spec.name == "digits":
         return read_digits(split, spec.size)
-    if spec.name in CIFAR and (path is None or (Path(path) / CIFAR[spec.name][1]).is_dir()):
-        return read_cifar(spec.name, path, split)
+    if is_stored(spec.name, path):
+        return read_torchvision(spec, path, split)
     if path is None:
         raise UserError(f"{spec.name} has no embedded images: say where they are with --real-data "
                         f"(a folder with train/ and val/)")
