@@ -19,6 +19,7 @@ from sre2l.data.datasets import DATASETS
 from sre2l.data.real_images import CLASS_LISTS, find_split, hold_out, read_real, read_val, to_train_on
 from sre2l.data.torchvision_sets import TORCHVISION
 from sre2l.run.errors import UserError
+from sre2l.run.paths import ROOT
 from tests.helpers import SMALL, noise_folder, run_main
 from tests.test_launchers import planned
 from tests.test_own_data import scale_said, squeeze_args
@@ -345,6 +346,22 @@ def test_a_row_may_say_its_scale_and_what_a_run_recorded_wins(tmp_path, capsys, 
     assert said("food101", "--launcher", "relabel.sh") == "large"
     own.write_facts(tmp_path / "run", own.replace(DATASETS["stl10"], scale="small"))
     assert said("stl10", "--launcher", "relabel.sh") == "small"
+
+
+def test_the_table_of_the_documentation_has_the_facts_of_every_row():
+    text = (ROOT / "docs" / "data-sets.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    lines = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert {line[0] for line in lines[2:]} == set(DATASETS)
+    for name, classes, numbers, _, view, settings, files in lines[2:]:
+        row = DATASETS[name]
+        stem = {"torchvision": "torchvision", "conv3x3": "3x3", "conv3x3-s2": "3x3 stride 2"}[row.stem]
+        assert classes.split(" (")[0] == f"{row.num_classes}, {row.size}"
+        assert numbers == ", ".join(map(str, row.num_images or (1000, 797)))
+        assert view == f"{row.crop}, {stem}, {'yes' if row.flip else 'no'}"
+        assert (row.scale or "") in settings
+        if name in TORCHVISION:
+            assert TORCHVISION[name].place.removeprefix("*") in files
 
 
 @pytest.mark.parametrize("name", ["kmnist", "emnist", "imagenet", "imagenet200", "flowers", "cars", "pets"])
