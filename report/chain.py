@@ -23,7 +23,8 @@ from squeeze import squeeze
 from sre2l.data.datasets import DATASETS
 from sre2l.data.flags import Once, override
 from sre2l.data.own import facts_path, read_facts, row_to_squeeze, write_facts
-from sre2l.data.real_images import CIFAR, find_split
+from sre2l.data.real_images import find_split
+from sre2l.data.torchvision_sets import TORCHVISION
 from sre2l.run.device import pick_device
 from sre2l.run.errors import UserError
 from sre2l.run.flags import Parser
@@ -202,7 +203,7 @@ def print_plan(args, flags, plans, row, of_squeeze):
 
 def check_real_images(args, of_squeeze):
     """Raise UserError where the first stages would run for days and the last ones find no real images."""
-    has_own = args.dataset == "digits" or args.dataset in CIFAR
+    has_own = args.dataset == "digits" or args.dataset in TORCHVISION
     if has_own or of_squeeze.real_data or read_facts(run_folder(of_squeeze), args.dataset):
         return
     raise UserError(f"{args.dataset}: a student is measured on real images, and a control draws from them; "

@@ -9,12 +9,12 @@ from recover.engines import WHOLE_IMAGE, make_fast_engine
 from recover.objective import Weights
 from recover.step import Stepper
 from relabel.plan import num_label_bytes
-from sre2l.data.real_images import CIFAR, find_split
+from sre2l.data.datasets import DATASETS
+from sre2l.data.real_images import find_split
 from sre2l.nets.models import build_network
 from sre2l.nets.precision import pick_precision
 
 CPU_BATCH = 25  # images in a timed step on a CPU, where more change little
-OF_CIFAR = {"train": 50_000, "val": 10_000}  # images of either, which an estimate does not download
 STEP_SEC = 1  # that the timed steps of a kind take in all
 
 
@@ -69,11 +69,12 @@ def measure_rates(arch, stem, spec, batch_size, device):
 
 
 def count_images(spec, path, split):
-    """The number of real images of a split; None where they are not at hand."""
-    if path is None and spec.name in CIFAR and spec.val_fraction is None:
-        return OF_CIFAR[split]
+    """The number of real images of a split: as published where no folder is given, for an estimate downloads
+    nothing; None where nobody knows it."""
+    row = DATASETS.get(spec.name)
     if path is None and spec.source is None and spec.name != "digits":
-        return None
+        is_published = row and row.num_images and row.val_fraction == spec.val_fraction
+        return row.num_images[split == "val"] if is_published else None
     return len(find_split(spec, path, split))
 
 

@@ -16,7 +16,11 @@ SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 TABLES = read_json(RESULTS / "rows.json")
 NAMES = {
     "digits": "digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet",
-    "imagenet1k": "ImageNet-1K", "resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet101": "ResNet-101",
+    "imagenet1k": "ImageNet-1K", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "svhn": "SVHN",
+    "stl10": "STL-10", "eurosat": "EuroSAT", "imagenette": "ImageNette", "imagewoof": "ImageWoof",
+    "imagenet100": "ImageNet-100", "imagenet21k-p": "ImageNet-21K-P", "flowers102": "Flowers-102",
+    "food101": "Food-101", "oxford-iiit-pet": "Oxford-IIIT Pet",
+    "resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet101": "ResNet-101",
     "mobilenet_v2": "MobileNetV2", "efficientnet_lite0": "EfficientNet-Lite0"}
 
 

@@ -225,7 +225,8 @@ def make_parser():
     # What the teacher learns from and what it is.
     add("--seed", type=number(int, 0), default=0, help="of the first weights, the order and the crops")
     add("--real-data", "--val-dir", type=existing_folder, metavar="DIR",
-        help="folder with train/ and val/, or of class folders (digits: built in; CIFAR: downloaded)")
+        help="folder with train/ and val/, of class folders, or of torchvision's files, which are downloaded "
+             "where none is given (digits: built in)")
     add("--val-fraction", type=number(float, above=0, high=0.5), metavar="F",
         help="measure on this part of each class, held out of the training images (default: 0.1 where a data "
              "set of your own has no val/)")

@@ -23,7 +23,9 @@ PUBLISHED = {  # spec section 2: iterations, learning rate, r_bn, jitter
     "imagenet1k": (4000, 0.25, 0.01, 32),
     "tiny-imagenet": (4000, 0.1, 1.0, 4),
     "cifar100": (1000, 0.25, 0.01, 4),
-    "cifar10": (1000, 0.25, 0.01, 4)}
+    "cifar10": (1000, 0.25, 0.01, 4),
+    "imagenette": (4000, 0.25, 0.01, 32),  # of SRe2L++
+    "imagenet21k-p": (2000, 0.05, 0.25, 32)}  # of CDA
 
 
 def with_python(folder, behaviour):
@@ -36,7 +38,8 @@ def with_python(folder, behaviour):
 
 def planned(folder, launcher, *flags, **options):
     """What a launcher would start -> (module, *flags), to run in this process: to import torch takes 4 s."""
-    path = with_python(folder / "bin", 'printf "%s\\n" "$@"')
+    find_scale = f'case $2 in sre2l.data.scale) exec {sys.executable} "$@" ;; esac'
+    path = with_python(folder / "bin", f'{find_scale}\nprintf "%s\\n" "$@"')
     result = launch(launcher, *flags, PATH=path, **options)
     assert result.returncode == 0, result.stderr
     flag, module, *flags = result.stdout.splitlines()

@@ -12,7 +12,7 @@ from PIL import Image
 from recover import recover
 from relabel import check, relabel
 from squeeze import squeeze
-from sre2l.data import own, scale
+from sre2l.data import own, real_images, scale
 from sre2l.data.datasets import BY_SIZE, DATASETS, IMAGENET
 from sre2l.data.image_folder import read_folder
 from sre2l.data.real_images import find_split, read_digits, show, to_train_on
@@ -86,6 +86,20 @@ def test_without_them_a_part_of_each_class_is_held_out_by_a_fixed_rule(tmp_path)
     assert np.bincount(val_images.labels).tolist() == [2, 2, 1]
     assert sorted(train_images.items + val_images.items) == read_folder(tmp_path / "photos").items
     assert find_split(row, None, "val").items == val_images.items
+
+
+def test_a_list_picks_classes_out_of_a_folder_with_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(real_images, "CLASS_LISTS", tmp_path)
+    (tmp_path / "photos.txt").write_text("cat\nant\n")
+    noise_folder(tmp_path / "photos", NAMES, 4)
+    row = own.row_to_squeeze(squeeze_args(tmp_path))
+    assert row.class_names == ("ant", "cat") and row.num_train == 6
+    images = find_split(row, None, "train")
+    assert [f"/{images.class_names[label]}/" in item for item, label in zip(images.items, images.labels)] == \
+        [True] * 6
+    (tmp_path / "photos.txt").write_text("cat\ndog\n")
+    with pytest.raises(UserError, match="has 3 class folders, and 1 of the 2 .* for photos .* 'dog'"):
+        find_split(row, None, "train")
 
 
 def test_a_part_can_be_held_out_of_any_set(tmp_path):
@@ -220,7 +234,7 @@ def test_the_first_twenty_files_that_cannot_be_used_are_named(content, more, tmp
 
 @pytest.mark.parametrize("name, message", [
     ("cifar-10", "did you mean cifar10?"), ("Digits", "did you mean digits?"), ("a b", "letters, digits and"),
-    ("digts", "did you mean digits?"), ("imagenette", "needs --real-data DIR"),
+    ("digts", "did you mean digits?"), ("imagefruit", "needs --real-data DIR"),
     ("../x", "letters, digits and"), ("photos", "needs --real-data DIR; known are imagenet1k")])
 def test_a_name_that_is_no_data_set_is_a_sentence(name, message, tmp_path):
     assert message in refused(squeeze, "--dataset", name, "--name", tmp_path / "run")

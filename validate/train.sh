@@ -6,19 +6,22 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/sre2l/run/env.sh"
 case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
 case $dataset in                          # the published protocols: edit here
-    imagenet1k)                           # published top-1, ResNet-18, IPC 50: 46.8
+    imagenet1k | imagenet21k-p)           # published top-1, ResNet-18, ImageNet-1K, IPC 50: 46.8
         set -- --model resnet18 --epochs 300 --gradient-accumulation-steps 2 -T 20 \
             --adamw-lr 1e-3 --adamw-weight-decay 0.01 --workers 8 "$@" ;;
     tiny-imagenet)                        # published top-1, ResNet-18, IPC 50: 41.1
         set -- --model resnet18 --epochs 100 --gradient-accumulation-steps 1 -T 20 --kl-t2 --sgd --learning-rate 0.2 \
             --momentum 0.9 --weight-decay 1e-4 --decay-all --warmup-epochs 5 --workers 8 "$@" ;;
-    cifar100 | cifar10)                   # published top-1, ResNet-18, CIFAR-100, IPC 50: 49.4
+    cifar100 | cifar10 | mnist | fashion-mnist | svhn)   # published top-1, ResNet-18, CIFAR-100, IPC 50: 49.4
         set -- --model resnet18 --epochs 400 --gradient-accumulation-steps 1 -T 30 \
             --adamw-lr 1e-3 --adamw-weight-decay 0.01 --decay-all --workers 4 "$@" ;;
     digits)
         set -- --model resnet18 --epochs 60 --gradient-accumulation-steps 1 -T 20 \
             --adamw-lr 2e-3 --adamw-weight-decay 0.01 --workers 0 "$@" ;;
-    *)                                    # a data set of your own, by its number of training images
+    imagenette | imagewoof)               # as in SRe2L++, which labels with the teacher in train mode
+        set -- --model resnet18 --epochs 300 --gradient-accumulation-steps 2 -T 20 \
+            --adamw-lr 5e-4 --adamw-weight-decay 0.01 --workers 4 "$@" ;;
+    *)                                    # by the number of training images: your own, and rows with a scale
         find_scale "$@"
         case $scale in
             small)                        # up to 2,000

@@ -12,6 +12,7 @@ from sre2l.data.image_folder import check_classes, decoding_threads, refuse_faul
 from sre2l.data.pixel_store import find_shapes
 from sre2l.data.real_images import VAL_NAMES, find_split, has_two_orders, order_classes, show, split_folder
 from sre2l.data.scale import count_files, scale_of
+from sre2l.data.torchvision_sets import is_stored
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, write_json
 from sre2l.run.paths import run_folder
@@ -59,7 +60,10 @@ def read_facts(run, name):
 
 
 def write_facts(run, spec):
-    write_json(facts_path(run), {"format": FORMAT, **asdict(spec)})
+    facts = asdict(spec)
+    if spec.num_images is None:  # a later fact: the file of one's own data stays as it was
+        del facts["num_images"]
+    write_json(facts_path(run), {"format": FORMAT, **facts})
 
 
 def evenly(images, number):
@@ -182,12 +186,15 @@ def row_to_squeeze(args):
         order = args.class_order or "text"
         return find_facts(args.dataset, args.real_data, args.input_size, args.val_fraction, order)
     row = DATASETS[args.dataset]
-    if args.val_fraction is None:
+    fraction = args.val_fraction or row.val_fraction
+    if fraction is None:
         return row
-    row = replace(row, val_fraction=args.val_fraction, source=args.real_data)
-    if args.real_data is None:
+    path = args.real_data
+    has_val = path and split_folder(path, VAL_NAMES) and not is_stored(row.name, path)
+    row = replace(row, val_fraction=args.val_fraction if has_val else fraction, source=path)
+    if path is None or row.val_fraction is None:
         return row
-    return replace(row, num_train=len(find_split(row, args.real_data, "train")))
+    return replace(row, num_train=len(find_split(row, path, "train")))
 
 
 def record_facts(args, row):

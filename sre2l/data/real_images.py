@@ -1,5 +1,5 @@
 """Real images: folders {train,val}/<class>/ or <class>/, the flat val/ of Tiny-ImageNet and ImageNet with
-their lists of classes, CIFAR, embedded digits."""
+their lists of classes, torchvision's own files, embedded digits."""
 import math
 import re
 from dataclasses import dataclass, replace
@@ -7,19 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
 
 from sre2l.data.image_folder import Images, check_classes, fill, fill_gpu, read_folder
 from sre2l.data.pixel_store import find_shapes
+from sre2l.data.torchvision_sets import is_stored, read_torchvision
 from sre2l.run.errors import UserError
 from sre2l.run.layout import check_name
 from sre2l.run.limits import fits_gpu, memory_room
 from sre2l.run.paths import ROOT
 
 CPU = torch.device("cpu")
-CIFAR = {"cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py"),
-         "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python")}
+CLASS_LISTS = ROOT / "sre2l" / "data" / "classes"  # NAME.txt: the class folders of NAME, one a line
 TRAIN_NAMES = ("train",)
 LARGEST_RATIO = 2  # short side of a photograph that is kept, over that of the network's input
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there counts
@@ -108,17 +107,6 @@ def read_digits(split, size):
     return Images(items, labels, [str(digit) for digit in range(10)], f"digits/{split}")
 
 
-def read_cifar(name, path, split):
-    """torchvision's own copy of CIFAR under `path`, downloaded to data/ where none is given."""
-    kind, _ = CIFAR[name]
-    try:
-        data = kind(path or ROOT / "data", train=split == "train", download=path is None)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{name}: torchvision could not load or download it ({error}); give a folder with "
-                        f"--real-data, as {{train,val}}/<class>/ or as torchvision stores it") from None
-    return Images(list(data.data), np.array(data.targets), data.classes, f"{path or ROOT / 'data'} ({split})")
-
-
 def listed_images(folder, file, rows):
     """The images of a flat folder whose classes a file lists; the classes are sorted.
 
@@ -172,19 +160,41 @@ def read_layout(spec, path, split):
     return read_folder(folder)
 
 
+def choose_classes(images, name):
+    """Of a folder with more classes than the data set of that name has: the images of those that its list
+    names. Data sets without a list in CLASS_LISTS take every folder.
+
+    Raises UserError where such a folder lacks one of them."""
+    file = CLASS_LISTS / f"{name}.txt"
+    if not file.exists():
+        return images
+    wanted = sorted(file.read_text(encoding="utf-8").split())
+    if len(images.class_names) <= len(wanted):
+        return images
+    missing = sorted(set(wanted) - set(images.class_names))
+    if missing:
+        raise UserError(f"{images.root}: has {len(images.class_names)} class folders, and {len(missing)} of "
+                        f"the {len(wanted)} that {file} names for {name} are not among them, such as "
+                        f"'{missing[0]}'")
+    numbers = np.array([wanted.index(folder) if folder in wanted else -1 for folder in images.class_names])
+    labels = numbers[images.labels]
+    rows = np.flatnonzero(labels >= 0)
+    return replace(images, items=[images.items[row] for row in rows], labels=labels[rows], class_names=wanted)
+
+
 def read_split(spec, path, split):
     """The images of one split as they are stored. path None: the data set's own source."""
     path = path or spec.source
     if path is None and spec.name == "digits":
         return read_digits(split, spec.size)
-    if spec.name in CIFAR and (path is None or (Path(path) / CIFAR[spec.name][1]).is_dir()):
-        return read_cifar(spec.name, path, split)
+    if is_stored(spec.name, path):
+        return read_torchvision(spec, path, split)
     if path is None:
         raise UserError(f"{spec.name} has no embedded images: say where they are with --real-data "
                         f"(a folder with train/ and val/)")
     if not Path(path).is_dir():
         raise UserError(f"{path}: there is no such folder; say with --real-data where {spec.name} lies now")
-    return read_layout(spec, path, split)
+    return choose_classes(read_layout(spec, path, split), spec.name)
 
 
 def hold_out(images, fraction, split):

@@ -1,4 +1,4 @@
-"""Prints 'small', 'medium' or 'large' for a data set of one's own, by its number of training images.
+"""Prints 'small', 'medium' or 'large': what a row says, or of one's own by the number of training images.
 
 The launchers choose their settings by it: env.sh calls it, before the stage that imports torch."""
 import argparse
@@ -36,18 +36,19 @@ def main():
     parser.add_argument("--real-data", "--val-dir", nargs="?")
     parser.add_argument("--overwrite", action="store_true")
     args, _ = parser.parse_known_args()
-    if args.dataset in DATASETS:
+    row = DATASETS.get(args.dataset)
+    if row and row.scale is None:
         sys.exit(f"error: {args.launcher} has no settings for '{args.dataset}'; add a block for it there")
 
     # What squeeze has recorded counts, and what it finds where it begins. Where nothing is known the stage
     # says so.
     facts = run_folder(args) / "dataset.json"
     begins = args.launcher == "squeeze.sh" and (args.overwrite or not facts.exists())
-    scale = None
+    scale = row and row.scale
     if facts.exists() and not begins:
         with contextlib.suppress(ValueError, AttributeError):
             scale = json.loads(facts.read_text(encoding="utf-8")).get("scale")
-    elif args.real_data:
+    elif args.real_data and not row:
         scale = scale_of(count_files(args.real_data))
     print(scale or "small")
 

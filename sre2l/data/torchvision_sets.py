@@ -1,0 +1,106 @@
+"""Data sets in their original files, as torchvision stores them under a folder or downloads them."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torchvision import datasets
+
+from sre2l.data.image_folder import Images
+from sre2l.run.errors import UserError
+from sre2l.run.paths import ROOT
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How torchvision's class of a data set is asked for its images.
+
+    kind: the class; place: what lies in the folder where the files are, as a pattern; train, val: the
+    arguments of each part that makes up the split; empty: there is no such split, a part is held out."""
+    kind: type
+    place: str
+    train: tuple
+    val: tuple
+
+
+def halves(kind, place):
+    """A set with the argument `train`, True or False."""
+    return Stored(kind, place, ({"train": True},), ({"train": False},))
+
+
+def parts(kind, place, train, val):
+    """A set with the argument `split`. train: the names of its parts, one or more; val: that of the other."""
+    return Stored(kind, place, tuple({"split": name} for name in train), ({"split": val},))
+
+
+# NOTE: flowers102 is trained on its parts train and val together, 20 images a class, as papers on transfer
+# do. The images of stl10 without labels are not used.
+TORCHVISION = {
+    "cifar10": halves(datasets.CIFAR10, "cifar-10-batches-py"),
+    "cifar100": halves(datasets.CIFAR100, "cifar-100-python"),
+    "mnist": halves(datasets.MNIST, "MNIST/raw"),
+    "fashion-mnist": halves(datasets.FashionMNIST, "FashionMNIST/raw"),
+    "svhn": parts(datasets.SVHN, "*_32x32.mat", ["train"], "test"),
+    "stl10": parts(datasets.STL10, "stl10_binary", ["train"], "test"),
+    "imagenette": parts(datasets.Imagenette, "imagenette2", ["train"], "val"),
+    "eurosat": Stored(datasets.EuroSAT, "eurosat/2750", ({},), ()),
+    "flowers102": parts(datasets.Flowers102, "flowers-102", ["train", "val"], "test"),
+    "food101": parts(datasets.Food101, "food-101", ["train"], "test"),
+    "oxford-iiit-pet": parts(datasets.OxfordIIITPet, "oxford-iiit-pet", ["trainval"], "test"),
+}
+
+
+def is_stored(name, path):
+    """Do torchvision's files of a data set lie in a folder? path None: they are downloaded."""
+    return name in TORCHVISION and (path is None or any(Path(path).glob(TORCHVISION[name].place)))
+
+
+def to_rgb(pixels):
+    """(n, H, W) grey, (n, 3, H, W) or (n, H, W, 3) uint8 -> (n, H, W, 3)."""
+    if pixels.ndim == 3:
+        return pixels[..., None].repeat(3, -1)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if pixels.shape[1] == 3 else pixels
+
+
+def items_of(data):
+    """The images of one of torchvision's data sets -> (arrays, or the paths of files, which are not read yet;
+    their labels)."""
+    if hasattr(data, "data"):
+        labels = data.targets if hasattr(data, "targets") else data.labels
+        return list(to_rgb(np.asarray(data.data))), np.asarray(labels, np.int64)
+    if isinstance(data, datasets.OxfordIIITPet):  # which has no argument `loader`
+        return [str(path) for path in data._images], np.array(data._labels)
+    items, labels = zip(*(data[row] for row in range(len(data))))
+    return list(items), np.array(labels)
+
+
+def class_names_of(data, num_classes):
+    """The class names of one of torchvision's data sets, in order; numbers where it has none.
+
+    Those of Imagenette are ImageNet's, as its folders are called."""
+    names = getattr(data, "wnids", None) or getattr(data, "classes", None)
+    return list(names or map(str, range(num_classes)))
+
+
+def read_torchvision(spec, path, split):
+    """The images of a split ('train' or 'val') from torchvision's files under `path`, downloaded to data/
+    where none is given. Of sets that consist of image files the paths are kept, not the pixels.
+
+    Raises UserError where the files are not there, not whole or cannot be downloaded."""
+    name = spec.name
+    stored = TORCHVISION[name]
+    root = path or ROOT / "data"
+    lazy = {"loader": str} if "loader" in stored.kind.__init__.__annotations__ else {}
+    instead = "give a folder with --real-data, as {train,val}/<class>/ or as torchvision stores it"
+    try:
+        found = [stored.kind(root, download=path is None, **lazy, **arguments)
+                 for arguments in getattr(stored, split)]
+        items, labels = zip(*map(items_of, found))
+        names = class_names_of(found[0], spec.num_classes)
+    except ModuleNotFoundError as error:
+        package = error.name.partition(".")[0]
+        raise UserError(f"{name}: torchvision reads it by the package {package}, which is not installed: "
+                        f"python3 -m pip install {package}; or {instead}") from None
+    except Exception as error:  # a network that is not there, and all kinds for a file that is cut short
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name}: torchvision could not load or download it ({reason}); {instead}") from None
+    return Images(sum(items, []), np.concatenate(labels), names, f"{root} ({split})")
