@@ -1,10 +1,15 @@
 #!/bin/sh
 # The whole method on a data set, with a check, two controls and a report; the same command again continues.
 #   sh run.sh NAME [--real-data DIR] [--flag value ...]
-# A flag goes to every stage that has it; --recover.lr 0.1 goes to recover alone. --dry-run tells minutes and bytes.
+# Stages: squeeze, recover, relabel, check, validate, random_real, summary. A flag goes to every stage that has
+# it; --recover.lr 0.1 goes to recover alone. sh recover/recover.sh --help lists recover's, and so on.
+#   --dry-run      tells minutes and bytes, and stops
+#   --name NAME2   keeps another run of the same data set, in runs/NAME2
+#   --overwrite    starts every stage afresh; --validate.overwrite the students alone
 set -e
 root=$(cd "$(dirname "$0")" && pwd)
 case ${1:-} in
+    -h | --help) sed -n '2,9s/^# //p' "$0"; exit ;;
     "" | -*) echo "usage: sh run.sh NAME [--real-data DIR] [--flag value ...]" >&2; exit 2 ;;
 esac
 dataset=$1

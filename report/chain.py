@@ -33,7 +33,10 @@ from sre2l.run.start import run_script
 from validate import random_real, train
 from validate.checks import check_micro_batches
 
-OF_THE_CHAIN = ("--output-dir", "--evaluate", "--hard-labels")
+# Flags that would take a stage away from the folders in which the others look.
+OF_THE_CHAIN = ("--output-dir", "--evaluate", "--hard-labels", "--data", "--fkd-path", "--train-dir",
+                "--syn-data-path", "--exp-name")
+FOR_ALL = ("--name", "--dataset", "--dry-run")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A flag of one of these names means something else in each stage that has it.
 AMBIGUOUS = ("--epochs", "--lr", "--batch-size", "-b", "--seed", "--precision", "--momentum",
@@ -82,7 +85,9 @@ def known_flag(word, parsers):
         choices = ", ".join(f"--{name}.{long}" for name in takers)
         raise UserError(f"{flag} means something else in each stage; say which: {choices}")
     if flag in OF_THE_CHAIN:
-        raise UserError(f"{flag}: run.sh says this itself, for two students; run the stages one by one")
+        raise UserError(f"{flag}: run.sh says this itself; run the stages one by one")
+    if dot and flag in FOR_ALL:
+        raise UserError(f"{word}: {flag} is for all stages together; leave the stage away")
     return flag, takers, value if equals else None
 
 
@@ -172,13 +177,14 @@ def plan_stages(args, flags, row, of_squeeze):
     return {name: json.loads(stage.stdout) for name, stage in ended.items()}
 
 
-def check_control(num_images, row, path):
+def check_control(num_images, classes, row, path):
     """Raise UserError where the control of a data set of one's own would not find as many images of a class
-    as recover makes. num_images: of all classes; path: of the real images."""
+    as recover makes. num_images: of all `classes`, None = every one; path: of the real images."""
     images = find_split(row, path, "train")
     counts = np.bincount(images.labels)
-    few = int(counts.argmin())
-    ipc = num_images // len(counts)
+    classes = classes or list(range(len(counts)))
+    few = min(classes, key=lambda label: counts[label])
+    ipc = num_images // len(classes)
     if counts[few] < ipc:
         raise UserError(f"{images.root}: class '{images.class_names[few]}' has {counts[few]} images, and "
                         f"{ipc} of each class are to be recovered; the control draws as many real ones: "
@@ -217,12 +223,29 @@ def num_processes():
 
 def way_on(args, done):
     """The command that goes on after the steps `done`: --overwrite is for the others alone."""
-    words = [word for word in args.words if word != "--overwrite"]
+    stages = {stage for name, stage, *_ in STEPS if name in done}
+    afresh = {"--overwrite", *(f"--{stage}.overwrite" for stage in stages)}
+    words = [word for word in args.words if word not in afresh]
     if "--overwrite" in args.words:
         left = [stage for name, stage, *_ in STEPS if name not in done][1:]  # not the one that has begun
         words += [f"--{stage}.overwrite" for stage in ("relabel", "validate", "random_real") if stage in left]
     gpus = num_processes()
     return f"GPUS={gpus} " * (gpus != 1) + shlex.join(["sh", "run.sh", args.dataset, *words])
+
+
+def plan_and_check(args, flags, of_squeeze):
+    """-> (the data set's row, the stages' plans). Raises UserError for what one of them would refuse."""
+    print(f"{args.dataset}: reading the images and asking every stage for its plan ...", file=sys.stderr)
+    row = row_to_squeeze(of_squeeze)
+    planning = {stage: [*words, "--dry-run"] for stage, words in flags.items()}
+    plans = plan_stages(args, planning, row, of_squeeze)
+    steps = plans["validate"]["settings"]["gradient_accumulation_steps"]
+    num_images = plans["recover"]["images"]
+    check_micro_batches(steps, num_processes(), plans["relabel"]["settings"]["batch_size"], num_images)
+    if row.source:
+        of_recover = recover.get_args(["--dataset", args.dataset, *flags["recover"]])
+        check_control(num_images, of_recover.classes, row, of_squeeze.real_data)
+    return row, plans
 
 
 def main(args):
@@ -232,24 +255,16 @@ def main(args):
     if not is_dry:
         check_real_images(args, of_squeeze)
     if is_dry or not (run_folder(of_squeeze) / "images").exists():
-        # What the last stage would refuse after hours is said now.
-        row = row_to_squeeze(of_squeeze)
-        planning = {stage: [*words, "--dry-run"] for stage, words in flags.items()}
-        plans = plan_stages(args, planning, row, of_squeeze)
-        steps = plans["validate"]["settings"]["gradient_accumulation_steps"]
-        num_images = plans["recover"]["images"]
-        batch_size = plans["relabel"]["settings"]["batch_size"]
-        check_micro_batches(steps, num_processes(), batch_size, num_images)
-        if row.source:
-            check_control(num_images, row, of_squeeze.real_data)
+        row, plans = plan_and_check(args, flags, of_squeeze)
         if is_dry:
             return print_plan(args, flags, plans, row, of_squeeze)
     done = []
+    stage_of = {name: stage for name, stage, *_ in STEPS}
     for name, command in make_commands(args.dataset, flags).items():
         print(f"\n== {name}: {as_text(command)}", flush=True)
         code = run_step(command)
         if code:
-            mend = "mend what it says; " * (code == 2)
+            mend = f"mend what it says (--{stage_of[name]}.FLAG is for this stage alone); " * (code == 2)
             print(f"{name} ended with exit code {code}, see above; {mend}go on from there with: "
                   f"{way_on(args, done)}", file=sys.stderr)
             sys.exit(code)

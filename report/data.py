@@ -20,6 +20,14 @@ class Student:
     results: dict
     metrics: dict
 
+    @property
+    def model(self):
+        return self.results["protocol"]["model"]
+
+    @property
+    def is_control(self):
+        return "hard labels" in self.label or "random real" in self.label
+
 
 @dataclass
 class Run:
@@ -69,11 +77,15 @@ def read_student(folder, run_folder):
 
 
 def read_run(folder):
-    """-> Run, its students in the order: distilled images, random real ones, hard labels."""
+    """-> Run, its students in the order: distilled images, random real ones, hard labels. The first is one
+    that has controls, and the name that train.sh gives."""
     patterns = ("results.json", "*/results.json", "random_real/*/results.json")
     found = sorted(path.parent for pattern in patterns for path in folder.glob(pattern))
     students = [read_student(path, folder) for path in found]
-    students.sort(key=lambda student: ("hard labels" in student.label, "random real" in student.label))
+    controlled = [student.model for student in students if student.is_control]
+    students.sort(key=lambda student: ("hard labels" in student.label, "random real" in student.label,
+                                       controlled.count(student.model) == 0,
+                                       student.name != f"student_{student.model}"))
 
     # The first student says which images and labels the page is about.
     images = students[0].images if students else folder / "images"
@@ -90,6 +102,14 @@ def teacher_top1(labels):
     if measured is not None:
         return measured, "as relabel measured it"
     return (labels.get("teacher") or {}).get("top1"), "as its checkpoint says"
+
+
+def describe_measure(num_classes, num_images):
+    """How much an accuracy tells: chance, and what one image counts; num_images None = unknown."""
+    if not num_images:
+        return f"Chance is {100 / num_classes:.3g}%."
+    one = f", one of which is {100 / num_images:.2g} points" if num_images <= 500 else ""
+    return f"Chance is {100 / num_classes:.3g}%; measured on {num_images:,} real images{one}."
 
 
 def teacher_facts(run):

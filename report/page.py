@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from report.data import read_run, seconds_of, teacher_facts
+from report.data import describe_measure, read_run, seconds_of, teacher_facts
 from report.html import element, image, note, page, table, text
 from report.plots import page_curves
 from sre2l.data.flags import add_run_flags
@@ -81,14 +81,22 @@ def accuracy(run):
     rows = [teacher_row(run), *map(student_row, run.students)]
     yield table(rows, ("", "top-1", "top-5", "best top-1"))
     if run.students:
-        val = run.students[0].results["protocol"]["val"] or {}
-        yield note(f"Percent of {val.get('num_images', 0):,} real images after the last epoch, mean and "
-                   f"sample standard deviation over the seeds. The best epoch is chosen on these same "
-                   f"images, so it flatters: the last is the result.")
+        protocol = run.students[0].results["protocol"]
+        measure = describe_measure(protocol["num_classes"], (protocol["val"] or {}).get("num_images"))
+        yield note(f"Percent after the last epoch, mean and sample standard deviation over the seeds. "
+                   f"{measure} The best epoch is chosen on these same images, so it flatters: the last is "
+                   f"the result.")
     for student in run.students[1:]:
-        differing = differences(run.students[0].results["protocol"], student.results["protocol"])
+        base = compared_with(run, student)
+        differing = differences(base.results["protocol"], student.results["protocol"])
         but = f" but for {', '.join(differing)}." if differing else "."
-        yield note(f"{student.name} has the protocol of {run.students[0].name}", but)
+        yield note(f"{student.name} has the protocol of {base.name}", but)
+
+
+def compared_with(run, student):
+    """The student that a control belongs to, the first of the same network; of others, the page's first."""
+    of_it = [other for other in run.students if not other.is_control and other.model == student.model]
+    return of_it[0] if student.is_control and of_it else run.students[0]
 
 
 def differences(one, other):
@@ -184,9 +192,16 @@ def card(title, record, absent):
     return element("div", element("h3", title), body, class_="card")
 
 
+def with_short_side(protocol):
+    """A protocol whose eval_resize is the short side in pixels; it is recorded for an input of 224."""
+    if not protocol.get("eval_resize"):
+        return protocol
+    return {**protocol, "eval_resize": round(protocol["eval_resize"] * protocol["size"] / 224)}
+
+
 def settings(run):
     """The protocol of every stage, a card each."""
-    protocol = run.students[0].results["protocol"] if run.students else {}
+    protocol = with_short_side(run.students[0].results["protocol"]) if run.students else {}
     cards = (
         card("Squeeze: the teacher", run.teacher,
              "No teacher was trained in this run: it is torchvision's, or was given with --teacher."),

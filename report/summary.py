@@ -3,7 +3,7 @@
 Run: python3 -m report.summary --dataset digits      (after all stages and both controls, as in demo.sh)
 Result: the table on the screen, runs/<name>/summary.json, and report.html anew.
 """
-from report.data import is_of_earlier_images, teacher_top1
+from report.data import describe_measure, is_of_earlier_images, teacher_top1
 from report.page import write_report
 from sre2l.data.flags import add_run_flags
 from sre2l.run.errors import UserError
@@ -47,7 +47,9 @@ def collect(run, model):
                "random_real_control": None if None in of_real else sum(of_real)}
     return {"teacher_top1": teacher_top1(labels)[0], "distilled_top1": student["top1"]["mean"],
             "random_real_top1": real["top1"]["mean"], "hard_label_top1": hard["top1"]["mean"],
-            "seeds": len(student["seeds"]), "images": labels["num_images"],
+            "seeds": len(student["seeds"]), "chance_top1": 100 / student["protocol"]["num_classes"],
+            "val_images": (student["protocol"]["val"] or {}).get("num_images"),
+            "images": labels["num_images"],
             "image_bytes": student["image_bytes"], "label_bytes": student["label_bytes"],
             "seconds": seconds, "versions": student["versions"]}
 
@@ -58,6 +60,7 @@ def table(name, values):
              f"labels {values['label_bytes']:,} bytes", ""]
     for key, text in ACCURACIES.items():
         lines.append(f"  {text:<42} " + ("not measured" if values[key] is None else f"{values[key]:6.2f}%"))
+    lines.append(f"  {describe_measure(round(100 / values['chance_top1']), values['val_images'])}")
     timed = [f"{stage} {value:.0f}" for stage, value in values["seconds"].items() if value is not None]
     return "\n".join([*lines, "", "  seconds: " + ", ".join(timed)])
 

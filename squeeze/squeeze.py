@@ -43,7 +43,7 @@ def make_settings(args, spec, stem, train=None, val=None, precision=None, resize
     NOTE: a checkpoint knows its run by a hash of these. Leave a new setting out where it has its default."""
     flags = ("dataset", "arch", "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup_epochs",
              "seed")
-    newer = {"weights": args.weights, "resized": resized}
+    newer = {"weights": args.weights, "resized": resized, "mean": args.mean, "std": args.std}
     return {
         **{key: getattr(args, key) for key in flags},
         **{key: value for key, value in newer.items() if value},
@@ -135,7 +135,7 @@ def main(args):
     if processes.rank() == 0:
         record_facts(args, row)
     log = folder.open_log(args, device)
-    log.line("\n".join([*describe(spec, images.class_names, args.class_order), note, *origin]))
+    log.line("\n".join([*describe(spec, images.class_names, args.class_order, len(val)), note, *origin]))
     network = start_network(args, network, device, log)
     optimizer = training.make_sgd(network.parameters(), args.lr, args.momentum, args.weight_decay, device)
     scaler = training.make_scaler(precision, device)

@@ -1,5 +1,6 @@
 """Data sets of one's own: facts found in the folder, kept beside the run, and used without a flag."""
 import json
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -124,6 +125,41 @@ def test_the_held_out_part_is_the_same_where_the_folder_was_moved(tmp_path):
     assert len(find_split(row, others.parent, "val")) == 12  # validation images of their own, all of them
 
 
+def test_a_renamed_file_moves_what_is_held_out_and_is_refused(tmp_path):
+    noise_folder(tmp_path / "photos", NAMES, 10)
+    row = own.row_to_squeeze(squeeze_args(tmp_path))
+    (tmp_path / "photos" / "bee" / "bee_003.png").rename(tmp_path / "photos" / "bee" / "zzz.png")
+    with pytest.raises(UserError, match="files have other names than when a part was held out"):
+        find_split(row, None, "val")
+
+
+@pytest.mark.parametrize("change", (
+    {"colour": "red"}, {"class_names": ["ant", "bee"]}, {"size": None, "num_classes": 4}))
+def test_facts_that_squeeze_has_not_written_so_are_refused(change, tmp_path):
+    noise_folder(tmp_path / "photos", NAMES, 3)
+    own.write_facts(tmp_path / "run", own.row_to_squeeze(squeeze_args(tmp_path)))
+    path = own.facts_path(tmp_path / "run")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match="not as squeeze wrote it"):
+        own.read_facts(tmp_path / "run", "photos")
+
+
+@pytest.mark.parametrize("train, val", [("Train", "Val"), ("TRAIN", "TEST"), ("training", "testing")])
+def test_splits_may_be_capitalised(train, val, tmp_path):
+    noise_folder(tmp_path / "photos" / train, NAMES, 3)
+    noise_folder(tmp_path / "photos" / val, NAMES, 1)
+    row = own.row_to_squeeze(squeeze_args(tmp_path))
+    assert row.class_names == tuple(NAMES) and row.num_train == 9 and row.val_fraction is None
+
+
+def test_another_normalisation_is_another_teacher(tmp_path):
+    noise_folder(tmp_path / "photos", NAMES, 3)
+    flags = ("--dataset", "photos", "--name", tmp_path / "run", "--device", "cpu", "-j", 0, "--epochs", 1,
+             "--real-data", tmp_path / "photos", "--arch", SMALL, "--lr", 0.001, "-b", 3)
+    run_main(squeeze, *flags, "--mean", "0.9,0.9,0.9")
+    assert "mean: there [0.9, 0.9, 0.9], here None" in refused(squeeze, *flags)
+
+
 @pytest.mark.parametrize("place", ("photos", "moved"))
 def test_a_folder_that_has_changed_since_is_refused(place, tmp_path):
     """One photograph more moves what is held out: a part of the training images would be measured."""
@@ -186,10 +222,35 @@ def val_of_other_names(root):
 
 def test_and_no_train(root):
     noise_folder(root / "test", NAMES, 2)
-    noise_folder(root / "training", NAMES, 2)
+    noise_folder(root / "images", NAMES, 2)
 
 
 test_and_no_train.__test__ = False
+
+
+def splits_of_other_names(root):
+    noise_folder(root / "training_set", NAMES, 2)
+    noise_folder(root / "test_set", NAMES, 2)
+
+
+def link_around(root):
+    noise_folder(root, NAMES, 2)
+    (root / "ant" / "again").symlink_to(root)
+
+
+def link_to_nowhere(root):
+    noise_folder(root, NAMES, 2)
+    (root / "dog").symlink_to(root / "gone")
+
+
+def no_text(root):
+    noise_folder(root, NAMES, 2)
+    os.mkdir(os.fsencode(root) + b"/b\xfcrste")
+
+
+def empty_class(root):
+    noise_folder(root, NAMES, 2)
+    (root / "dog").mkdir()
 
 
 @pytest.mark.parametrize("make, message", [
@@ -197,7 +258,12 @@ test_and_no_train.__test__ = False
     (one_image, "class 'cat' has 1 image to train on; it needs two"),
     (val_without_a_class, "val: 2 class folders, train has 3; the first that differs is number 2: no folder"),
     (val_of_other_names, "number 2: 'dog' where 'cat' is expected"),
-    (test_and_no_train, "has test/ and no train/; give the folder that holds both")])
+    (test_and_no_train, "has test/ and no train/; give the folder that holds both"),
+    (splits_of_other_names, "test_set, training_set look like splits, not classes"),
+    (link_around, "ant/again: is a link to a folder around it"),
+    (link_to_nowhere, "dog: is a link that leads nowhere"),
+    (no_text, "name is not UTF-8"),
+    (empty_class, "classes dog. A class is a folder with images in it that may be read (.jpg")])
 def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(make, message, tmp_path):
     make(tmp_path / "photos")
     found = refused(squeeze, "--dataset", "photos", "--name", tmp_path / "run", "--device", "cpu",
@@ -234,7 +300,9 @@ def test_the_first_twenty_files_that_cannot_be_used_are_named(content, more, tmp
 
 @pytest.mark.parametrize("name, message", [
     ("cifar-10", "did you mean cifar10?"), ("Digits", "did you mean digits?"), ("a b", "letters, digits and"),
-    ("digts", "did you mean digits?"), ("imagefruit", "needs --real-data DIR"),
+    ("digts", "did you mean digits?"), ("digitss", "did you mean digits?"),
+    ("cifra10", "did you mean cifar10?"), ("imagenet", "did you mean imagenet1k?"),
+    ("tiny-imagenet-200", "did you mean tiny-imagenet?"), ("imagefruit", "needs --real-data DIR"),
     ("../x", "letters, digits and"), ("photos", "needs --real-data DIR; known are imagenet1k")])
 def test_a_name_that_is_no_data_set_is_a_sentence(name, message, tmp_path):
     assert message in refused(squeeze, "--dataset", name, "--name", tmp_path / "run")
@@ -400,7 +468,8 @@ def test_later_stages_need_no_flag(tmp_path, capsys):
     stage = (*name, "--device", "cpu")
     run_main(squeeze, *stage, "--real-data", tmp_path / "photos", "--epochs", 1, "-b", 6,
              "-j", 0, "--lr", 0.001)
-    facts = "photos: 3 classes (ant ... cat), 12 images to train on (10% of each class is held out)"
+    facts = "photos: 3 classes (ant ... cat), 12 images to train on and 3 to measure on (10% of each class "\
+            "is held out), one of which is 33 points"
     assert facts in capsys.readouterr().out
     run_main(recover, *stage, "--iteration", 1, "--ipc-end", 2, "--batch-size", 6,
              "--allow-chance")

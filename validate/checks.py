@@ -40,7 +40,8 @@ def check_epochs(args, epochs, more=True):
     """Raise UserError where the labels have fewer epochs than the protocol. more: relabel can add some."""
     if epochs is None or args.epochs <= epochs:
         return
-    hint = f"; the same relabel command with --epochs {args.epochs} adds the missing ones" if more else ""
+    more = f", or relabel's same command with --epochs {args.epochs} adds the missing ones" if more else ""
+    hint = f"; --epochs {epochs} trains on what is there{more}"
     raise UserError(f"{args.fkd_path}: labels for {epochs} epochs, --epochs asks for {args.epochs}{hint}")
 
 

@@ -36,8 +36,9 @@ class Dataset:
     stem: the change to the network's first layers, a key of STEMS.
     resize_ratio: an evaluation resizes the short side to resize_ratio x size, then crops the centre.
     scale: by which the launchers choose settings where they have no block for the data set; val_fraction: the
-    part of each class that is held out to measure on, where there are no validation images; num_images: how
-    many there are to train and to measure on, as published: what an estimate counts with.
+    part of each class that is held out to measure on, where there are no validation images; files_sha256: of
+    the names of the files that it was held out of; num_images: how many there are to train and to measure on,
+    as published: what an estimate counts with.
     Of a data set of one's own besides: source: where its images lie; class_names, in order; num_train: how
     many images there are to train on."""
     name: str
@@ -55,6 +56,7 @@ class Dataset:
     num_train: int | None = None
     scale: str | None = None
     val_fraction: float | None = None
+    files_sha256: str | None = None
     num_images: tuple | None = None
 
     @property

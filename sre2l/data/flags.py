@@ -8,7 +8,7 @@ from sre2l.data.own import check_dataset_name, facts_path, read_facts
 from sre2l.run.errors import UserError
 from sre2l.run.flags import add_dead_flags, existing_folder, number, number_list
 from sre2l.run.log import check_tensorboard
-from sre2l.run.paths import run_folder
+from sre2l.run.paths import ROOT, run_folder
 
 
 class Once(argparse.Action):
@@ -104,9 +104,13 @@ def find_row(args):
     row = read_facts(run_folder(args), args.dataset) or DATASETS.get(args.dataset)
     if row is None:
         check_dataset_name(args.dataset)
+        elsewhere = ""
+        if args.name and facts_path(ROOT / "runs" / args.dataset).exists():
+            elsewhere = (f" runs/{args.dataset} knows it: leave --name away for that run, where another "
+                         f"student takes --output-dir")
         raise UserError(f"--dataset {args.dataset}: is none of {', '.join(DATASETS)}, and "
                         f"{facts_path(run_folder(args))} is not there; begin with: "
-                        f"sh squeeze/squeeze.sh {args.dataset} --real-data DIR")
+                        f"sh squeeze/squeeze.sh {args.dataset} --real-data DIR.{elsewhere}")
     return row
 
 

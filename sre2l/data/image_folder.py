@@ -23,6 +23,7 @@ JPEG_QUALITY = 75  # Pillow's default, which the released code uses; the student
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 TOLD = set()  # folders of which it was said that something in them is passed over
 NUM_FAULTS = 20  # unusable files that a message names
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "__pycache__", "lost+found")  # that systems leave among classes
 MAX_PIXELS = 100_000_000  # of an image; decoded, they take 0.3 GB
 
 
@@ -191,7 +192,7 @@ class ClassFolders(ImageFolder):
 
     def find_classes(self, directory):
         names, _ = super().find_classes(directory)
-        hidden = [name for name in names if name.startswith(".") or name == "__MACOSX"]
+        hidden = [name for name in names if name.startswith(".") or name in SYSTEM_FOLDERS]
         self.passed_over += [str(Path(directory) / name) for name in hidden]
         names = [name for name in names if name not in hidden]
         if not names:
@@ -206,7 +207,9 @@ def read_folder(root):
     try:
         folder = ClassFolders(root)
     except FileNotFoundError as error:  # no class folder, or an empty one
-        raise UserError(f"{root}: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0].partition(" Supported")[0].rstrip(". ")
+        raise UserError(f"{root}: {why}. A class is a folder with images in it that may be read "
+                        f"({', '.join(IMG_EXTENSIONS)})") from None
     if folder.passed_over and root not in TOLD:
         TOLD.add(root)
         print(f"{root}: passed over {len(folder.passed_over)} files and folders that a system left there, "

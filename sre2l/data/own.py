@@ -1,6 +1,7 @@
 """Data sets of one's own: the facts that a folder of images tells, kept beside the run in dataset.json."""
+import os
 import re
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -10,7 +11,15 @@ from tqdm import tqdm
 from sre2l.data.datasets import BY_SIZE, DATASETS, Dataset
 from sre2l.data.image_folder import check_classes, decoding_threads, refuse_faults
 from sre2l.data.pixel_store import find_shapes
-from sre2l.data.real_images import VAL_NAMES, find_split, has_two_orders, order_classes, show, split_folder
+from sre2l.data.real_images import (
+    VAL_NAMES,
+    find_split,
+    has_two_orders,
+    order_classes,
+    show,
+    split_folder,
+    with_files,
+)
 from sre2l.data.scale import count_files, scale_of
 from sre2l.data.torchvision_sets import is_stored
 from sre2l.run.errors import UserError
@@ -19,6 +28,7 @@ from sre2l.run.paths import run_folder
 
 FORMAT = "sre2l-dataset-1"
 VAL_FRACTION = 0.1  # of each class, where a folder has no validation images
+SHORT = {"imagenet": "imagenet1k", "tinyimagenet200": "tiny-imagenet"}  # how rows are called elsewhere
 NUM_MEASURED = 500  # images, evenly spread, whose pixels are measured
 
 
@@ -28,12 +38,16 @@ def facts_path(run):
 
 
 def is_slip(name, known):
-    """Is a name a known one with other separators or capitals, or with one letter wrong or left out?"""
+    """Is a name a known one with other separators or capitals, or with one letter wrong, left out or doubled,
+    or two letters swapped?"""
     name, known = (re.sub(r"[._-]", "", text.lower()) for text in (name, known))
     if len(name) == len(known):
         differing = [pair for pair in zip(name, known) if pair[0] != pair[1]]
-        return len(differing) <= 1 and all(letter.isalpha() for pair in differing for letter in pair)
-    return name in {known[:at] + known[at + 1:] for at in range(len(known)) if known[at].isalpha()}
+        is_swap = len(differing) == 2 and differing[0] == differing[1][::-1]
+        are_letters = all(letter.isalpha() for pair in differing for letter in pair)
+        return are_letters and (len(differing) <= 1 or is_swap)
+    doubled = {known[:at] + known[at] + known[at:] for at in range(len(known)) if known[at].isalpha()}
+    return name in doubled | {known[:at] + known[at + 1:] for at in range(len(known)) if known[at].isalpha()}
 
 
 def check_dataset_name(name):
@@ -41,7 +55,7 @@ def check_dataset_name(name):
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"--dataset {name}: a name has letters, digits and . _ - alone")
     for known in DATASETS:
-        if is_slip(name, known):
+        if is_slip(name, known) or known == SHORT.get(re.sub(r"[._-]", "", name.lower())):
             raise UserError(f"--dataset {name}: did you mean {known}? Your own needs another name")
 
 
@@ -56,13 +70,20 @@ def read_facts(run, name):
                         f"choose another --name")
     facts = {key: tuple(value) if isinstance(value, list) else value
              for key, value in record.items() if key != "format"}
+    known = {field.name: field for field in fields(Dataset)}
+    needed = {name for name, field in known.items() if field.default is MISSING}
+    names = facts.get("class_names")
+    if not needed <= set(facts) <= set(known) or (names and len(names) != facts["num_classes"]):
+        raise UserError(f"{path}: not as squeeze wrote it, or of another version; bring it back, or start "
+                        f"afresh with --overwrite")
     return Dataset(**facts)
 
 
 def write_facts(run, spec):
     facts = asdict(spec)
-    if spec.num_images is None:  # a later fact: the file of one's own data stays as it was
-        del facts["num_images"]
+    for later in ("num_images", "files_sha256"):  # where they are not needed, the file stays as it was
+        if facts[later] is None:
+            del facts[later]
     write_json(facts_path(run), {"format": FORMAT, **facts})
 
 
@@ -115,6 +136,25 @@ def check_split(train, val):
     check_classes(val.root, val.class_names, train.class_names, "train")
 
 
+def check_tree(path):
+    """Raise UserError for folders that cannot be read as they look: a link that leads nowhere, or back to a
+    folder around it, and a name that is no text."""
+    for folder, names, _ in os.walk(path):
+        for name in names:
+            link = os.path.join(folder, name)
+            try:
+                link.encode()
+            except UnicodeEncodeError:
+                text = link.encode(errors="replace").decode()
+                raise UserError(f"{text}: the folder's name is not UTF-8; rename it") from None
+            if os.path.islink(link) and Path(folder).resolve().is_relative_to(Path(link).resolve()):
+                raise UserError(f"{link}: is a link to a folder around it, whose images would be counted "
+                                f"twice and more; remove it")
+    for entry in os.scandir(path):
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            raise UserError(f"{entry.path}: is a link that leads nowhere; remove or mend it")
+
+
 def find_facts(name, path, size=None, val_fraction=None, order="text"):
     """What a folder of images tells -> Dataset. size: the user's, None = by the median image; val_fraction:
     None = VAL_FRACTION where there are no validation images; order: of the classes, 'text' or 'numeric'.
@@ -124,6 +164,7 @@ def find_facts(name, path, size=None, val_fraction=None, order="text"):
         val_fraction = VAL_FRACTION
     spec = Dataset(name, 0, 0, (), (), "resized", 0, True, "torchvision", source=str(path),
                    val_fraction=val_fraction)
+    check_tree(path)
     train = find_split(spec, path, "train")
     val = find_split(spec, path, "val")
     check_split(train, val)
@@ -133,24 +174,28 @@ def find_facts(name, path, size=None, val_fraction=None, order="text"):
     size = size or choose_size(shapes[:len(train)])
     crop, padding, stem, resize_ratio = BY_SIZE[max(known for known in BY_SIZE if known <= max(size, 32))]
     mean, std = measure(train, size)
+    if val_fraction is not None:
+        spec = with_files(spec, path)
     return replace(spec, num_classes=len(train.class_names), size=size, mean=mean, std=std, crop=crop,
                    padding=padding, stem=stem, resize_ratio=resize_ratio, num_train=len(train),
                    scale=scale_of(count_files(path)),
                    class_names=tuple(order_classes(train.class_names, train.root, order)))
 
 
-def describe(spec, names, order):
+def describe(spec, names, order, num_val):
     """Lines for the log: the facts of a data set of one's own, and the order of the classes where their names
     have two.
 
-    names: of the classes, in the order that was taken; order: what the user said, None = text."""
+    names: of the classes, in the order that was taken; order: what the user said, None = text; num_val: how
+    many images are measured on."""
     lines = []
     if spec.class_names:
         some = f"{names[0]} ... {names[-1]}" if len(names) > 2 else " and ".join(names)
         held_out = f" ({spec.val_fraction:.0%} of each class is held out)" if spec.val_fraction else ""
-        lines.append(f"{spec.name}: {spec.num_classes} classes ({some}), {spec.num_train} images to train on"
-                     f"{held_out}, {spec.size} pixels, mean {spec.mean}, std {spec.std}, {spec.crop} crops, "
-                     f"stem {spec.stem}")
+        few = f", one of which is {100 / num_val:.2g} points" if num_val <= 100 else ""
+        lines.append(f"{spec.name}: {spec.num_classes} classes ({some}), {spec.num_train} images to train on "
+                     f"and {num_val} to measure on{held_out}{few}, {spec.size} pixels, mean {spec.mean}, std "
+                     f"{spec.std}, {spec.crop} crops, stem {spec.stem}")
     if has_two_orders(names):
         first = ", ".join(repr(name) for name in names[:3])
         other = "text" if order == "numeric" else "numeric"
@@ -194,7 +239,7 @@ def row_to_squeeze(args):
     row = replace(row, val_fraction=args.val_fraction if has_val else fraction, source=path)
     if path is None or row.val_fraction is None:
         return row
-    return replace(row, num_train=len(find_split(row, path, "train")))
+    return with_files(row, path)
 
 
 def record_facts(args, row):

@@ -1,5 +1,6 @@
 """Real images: folders {train,val}/<class>/ or <class>/, the flat val/ of Tiny-ImageNet and ImageNet with
 their lists of classes, torchvision's own files, embedded digits."""
+import hashlib
 import math
 import re
 from dataclasses import dataclass, replace
@@ -19,9 +20,10 @@ from sre2l.run.paths import ROOT
 
 CPU = torch.device("cpu")
 CLASS_LISTS = ROOT / "sre2l" / "data" / "classes"  # NAME.txt: the class folders of NAME, one a line
-TRAIN_NAMES = ("train",)
+TRAIN_NAMES = ("train", "training")
 LARGEST_RATIO = 2  # short side of a photograph that is kept, over that of the network's input
-VAL_NAMES = ("val", "valid", "validation", "test")  # the first that is there counts
+VAL_NAMES = ("val", "valid", "validation", "test", "testing")  # the first that is there counts
+SPLIT = re.compile(r"(train|val|test|dev|eval)(ing|id|idation)?[\W_]*(set|data|images)?[\W_]*\d*", re.I)
 
 
 @dataclass
@@ -130,15 +132,19 @@ def read_tiny_val(folder):
 
 def read_kaggle_val(folder, file):
     """ImageNet's flat val/ with LOC_val_solution.csv, whose lines are 'file name, class and boxes'."""
-    lines = file.read_text(encoding="utf-8").splitlines()[1:]
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
     pairs = [line.partition(",")[::2] for line in lines if line.strip()]
+    if not pairs or any(not boxes.split() for _, boxes in pairs):
+        raise UserError(f"{file}: expected lines of image name, comma, class and boxes, below a title")
     rows = [(f"{name}.JPEG", boxes.split()[0]) for name, boxes in pairs]
     return replace(listed_images(folder, file, rows), root=str(folder))
 
 
 def split_folder(path, names):
-    """The first of these folders that is in `path`; None where none is."""
-    return next((Path(path) / name for name in names if (Path(path) / name).is_dir()), None)
+    """The first of these folders that is in `path`, however it is capitalised; None where none is."""
+    entries = sorted(Path(path).iterdir()) if Path(path).is_dir() else []
+    there = {entry.name.lower(): entry for entry in entries if entry.is_dir()}
+    return next((there[name] for name in names if name in there), None)
 
 
 def read_layout(spec, path, split):
@@ -151,7 +157,14 @@ def read_layout(spec, path, split):
     if folder is None and split == "train" and spec.val_fraction is None:
         raise UserError(f"{path}/train: there is no such folder; give the one that holds train/ and val/, or "
                         f"hold a part of its class folders out with --val-fraction 0.1")
+    if folder is None and split == "val" and split_folder(path, TRAIN_NAMES):
+        raise UserError(f"{path}: has train/ and no val/ to measure on; bring it back, or hold a part of the "
+                        f"training images out with --val-fraction 0.1")
     folder = folder or Path(path)
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    if names and all(map(SPLIT.fullmatch, names)):
+        raise UserError(f"{folder}: its folders {', '.join(sorted(names))} look like splits, not classes; "
+                        f"call them train and val")
     lists = folder / "val_annotations.txt", folder.parent / "LOC_val_solution.csv"
     if split == "val" and lists[0].is_file():
         return read_tiny_val(folder)
@@ -212,6 +225,21 @@ def hold_out(images, fraction, split):
                    root=f"{images.root} ({part})")
 
 
+def hash_names(images):
+    """sha256 of the names of a folder's files, wherever it lies; None for images that are no files."""
+    if not isinstance(images.items[0], str):
+        return None
+    names = sorted(item.removeprefix(images.root) for item in images.items)
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+
+
+def with_files(spec, path):
+    """A data set's facts with what is known of the images that a part is held out of."""
+    every = read_split(spec, path, "train")
+    train = hold_out(every, spec.val_fraction, "train")
+    return replace(spec, num_train=len(train), files_sha256=hash_names(every))
+
+
 def find_split(spec, path, split):
     """The images of one split, whatever the layout. path None: the data set's own source.
 
@@ -228,6 +256,10 @@ def find_split(spec, path, split):
         raise UserError(f"{every.root}: holds {len(every)} images, {len(train)} of them to train on; there "
                         f"were {spec.num_train} when a part was held out. Give that folder, or one with val/ "
                         f"alone to measure on")
+    if spec.files_sha256 not in (None, hash_names(every)):
+        raise UserError(f"{every.root}: its files have other names than when a part was held out, and "
+                        f"another part would be measured. Give that folder, or one with val/ alone to "
+                        f"measure on")
     return train if split == "train" else hold_out(every, spec.val_fraction, "val")
 
 

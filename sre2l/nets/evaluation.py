@@ -60,8 +60,9 @@ def describe_chance(top1, num_classes, num_images, causes):
     """A warning for the log where a trained network's top-1 is chance, with its likely causes; else ''."""
     if not is_chance(top1, num_classes, num_images):
         return ""
+    few = f" One image is {100 / num_images:.0f} points: these are few to tell." if num_images <= 50 else ""
     return (f"\nwarning: of {num_images} images that is not clearly above chance (1 in {num_classes}); "
-            f"{causes}?")
+            f"{causes}?{few}")
 
 
 def best_order(answers, labels):

@@ -200,6 +200,9 @@ def check_top1(teacher, spec, args, device):
     and where another order of the classes would raise it by a lot."""
     has_own = spec.name == "digits" or (spec.source and Path(spec.source).is_dir())
     if args.val_dir is None and not has_own:
+        if spec.source:
+            print(f"{spec.source}: there is no such folder, so the teacher is not measured; --real-data says "
+                  f"where {spec.name} lies now")
         return None
     images = read_val(spec, args.val_dir, args.classes, teacher.class_names, order=args.class_order)
     if measured_by_squeeze(args, images):

@@ -1,6 +1,7 @@
 """What a run says: log lines for people, the same numbers as metrics, and how long the rest will take."""
 import contextlib
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -68,7 +69,7 @@ class RunLog:
         if self.is_first:
             write_json(where("args.json"), as_json(args))
             drop_torn_line(self.log_path)
-            self.line(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}")
+            self.line(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(sys.argv)}")
             self.line(json.dumps(as_json(args)), on_screen=False)
             self.line(json.dumps(versions(device)))
 

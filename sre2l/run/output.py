@@ -132,9 +132,12 @@ class OutputFolder:
         hint = ""
         if "epochs" in keys:
             hint = " The learning rate falls over all epochs, so more of them are a run of their own."
+        other = "--name or output folder"
+        if self.kind == "student":
+            other = f"folder with --output-dir {self.root.parent}/student_2"
         raise UserError(f"{self.record_path}: this output belongs to a run with other settings "
-                        f"({differ}).{hint} Choose another --name or output folder, or start afresh with "
-                        f"--overwrite, which deletes it")
+                        f"({differ}).{hint} Choose another {other}, or start afresh with --overwrite, which "
+                        f"deletes it")
 
     def refuse_unclaimed(self):
         """Raise UserError for images or labels without a record: they are of other origin."""
