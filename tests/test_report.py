@@ -67,6 +67,22 @@ def test_the_end_of_validate_leaves_a_page_with_the_results_of_the_run(world):
     assert base64.b64encode((run / "images.png").read_bytes()).decode() in html
 
 
+def test_another_student_does_not_become_the_pages_first(run):
+    """The first is the one with controls, named as train.sh names it; a control is compared with it."""
+    for name, changes in (("student_60", {"model": "other", "epochs": 60}), ("student_15", {"epochs": 15})):
+        shutil.copytree(run / f"student_{SMALL}", run / name)
+        results = json.loads((run / name / "results.json").read_text())
+        results["protocol"] |= changes
+        write_json(run / name / "results.json", results)
+    students = read_run(run).students
+    assert [student.name for student in students] == \
+        [f"student_{SMALL}", "student_15", "student_60", f"student_{SMALL}_hard"]
+    text = Reader(make_report(run)).text
+    assert f"_hard has the protocol of student_{SMALL} but for hard_labels" in text
+    assert f"student_60 has the protocol of student_{SMALL} but for model, epochs." in text
+    assert "Chance is 10%; measured on" in text
+
+
 def test_the_teachers_top1_is_the_measured_one_else_that_of_its_checkpoint(run, monkeypatch):
     path = run / f"student_{SMALL}" / "results.json"
     results = json.loads(path.read_text())
