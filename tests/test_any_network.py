@@ -1,5 +1,6 @@
 """Networks of the user's own, the small ones of the field, and networks without BatchNorm."""
 import json
+import math
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from recover import recover
 from recover.engines import make_engine
 from recover.objective import Weights
 from relabel import relabel
+from report import estimate
+from squeeze import squeeze
 from sre2l.data.datasets import DATASETS
 from sre2l.nets.models import build_for, build_network, check_shapes
 from sre2l.nets.teacher import load_teacher
@@ -173,6 +176,28 @@ def test_flags_that_are_torchvisions_alone_are_refused(world):
         assert "--weights IMAGENET1K_V1: torchvision has none of" in found
     with pytest.raises(UserError, match="torchvision has no IMAGENET1K_V1 weights for convnet3"):
         load_teacher(DATASETS["imagenet1k"], None, "convnet3")
+
+
+def test_an_estimate_finds_the_file_and_a_student_without_batchnorm(world, monkeypatch, capsys):
+    """The plans of run.sh have a file's name alone."""
+    plans = {}
+    networks = {squeeze: "--arch", recover: "--arch", relabel: "--arch", train: "--model"}
+    for stage, flag in networks.items():
+        run_main(stage, "--dataset", "digits", "--name", world / "run", "--dry-run", flag, "nets.py:Net")
+        plans[stage.__name__.split(".")[0]] = json.loads(capsys.readouterr().out)
+    measured = []
+
+    def measure(*args):
+        measured.append(args)
+        return estimate.Rates(1, 1, 1)
+    measure_rates = estimate.measure_rates
+    monkeypatch.setattr(estimate, "measure_rates", measure)
+    cpu = torch.device("cpu")
+    typed = str(world / "nets.py:Net")
+    estimate.estimate(plans, DATASETS["digits"], None, cpu, [typed])
+    assert [args[:2] for args in measured] == [(typed, "torchvision")]
+    rates = measure_rates("vit.py:vit", "torchvision", DATASETS["digits"], 4, cpu)
+    assert rates.train > rates.forward > 0 and math.isnan(rates.recover)
 
 
 def test_a_students_folder_has_a_safe_name():
