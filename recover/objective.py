@@ -121,8 +121,9 @@ class PlainEngine:
         return Terms(**terms), torch.stack([gradient for _, gradient in found])
 
 
-def check_statistics(teacher):
-    """Raise UserError for a network without statistics to match."""
-    if not statistics_layers(teacher.network):
-        raise UserError(f"{teacher.arch} has no BatchNorm layer with running statistics, so there is nothing "
-                        f"to match; choose a teacher with BatchNorm, such as resnet18")
+def check_statistics(network, arch):
+    """Raise UserError for a network without statistics to match. arch: its name."""
+    if not statistics_layers(network):
+        raise UserError(f"{arch} has no BatchNorm layer with running statistics, so there is nothing "
+                        f"to match; choose a teacher with BatchNorm, such as resnet18, mobilenet_v2, "
+                        f"densenet121 or convnet3 (relabel and validate take any network)")

@@ -21,12 +21,14 @@ from recover.views import draw_view
 from recover.watch import Watch, load_verifier
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.image_folder import encode
+from sre2l.nets.functions import recorded_name
+from sre2l.nets.models import build_for
 from sre2l.nets.precision import PRECISIONS, start_device
 from sre2l.nets.teacher import check_top1, find_teacher
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
-from sre2l.run.flags import Parser, number
+from sre2l.run.flags import Parser, network_name, number
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
@@ -45,7 +47,8 @@ def cosine_rates(lr, iterations):
 def settings_of(args, spec, classes, teacher):
     """What an image depends on. The IPC range, device, logging and verifier are not among it."""
     settings = {key: getattr(args, key) for key in SETTINGS}
-    described = teacher.describe() if teacher else {"arch": args.arch or "resnet18", "file": args.teacher}
+    planned = {"arch": recorded_name(args.arch or "resnet18"), "file": args.teacher}
+    described = teacher.describe() if teacher else planned
     return {**settings, "size": spec.size, "classes": classes, "teacher": described}
 
 
@@ -67,7 +70,9 @@ def dry_run(args, spec, classes, batches, folder):
     """--dry-run: print the settings, how many images and how many bytes."""
     teacher, spec = find_teacher(args, spec)
     if teacher:
-        check_statistics(teacher)
+        check_statistics(teacher.network, teacher.arch)
+    elif args.arch:  # it is still to be trained: without BatchNorm that would be in vain
+        check_statistics(build_for(spec, args.arch, None)[0], args.arch)
     num_images = (args.ipc_end - args.ipc_start) * len(classes)
     # Noise-like pixels: PNG stores them as they are, JPEG takes about a third of a byte for each.
     image_bytes = 100 + (3 * spec.size + 2) * spec.size if args.lossless else 620 + spec.size ** 2 // 3
@@ -106,7 +111,7 @@ def main(args):
     # Prepare: what a flag can get wrong is refused here, before anything is written or deleted.
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
     teacher, spec = find_teacher(args, spec)
-    check_statistics(teacher)
+    check_statistics(teacher.network, teacher.arch)
     teacher.network.to(device)
     verifier = load_verifier(args, spec, device)
     if processes.rank() == 0 or args.overwrite:  # whoever may delete has measured first
@@ -266,9 +271,10 @@ def make_parser():
     add("--engine", choices=ENGINES, default="fast", help="plain: the readable reference, for comparison")
 
     # A second opinion on the images while they form.
-    add("--verifier", nargs="?", const="", metavar="ARCH",
+    add("--verifier", nargs="?", const="", type=network_name, metavar="ARCH",
         help="a second network whose top-1 on the images is logged")
-    add("--verifier-arch", metavar="ARCH", help="the same, in the released spelling (default: mobilenet_v2)")
+    add("--verifier-arch", type=network_name, metavar="ARCH",
+        help="the same, in the released spelling (default: mobilenet_v2)")
     add("--verifier-arch-path", type=os.path.abspath, metavar="FILE", help="checkpoint of the verifier")
 
     # What the run tells and keeps meanwhile.

@@ -27,6 +27,7 @@ def load_verifier(args, spec, device):
     if (verifier.mean, verifier.std) != (spec.mean, spec.std):
         raise UserError(f"--verifier {verifier.arch}: its normalisation {verifier.mean}, {verifier.std} "
                         f"is not the teacher's {spec.mean}, {spec.std}")
+    verifier.check_takes(spec.size)
     verifier.network.to(device)
     return verifier
 

@@ -193,7 +193,10 @@ def check_control(num_images, classes, row, path):
 
 def print_plan(args, flags, plans, row, of_squeeze):
     """--dry-run: what each stage would write, how long it would take on this machine, the sums."""
-    found = estimate(plans, override(row, of_squeeze), of_squeeze.real_data, pick_device(of_squeeze.device))
+    of_validate = train.get_args(flags["validate"])
+    typed = [name for name in (of_squeeze.arch, of_validate.model) if name]
+    found = estimate(plans, override(row, of_squeeze), of_squeeze.real_data, pick_device(of_squeeze.device),
+                     typed)
     plain = {stage: [word for word in words if word != "--dry-run"] for stage, words in flags.items()}
     steps = make_commands(args.dataset, plain)
     print(f"{'step':<20} {'minutes':>9} {'MB':>11}   command")

@@ -5,6 +5,7 @@ from pathlib import Path
 from sre2l.run.files import read_json, sidecar
 from sre2l.run.log import keyed, stage_seconds
 from sre2l.run.output import recorded
+from sre2l.run.paths import student_name
 
 
 @dataclass
@@ -85,7 +86,7 @@ def read_run(folder):
     controlled = [student.model for student in students if student.is_control]
     students.sort(key=lambda student: ("hard labels" in student.label, "random real" in student.label,
                                        controlled.count(student.model) == 0,
-                                       student.name != f"student_{student.model}"))
+                                       student.name != student_name(student.model)))
 
     # The first student says which images and labels the page is about.
     images = students[0].images if students else folder / "images"

@@ -1,18 +1,19 @@
 """How long the stages would take on this machine: a few of their steps, on noise, times what they plan."""
+import math
 import time
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from recover.engines import WHOLE_IMAGE, make_fast_engine
-from recover.objective import Weights
+from recover.engines import WHOLE_IMAGE, make_engine
+from recover.objective import Weights, statistics_layers
 from recover.step import Stepper
 from relabel.plan import num_label_bytes
 from sre2l.data.datasets import DATASETS
 from sre2l.data.real_images import find_split
+from sre2l.nets.functions import recorded_name
 from sre2l.nets.models import build_network
-from sre2l.nets.precision import pick_precision
 
 CPU_BATCH = 25  # images in a timed step on a CPU, where more change little
 STEP_SEC = 1  # that the timed steps of a kind take in all
@@ -41,9 +42,11 @@ def seconds_for(step, device):
 
 
 def measure_rates(arch, stem, spec, batch_size, device):
-    """Time the steps of a network with random weights on a batch of noise -> Rates."""
+    """Time the steps of a network with random weights on a batch of noise -> Rates.
+
+    A network without BatchNorm, which only a student can be, has no iterations of recover."""
     batch = batch_size if device.type == "cuda" else min(batch_size, CPU_BATCH)
-    network, _ = build_network(arch, spec.num_classes, stem)
+    network, _ = build_network(arch, spec.num_classes, stem, size=spec.size)
     network.to(device)
     images = torch.randn(batch, 3, spec.size, spec.size, device=device)
     targets = torch.arange(batch, device=device) % spec.num_classes
@@ -59,8 +62,9 @@ def measure_rates(arch, stem, spec, batch_size, device):
     seconds = {"train": seconds_for(train, device)}
     network.eval().requires_grad_(False)
     seconds["forward"] = seconds_for(forward, device)
-    precision = "fp16" if device.type == "cuda" else pick_precision(None, device)
-    engine = make_fast_engine(network, Weights(0.01, 1.0, 0.0, 0.0), spec.size, precision)
+    if not statistics_layers(network):
+        return Rates(seconds["train"] / batch, seconds["forward"] / batch, math.nan)
+    engine, _ = make_engine("fast", network, Weights(0.01, 1.0, 0.0, 0.0), spec.size, None)
     low, high = (edge.expand(3, 1, 1).contiguous() for edge in (images.amin(), images.amax()))
     stepper = Stepper(engine, low, high)
     stepper.start(images[None], targets[None], [[WHOLE_IMAGE]], [0.1])
@@ -78,13 +82,16 @@ def count_images(spec, path, split):
     return len(find_split(spec, path, split))
 
 
-def estimate(plans, spec, path, device):
+def estimate(plans, spec, path, device, typed=()):
     """What each step would take and write -> {step: (seconds, bytes)}; seconds None where nobody can tell.
 
-    plans: what --dry-run of squeeze, recover, relabel and validate printed; path: of the real images."""
+    plans: what --dry-run of squeeze, recover, relabel and validate printed; path: of the real images; typed:
+    the networks as the user names them, where plans do not say in which folder a file is."""
     settings = {name: plan["settings"] for name, plan in plans.items()}
+    paths = {recorded_name(name): name for name in typed}
     teacher = settings["squeeze"]["arch"], settings["squeeze"].get("stem", "torchvision")
     student = settings["validate"]["model"], settings["validate"]["stem"]
+    teacher, student = ((paths.get(name, name), stem) for name, stem in (teacher, student))
     of_teacher = of_student = measure_rates(*teacher, spec, settings["recover"]["batch_size"], device)
     if student != teacher:
         of_student = measure_rates(*student, spec, min(128, settings["relabel"]["batch_size"]), device)

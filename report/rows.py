@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from report.data import teacher_top1
 from sre2l.run.files import read_json
 from sre2l.run.log import read_metrics
-from sre2l.run.paths import ROOT
+from sre2l.run.paths import ROOT, student_name
 
 RESULTS = ROOT / "results"
 # Archives are unpacked without paths that lead out of them; Python 3.11 before 3.11.4 cannot say so.
@@ -60,8 +60,8 @@ class Row:
 
     def results(self, kind="soft"):
         """The results of the 'soft', 'hard' or 'real' student; None where there is none."""
-        students = {"soft": f"student_{self.model}", "hard": f"student_{self.model}_hard",
-                    "real": f"random_real/student_{self.model}"}
+        name = student_name(self.model)
+        students = {"soft": name, "hard": f"{name}_hard", "real": f"random_real/{name}"}
         return self.read("results.json").get(students[kind])
 
     def settings(self, output, record):

@@ -10,7 +10,7 @@ from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, write_json
 from sre2l.run.flags import Parser
 from sre2l.run.output import print_plan
-from sre2l.run.paths import run_folder
+from sre2l.run.paths import run_folder, student_name
 from sre2l.run.start import run_script
 
 ACCURACIES = {"teacher_top1": "teacher, real images",
@@ -30,9 +30,9 @@ def collect(run, model):
     """The figures of a run folder -> {name: value}.
 
     Accuracies are of the last epoch, percent, mean over the seeds."""
-    student = read_results(run / f"student_{model}", "train.sh")
-    hard = read_results(run / f"student_{model}_hard", "train.sh with --hard-labels")
-    real = read_results(run / "random_real" / f"student_{model}", "random_real.sh")
+    student = read_results(run / student_name(model), "train.sh")
+    hard = read_results(run / f"{student_name(model)}_hard", "train.sh with --hard-labels")
+    real = read_results(run / "random_real" / student_name(model), "random_real.sh")
     labels = student["protocol"]["labels"]
     for name, results, folder in (("train.sh", student, run), ("train.sh with --hard-labels", hard, run),
                                   ("random_real.sh", real, run / "random_real")):

@@ -10,7 +10,7 @@ from report.rows import ABLATIONS, NAMES, ROWS, Row
 from sre2l.run.errors import UserError
 from sre2l.run.files import write_bytes
 from sre2l.run.flags import Parser
-from sre2l.run.paths import ROOT
+from sre2l.run.paths import ROOT, student_name
 from sre2l.run.start import run_script
 
 START = "<!-- from results/, by python3 -m report.tables -->"
@@ -51,7 +51,7 @@ def hardware(row):
 
     'NVIDIA H200: recover 17; 2 CPU threads: relabel 314, validate 1600'"""
     outputs = {"squeeze": "teacher", "recover": "images", "relabel": "labels",
-               "validate": f"student_{row.model}"}
+               "validate": student_name(row.model)}
     places = {}
     for stage, seconds in row.results()["seconds"].items():
         if seconds is not None:

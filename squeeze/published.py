@@ -1,6 +1,7 @@
 """The published teachers of ImageNet-1K, which are torchvision's: nothing is trained, they are measured."""
 from sre2l.data.real_images import read_val
 from sre2l.nets.evaluation import evaluate
+from sre2l.nets.functions import recorded_name
 from sre2l.nets.precision import memory_format_of, start_device
 from sre2l.nets.teacher import load_teacher
 from sre2l.run.flags import refuse_useless
@@ -12,7 +13,8 @@ def check_torchvision(args, spec):
     """imagenet1k, whose published teachers are torchvision's: load one, and measure it on real images."""
     if args.dry_run:
         note = "nothing to train: IMAGENET1K_V1 weights are checked"
-        return print_plan({"dataset": spec.name, "arch": args.arch}, epochs=0, bytes=0, note=note)
+        settings = {"dataset": spec.name, "arch": recorded_name(args.arch)}
+        return print_plan(settings, epochs=0, bytes=0, note=note)
     useless = ("compile", "tensorboard", "overwrite", "weights")
     refuse_useless(args, useless, "imagenet1k: torchvision's teacher is only checked")
     device, precision = start_device(args.device, args.precision, args.deterministic, training=False)

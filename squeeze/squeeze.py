@@ -24,11 +24,13 @@ from sre2l.data.pixel_store import keep_decoded
 from sre2l.data.real_images import read_real, read_val, to_train_on
 from sre2l.nets import checkpoints, models, parallel, training
 from sre2l.nets.evaluation import describe_chance, evaluate, keep_on_device
+from sre2l.nets.functions import recorded_name, source_sha256
 from sre2l.nets.precision import PRECISIONS, autocast, dtype_of, memory_format_of, start_device
 from sre2l.run import processes, signals
 from sre2l.run.device import upload
+from sre2l.run.errors import UserError
 from sre2l.run.files import hash_json, save_torch
-from sre2l.run.flags import Parser, existing_folder, number
+from sre2l.run.flags import Parser, existing_folder, network_name, number
 from sre2l.run.log import eta
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
@@ -43,9 +45,11 @@ def make_settings(args, spec, stem, train=None, val=None, precision=None, resize
     NOTE: a checkpoint knows its run by a hash of these. Leave a new setting out where it has its default."""
     flags = ("dataset", "arch", "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup_epochs",
              "seed")
-    newer = {"weights": args.weights, "resized": resized, "mean": args.mean, "std": args.std}
+    newer = {"weights": args.weights, "resized": resized, "mean": args.mean, "std": args.std,
+             "arch_sha256": source_sha256(args.arch)}
     return {
         **{key: getattr(args, key) for key in flags},
+        "arch": recorded_name(args.arch),
         **{key: value for key, value in newer.items() if value},
         "num_classes": spec.num_classes,
         "size": spec.size,
@@ -87,7 +91,7 @@ def save(path, identity, seed, values, network, optimizer, scaler):
 def build_teacher(args, spec):
     """-> (a network with the weights that training starts from, its stem, lines for the log about them)."""
     network, stem = models.build_for(spec, args.arch, args.stem)
-    models.check_input_size(network, args.arch, spec.size)
+    models.check_shapes(network, args.arch, spec.num_classes, spec.size)
     if not args.weights:
         return network, stem, []
     afresh = ", ".join(checkpoints.start_from_imagenet(network, args.arch))
@@ -105,6 +109,8 @@ def dry_run(args, spec, folder):
 def main(args):
     # Plan: what a flag can get wrong is refused before anything is loaded.
     row = row_to_squeeze(args)
+    if args.weights and not models.is_torchvision(args.arch):
+        raise UserError(f"--weights {args.weights}: torchvision has none of {args.arch}; leave it away")
     if args.weights:  # which know pixels in ImageNet's normalisation
         row = replace(row, mean=IMAGENET[0], std=IMAGENET[1])
     spec = data_spec(args, row)
@@ -208,7 +214,7 @@ def main(args):
 
     # Finish: process 0 writes the teacher. After a finished run the bytes are the same again.
     if processes.rank() == 0:
-        facts = {"format": checkpoints.TEACHER_FORMAT, "arch": args.arch, "stem": stem,
+        facts = {"format": checkpoints.TEACHER_FORMAT, "arch": recorded_name(args.arch), "stem": stem,
                  "class_names": images.class_names, "dataset": spec.name, "seed": args.seed,
                  "mean": spec.mean, "std": spec.std, "size": spec.size, "num_classes": spec.num_classes}
         save_torch(folder.path("teacher.pth"), {**facts, **values, "model": network.state_dict()})
@@ -230,7 +236,8 @@ def make_parser():
     add("--val-fraction", type=number(float, above=0, high=0.5), metavar="F",
         help="measure on this part of each class, held out of the training images (default: 0.1 where a data "
              "set of your own has no val/)")
-    add("-a", "--arch", "--arch-name", default="resnet18", help="torchvision name of the network")
+    add("-a", "--arch", "--arch-name", type=network_name, default="resnet18",
+        help="the network: torchvision's name, a small one's, PATH.py:function (docs/networks.md)")
     add("--weights", choices=(checkpoints.V1,),
         help="start from torchvision's ImageNet weights, with a last layer of its own: for few images")
 

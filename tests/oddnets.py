@@ -15,6 +15,14 @@ class Renamed(nn.BatchNorm2d):
         return F.leaky_relu(super().forward(x), 0.2)
 
 
+class Activated(nn.BatchNorm2d):
+    """A BatchNorm layer with its activation, as timm has them: torch.fx sees what is in it."""
+
+    def forward(self, x):
+        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps)
+        return F.relu(y, inplace=True)
+
+
 class OddNet(nn.Module):
     """conv -> BatchNorm -> middle(network, image, y) -> mean over the pixels -> logits."""
 
@@ -32,6 +40,7 @@ class OddNet(nn.Module):
         self.pool, self.pool2 = nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2)
         self.offset = nn.Parameter(torch.randn(1, 6, SIZE, SIZE))
         self.fc = nn.Linear(6, 5)
+        self.activated = Activated(6)
 
     def forward(self, x):
         y = self.middle(self, x, self.bn(self.conv(x)))
@@ -172,6 +181,7 @@ PATTERNS = {
     "without statistics": lambda n, x, y: F.relu(n.batch(n.conv2(y)) + y),
     "used before and after": used_before_and_after, "ignored": ignored, "looked away": looked_away,
     "decides": decides, "class of its own": lambda n, x, y: n.renamed(n.conv2(F.relu(y))),
+    "with its activation": lambda n, x, y: n.activated(n.conv2(F.relu(y))),
     "changed under another name": changed_under_another_name,
     "changed without a name": changed_without_a_name, "sum under another name": sum_under_another_name}
 

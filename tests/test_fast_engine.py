@@ -115,7 +115,7 @@ def test_what_is_recognised_runs_within_the_norm():
             ("broadcast over images", ["add", "relu"], [none, relu]),
             ("itself", ["add", "relu"], [none, relu]),
             ("times alpha", ["add", "relu"], [(-inf, inf, 2), relu]), ("pool", ["pool"], [relu, relu]),
-            ("layer twice", [], [relu, relu, relu])):
+            ("layer twice", [], [relu, relu, relu]), ("with its activation", [], [relu, relu])):
         remaining, found = fused(pattern)
         assert remaining == left, pattern
         facts = [norm.facts for norm in found]

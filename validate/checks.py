@@ -8,7 +8,7 @@ from sre2l.check.manifest import check_images, describe_images, manifest_of
 from sre2l.data.label_files import label_path
 from sre2l.data.loader import Batches
 from sre2l.nets.checkpoints import num_weight_bytes
-from sre2l.nets.models import build_for, check_input_size
+from sre2l.nets.models import build_for, check_shapes
 from sre2l.run.errors import UserError
 from sre2l.run.files import as_json, hash_file, sidecar
 from sre2l.run.output import recorded
@@ -28,12 +28,12 @@ def check_there(train_dir, fkd_path):
 
 
 def check_student(args, spec):
-    """-> the stem the student has. Call it before images and labels are read.
+    """-> (a student, the stem it has). Call it before images and labels are read.
 
     Raises UserError for a student that cannot be built or take the images."""
     network, stem = build_for(spec, args.model, args.stem)
-    check_input_size(network, args.model, spec.size)
-    return stem
+    check_shapes(network, args.model, spec.num_classes, spec.size)
+    return network, stem
 
 
 def check_epochs(args, epochs, more=True):
@@ -47,7 +47,7 @@ def check_epochs(args, epochs, more=True):
 
 def dry_run(args, spec, folder):
     """--dry-run: print the protocol, how many epochs and how many bytes. Nothing is loaded."""
-    network, stem = build_for(spec, args.model, args.stem)
+    network, stem = check_student(args, spec)
     check_epochs(args, recorded(sidecar(args.fkd_path, "manifest.json"), "epochs"))
     evaluations = len(args.seeds) * -(-args.epochs // args.eval_every)
     folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds,

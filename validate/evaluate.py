@@ -16,6 +16,7 @@ def evaluate_checkpoint(args, spec):
     start(device)
     student = load_teacher(spec, args.evaluate, args.model, args.stem)
     spec = override(spec, args, size=student.size)
+    student.check_takes(spec.size)
     val = read_val(spec, args.val_dir, args.classes, student.class_names or spec.class_names,
                    order=args.class_order)
     network = student.network.to(device, memory_format=memory_format_of(device))

@@ -2,6 +2,7 @@
 import torch
 
 from sre2l.data.image_folder import fingerprint
+from sre2l.nets.functions import recorded_name, source_sha256
 from sre2l.nets.training import make_sgd, weight_decay_groups
 
 
@@ -27,8 +28,11 @@ def make_settings(args, spec, stem=None, labels=None, val=None, precision=None):
     NOTE: a checkpoint knows its run by a hash of these. Leave a new setting out where it has its default."""
     flags = ("dataset", "model", "epochs", "warmup_epochs", "gradient_accumulation_steps", "decay_all",
              "hard_labels", "eval_every")
+    digest = source_sha256(args.model)
     return {
         **{key: getattr(args, key) for key in flags},
+        "model": recorded_name(args.model),
+        **({"model_sha256": digest} if digest else {}),
         "optimizer": describe_optimizer(args),
         "schedule": "cosine per epoch",
         "loss": describe_loss(args),

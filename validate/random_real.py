@@ -21,7 +21,7 @@ from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, sidecar
 from sre2l.run.flags import Parser, number
 from sre2l.run.output import OutputFolder, recorded
-from sre2l.run.paths import run_folder
+from sre2l.run.paths import run_folder, student_name
 from sre2l.run.processes import barrier, rank, start
 from sre2l.run.start import run_script
 from validate import train
@@ -82,8 +82,8 @@ def main(args):
     # What this command line says about the control itself goes to both stages.
     changes = {"overwrite": args.overwrite, "dry_run": args.dry_run, "fkd_path": str(root / "labels")}
     to_relabel = saved_args(relabel, sidecar(run / "labels", "args.json"), **changes)
-    to_train = saved_args(train, run / f"student_{args.model}" / "args.json", **changes,
-                          train_dir=str(images.root), output_dir=str(root / f"student_{args.model}"))
+    to_train = saved_args(train, run / student_name(args.model) / "args.json", **changes,
+                          train_dir=str(images.root), output_dir=str(root / student_name(args.model)))
     run_images = to_relabel.data
     to_relabel.data = str(images.root)
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sre2l.nets.checkpoints import TEACHER_FORMAT, continue_from
+from sre2l.nets.functions import recorded_name
 from sre2l.nets.models import build_for
 from sre2l.nets.precision import memory_format_of
 from sre2l.nets.training import make_scaler
@@ -30,9 +31,9 @@ def load_student(args, spec, path, seed, identity, device, precision):
     torch.manual_seed(seed)
     network, stem = build_for(spec, args.model, args.stem)
     network.to(device, memory_format=memory_format_of(device))
-    facts = {"format": TEACHER_FORMAT, "arch": args.model, "stem": stem, "num_classes": spec.num_classes,
-             "mean": spec.mean, "std": spec.std, "size": spec.size, "dataset": spec.name, "seed": seed,
-             "identity": identity}
+    facts = {"format": TEACHER_FORMAT, "arch": recorded_name(args.model), "stem": stem,
+             "num_classes": spec.num_classes, "mean": spec.mean, "std": spec.std, "size": spec.size,
+             "dataset": spec.name, "seed": seed, "identity": identity}
     student = Student(network, make_optimizer(network, args, device), make_scaler(precision, device), facts)
     checkpoint = continue_from(path, identity, network, student.optimizer, student.scaler)
     student.history = checkpoint.get("history", [])

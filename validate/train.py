@@ -19,10 +19,10 @@ from sre2l.nets.evaluation import describe_chance, evaluate, keep_on_device
 from sre2l.nets.precision import PRECISIONS, autocast, start_device
 from sre2l.run import processes, signals
 from sre2l.run.files import hash_json
-from sre2l.run.flags import Parser, check_folders, number, number_list
+from sre2l.run.flags import Parser, check_folders, network_name, number, number_list
 from sre2l.run.log import eta
 from sre2l.run.output import OutputFolder, check_dataset
-from sre2l.run.paths import run_folder
+from sre2l.run.paths import run_folder, student_name
 from sre2l.run.start import run_script
 from validate import checks, losses, results
 from validate.data import find_data, load_stored_batches
@@ -122,7 +122,7 @@ def choose_folders(args, run):
     args.model = args.model or "resnet18"
     args.train_dir = args.train_dir or str(run / "images")
     args.fkd_path = args.fkd_path or str(run / "labels")
-    name = f"student_{args.model}{'_hard' if args.hard_labels else ''}"
+    name = student_name(args.model) + "_hard" * args.hard_labels
     args.output_dir = args.output_dir or str(run / name)
 
 
@@ -144,7 +144,7 @@ def main(args):
     # Prepare: see that images, labels and student fit together. Nothing is written yet.
     device, precision = start_device(args.device, args.precision, args.deterministic, compiled=args.compile)
     processes.start(device)
-    stem = checks.check_student(args, spec)
+    _, stem = checks.check_student(args, spec)
     # Size and normalisation come from the labels' manifest: the student sees the teacher's pixels.
     data = find_data(args, spec, device)
     settings = make_settings(args, data.spec, stem, data.facts, data.val, precision)
@@ -191,7 +191,9 @@ def make_parser():
         help="where results go (default: runs/<name>/student_<model>)")
 
     # The student, and the labels that it learns from.
-    add("--model", metavar="ARCH", help="torchvision name of the student (default: resnet18)")
+    add("--model", type=network_name, metavar="ARCH",
+        help="the student: torchvision's name, a small one's, PATH.py:function (docs/networks.md; default: "
+             "resnet18)")
     add("--classes", type=number_list, metavar="0-9,17",
         help="the classes of the set (default: what recover recorded, else all)")
     add("--epochs", type=number(int, 1), default=300, help="not more than the labels have")

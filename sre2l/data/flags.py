@@ -6,7 +6,7 @@ import os
 from sre2l.data.datasets import DATASETS, STEMS
 from sre2l.data.own import check_dataset_name, facts_path, read_facts
 from sre2l.run.errors import UserError
-from sre2l.run.flags import add_dead_flags, existing_folder, number, number_list
+from sre2l.run.flags import add_dead_flags, existing_folder, network_name, number, number_list
 from sre2l.run.log import check_tensorboard
 from sre2l.run.paths import ROOT, run_folder
 
@@ -80,8 +80,8 @@ def add_stage_flags(parser, stage, teacher=False, tensorboard=False, val=False):
     add("--gpu", dest="device", metavar="N", type="cuda:{}".format, help="the same as --device cuda:N")
 
     if teacher:
-        add("-a", "--arch", "--arch-name",
-            help="torchvision name of the teacher (default: the checkpoint's, else resnet18)")
+        add("-a", "--arch", "--arch-name", type=network_name,
+            help="the teacher's network (docs/networks.md; default: the checkpoint's, else resnet18)")
         add("--teacher", "--arch-path", type=os.path.abspath, metavar="FILE",
             help="the teacher's checkpoint (default: torchvision's weights for imagenet1k, "
                  "else runs/<name>/teacher/teacher.pth)")

@@ -27,6 +27,21 @@ def clamp_of(node, modules):
     return (0.0, 6.0) if is_function and node.target is F.relu6 else None
 
 
+def layer_name(node, wanted):
+    """The name of the BatchNorm layer in `wanted` that the node runs; None for another node.
+
+    A layer of a class of its own, such as timm's with its activation, is seen as torch's function."""
+    if node.op == "call_module":
+        return node.target if node.target in wanted else None
+    if node.op != "call_function" or node.target is not F.batch_norm or len(node.args) < 2:
+        return None
+    running_mean = node.args[1]
+    if not isinstance(running_mean, fx.Node) or running_mean.op != "get_attr":
+        return None
+    name, _, buffer = running_mean.target.rpartition(".")
+    return name if buffer == "running_mean" and name in wanted else None
+
+
 def shape_of(node):
     meta = node.meta.get("tensor_meta")
     return getattr(meta, "shape", None)
@@ -176,11 +191,13 @@ def fuse(network, layers, size, on_gpu=False, forward_only=False):
     wanted = {name: layers[layer] for name, layer in network.named_modules() if layer in layers}
     traced = trace(network, size)
     modules = dict(traced.named_modules())
+    originals = dict(network.named_modules())
     norms = []
     for node in list(traced.graph.nodes):
-        if node.op != "call_module" or node.target not in wanted:
+        name = layer_name(node, wanted)
+        if name is None:
             continue
-        norm = Norm(modules[node.target], *wanted[node.target])
+        norm = Norm(originals[name], *wanted[name])
         source = node.args[0]
 
         # A convolution's result that nobody else reads may be written over, where no backward pass needs it.

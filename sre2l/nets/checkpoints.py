@@ -84,7 +84,8 @@ def pretrained(arch):
     try:
         weights = torchvision.models.get_model_weights(arch)[V1]
     except (ValueError, KeyError):
-        raise UserError(f"torchvision has no {V1} weights for {arch}") from None
+        raise UserError(f"torchvision has no {V1} weights for {arch}; recover and relabel take a checkpoint "
+                        f"of it with --teacher FILE") from None
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     check_download(file)
     try:

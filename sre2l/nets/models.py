@@ -1,4 +1,5 @@
-"""Networks: torchvision's classifiers, with the first layers that a data set's small images want."""
+"""Networks by name: torchvision's classifiers, with the first layers that a data set's small images want; the
+small networks of small.py; and any other, by the function of the user's that gives it (functions.py)."""
 import difflib
 
 import torch
@@ -7,6 +8,8 @@ from torch import nn
 from torchvision.models.inception import InceptionA, InceptionC, InceptionE
 
 from sre2l.data.datasets import STEMS
+from sre2l.nets.functions import call_function, is_function
+from sre2l.nets.small import NAMES, build_small, is_small, replace_first_layers
 from sre2l.run.errors import UserError, first_line
 
 OPTIONS = {  # of a fresh network: without the auxiliary heads, which only help its own training
@@ -15,13 +18,19 @@ OPTIONS = {  # of a fresh network: without the auxiliary heads, which only help 
 }
 
 
+def is_torchvision(arch):
+    return arch in torchvision.models.list_models(module=torchvision.models)
+
+
 def check_arch(arch):
-    """Raise UserError, with close names, unless torchvision has a classifier of this name."""
-    known = torchvision.models.list_models(module=torchvision.models)
-    if arch not in known:
-        close = difflib.get_close_matches(arch, known, 3, 0.4)
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise UserError(f"'{arch}' is no torchvision classifier{hint}")
+    """Raise UserError, with close names, unless this can be the name of a network."""
+    if is_torchvision(arch) or is_small(arch) or is_function(arch):
+        return
+    known = [*torchvision.models.list_models(module=torchvision.models), *NAMES]
+    close = difflib.get_close_matches(arch, known, 3, 0.4)
+    hint = f"; did you mean {', '.join(close)}?" if close else ";"
+    raise UserError(f"'{arch}' is no torchvision classifier and no small network of ours{hint} a network of "
+                    f"your own is named as PATH.py:function or package.module:function")
 
 
 def as_planes(_, inputs):
@@ -47,46 +56,61 @@ def has_stem(network):
     return has_conv1 and hasattr(network, "maxpool") and hasattr(network, "layer1")
 
 
-def replace_first_layers(network, stem):
-    """Give a ResNet, in place, what small images want: a 3x3 convolution as conv1, and no maxpool."""
-    conv = network.conv1
-    stride = STEMS[stem]
-    network.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, stride, padding=1, bias=False)
-    network.maxpool = nn.Identity()
+def build_network(arch, num_classes, stem, strict_stem=False, size=32):
+    """A network with fresh weights -> (network, the stem it has). Runs the code that arch names, if any.
 
-
-def build_network(arch, num_classes, stem, strict_stem=False):
-    """A torchvision classifier with fresh weights -> (network, the stem it has).
-
-    A network without conv1 and maxpool keeps its own first layers; with strict_stem that is a UserError."""
+    size: of the images, pixels, which a ConvNet and torchvision's ViTs must know. A network without conv1 and
+    maxpool keeps its own first layers, and so do all that are not torchvision's; with strict_stem that is a
+    UserError."""
     check_arch(arch)
-    network = get_network(arch, weights=None, num_classes=num_classes, **OPTIONS.get(arch, {}))
+    if is_function(arch):
+        network = call_function(arch, num_classes)
+    elif is_small(arch):
+        network = build_small(arch, num_classes, size)
+    else:
+        network = build_torchvision(arch, num_classes, size)
     if stem == "torchvision":
         return network, stem
-    if has_stem(network):
-        replace_first_layers(network, stem)
+    if is_torchvision(arch) and has_stem(network):
+        replace_first_layers(network, STEMS[stem])
         return network, stem
     if strict_stem:
-        raise UserError(f"{arch} has no conv1 and maxpool to replace: --stem {stem} is for networks of the "
-                        "ResNet family")
+        why = "has no conv1 and maxpool to replace" if is_torchvision(arch) else "has first layers of its own"
+        raise UserError(f"{arch} {why}: --stem {stem} is for torchvision's networks of the ResNet family")
     return network, "torchvision"
+
+
+def build_torchvision(arch, num_classes, size):
+    """torchvision's network of this name, without its ImageNet weights."""
+    options = OPTIONS.get(arch, {})
+    if arch.startswith("vit_"):
+        options = {"image_size": size}
+    try:
+        return get_network(arch, weights=None, num_classes=num_classes, **options)
+    except AssertionError as error:
+        raise UserError(f"{arch} cannot take images of {size}x{size} pixels ({first_line(error)})") from None
 
 
 def build_for(spec, arch, stem):
     """A network with fresh weights for a data set -> (network, the stem it has).
 
     stem: what the user says, or None for the data set's, where the network can have it."""
-    return build_network(arch, spec.num_classes, stem or spec.stem, strict_stem=stem is not None)
+    return build_network(arch, spec.num_classes, stem or spec.stem, stem is not None, spec.size)
 
 
-def check_input_size(network, arch, size):
-    """Raise UserError unless the network can take images of size x size pixels; its mode is restored."""
+def check_shapes(network, arch, num_classes, size):
+    """Raise UserError unless the network makes logits (1, num_classes) of an image of size x size pixels; its
+    mode is restored."""
     was_training = network.training
     network.eval()
     image = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
     try:
         with torch.no_grad():
-            network(image)
-    except (RuntimeError, AssertionError, ValueError) as error:
+            logits = network(image)
+    except Exception as error:  # of a network of the user's own it can be anything
         raise UserError(f"{arch} cannot take images of {size}x{size} pixels ({first_line(error)})") from None
+    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+    if found != (1, num_classes):
+        raise UserError(f"{arch} makes {found} of an image of {size}x{size} pixels, where logits "
+                        f"{(1, num_classes)} are wanted")
     network.train(was_training)

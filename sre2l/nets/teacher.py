@@ -12,7 +12,8 @@ from sre2l.data.image_folder import fingerprint
 from sre2l.data.real_images import decode_own, read_val
 from sre2l.nets.checkpoints import TEACHER_FORMAT, V1, hash_weights, pretrained
 from sre2l.nets.evaluation import first_answers, is_chance, share_in_best_order
-from sre2l.nets.models import build_network, check_input_size
+from sre2l.nets.functions import is_function, recorded_name, source_sha256
+from sre2l.nets.models import build_network, check_shapes
 from sre2l.nets.weights import load_weights, read_any_checkpoint
 from sre2l.run.errors import UserError
 from sre2l.run.output import recorded
@@ -29,8 +30,10 @@ FALL = 10  # points of top-1 below what the checkpoint says that want a reason
 class Teacher:
     """A frozen network in eval mode, with the facts that an image or a label depends on.
 
-    class_names, top1 and seed are None where the checkpoint does not tell them. stated_top1: in percent, what
-    it says in any way; top1 is our own checkpoints' alone, and images and labels record that one."""
+    class_names, top1 and seed are None where the checkpoint does not tell them. arch: its name as it is
+    recorded; arch_sha256: of the file where that is PATH.py:function, else None. stated_top1: in percent,
+    what the checkpoint says in any way; top1 is our own checkpoints' alone, and images and labels record
+    that one."""
     network: nn.Module
     arch: str
     stem: str
@@ -43,12 +46,19 @@ class Teacher:
     seed: int | None
     source: str
     sha256: str
+    arch_sha256: str | None = None
     stated_top1: float | None = None
 
     def describe(self):
         """The facts for settings and manifests. Where the checkpoint lies is not among them."""
         keys = ("arch", "stem", "num_classes", "mean", "std", "size", "top1", "seed", "sha256")
+        keys += ("arch_sha256",) * (self.arch_sha256 is not None)
         return {key: getattr(self, key) for key in keys}
+
+    def check_takes(self, size):
+        """Raise UserError where it takes images of its own size, but not of this one."""
+        if size != self.size:
+            check_shapes(self.network, self.arch, self.num_classes, size)
 
 
 def same_or_refuse(path, stored, requested, flag):
@@ -56,6 +66,19 @@ def same_or_refuse(path, stored, requested, flag):
     if stored is not None and requested is not None and stored != requested:
         raise UserError(f"{path}: the checkpoint says {stored}, {flag} says {requested}")
     return requested if stored is None else stored
+
+
+def choose_arch(path, stored, requested, default):
+    """The name of the network to build: what the user types, else the checkpoint's, else the default.
+
+    Raises UserError where the two differ, and for a function that the checkpoint alone names: no checkpoint
+    runs code. Of two paths the file's name and the function have to be the same."""
+    same_or_refuse(path, stored, requested and recorded_name(requested), "--arch or --model")
+    if requested is None and stored is not None and is_function(stored):
+        name = f"PATH/{stored}" if ".py:" in stored else stored
+        raise UserError(f"{path}: its network is {stored}, code that runs only where you name it yourself: "
+                        f"type --arch {name} (--model in validate, --verifier for a verifier)")
+    return requested or stored or default
 
 
 def find_stated_top1(checkpoint):
@@ -91,9 +114,10 @@ def stored_network(spec, path, checkpoint, facts, arch, stem, default_arch):
     if facts.get("num_classes", spec.num_classes) != spec.num_classes:
         raise UserError(f"{path}: the teacher has {facts['num_classes']} classes, {spec.name} has "
                         f"{spec.num_classes}; --num-classes says how many a set has")
-    arch = same_or_refuse(path, facts.get("arch"), arch, "--arch or --model") or default_arch
+    arch = choose_arch(path, facts.get("arch"), arch, default_arch)
     wanted = same_or_refuse(path, facts.get("stem"), stem, "--stem") or spec.stem
-    network, has = build_network(arch, spec.num_classes, wanted, strict_stem=stem is not None)
+    size = facts.get("size", spec.size)
+    network, has = build_network(arch, spec.num_classes, wanted, strict_stem=stem is not None, size=size)
     load_weights(network, checkpoint, path, arch)
     if not facts and spec.name == "imagenet1k" and hasattr(network, "transform_input"):
         network.transform_input = True  # what torchvision's weights of inception_v3 and googlenet want
@@ -116,11 +140,13 @@ def load_teacher(spec, path, arch=None, stem=None, default_arch="resnet18"):
         network, arch, stem = stored_network(spec, path, checkpoint, facts, arch, stem, default_arch)
         source = str(path)
         stated = find_stated_top1(checkpoint)
-    check_input_size(network, arch, spec.size)
+    size = facts.get("size", spec.size)
+    check_shapes(network, arch, spec.num_classes, size)
     return Teacher(
-        network.eval().requires_grad_(False), arch, stem, spec.num_classes, facts.get("class_names"),
-        tuple(facts.get("mean", spec.mean)), tuple(facts.get("std", spec.std)), facts.get("size", spec.size),
-        facts.get("top1"), facts.get("seed"), source, hash_weights(network), stated)
+        network.eval().requires_grad_(False), recorded_name(arch), stem, spec.num_classes,
+        facts.get("class_names"), tuple(facts.get("mean", spec.mean)), tuple(facts.get("std", spec.std)),
+        size, facts.get("top1"), facts.get("seed"), source, hash_weights(network), source_sha256(arch),
+        stated)
 
 
 def teacher_path(args):
@@ -145,6 +171,7 @@ def find_teacher(args, spec):
                         f"or give one with --teacher FILE")
     teacher = load_teacher(spec, path, args.arch, args.stem)
     spec = override(spec, args, mean=teacher.mean, std=teacher.std, size=teacher.size)
+    teacher.check_takes(spec.size)
     return dataclasses.replace(teacher, mean=spec.mean, std=spec.std), spec
 
 

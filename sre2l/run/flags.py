@@ -97,6 +97,12 @@ def number_list(text):
     return sorted(values)
 
 
+def network_name(text):
+    """An argparse type: the name of a network. The path in PATH.py:function becomes absolute."""
+    path, _, function = text.rpartition(":")
+    return f"{os.path.abspath(path)}:{function}" if path.endswith(".py") else text
+
+
 def check_folders(*paths):
     """Raise UserError, before anything is loaded, for a folder that the user typed and that is not there."""
     for path in paths:
