@@ -132,12 +132,15 @@ def commands(run, networks=()):
 
 
 def choose_images(root):
-    """Which images a row keeps: all where they are small together, else FEW of each of ten classes."""
+    """Which images a row keeps: all where they are small together, else FEW of each of ten classes, or less of
+    large ones."""
     classes = [sorted(folder.glob("class*")) for folder in sorted(root.iterdir()) if folder.is_dir()]
     every = [path for files in classes for path in files]
-    if sum(path.stat().st_size for path in every) <= IMAGE_BYTES:
+    total = sum(path.stat().st_size for path in every)
+    if total <= IMAGE_BYTES:
         return every
-    return [path for files in spread(classes, CLASSES) for path in files[:FEW]]
+    few = 2 * IMAGE_BYTES * len(every) // (total * CLASSES)
+    return [path for files in spread(classes, CLASSES) for path in files[:max(1, min(FEW, few))]]
 
 
 def read_snapshot(path, settings):
