@@ -132,8 +132,8 @@ def commands(run, networks=()):
 
 
 def choose_images(root):
-    """Which images a row keeps: all where they are small together, else FEW of each of ten classes, or less of
-    large ones."""
+    """Which images a row keeps: all where they are small together, else FEW of each of ten classes, fewer
+    of large ones."""
     classes = [sorted(folder.glob("class*")) for folder in sorted(root.iterdir()) if folder.is_dir()]
     every = [path for files in classes for path in files]
     total = sum(path.stat().st_size for path in every)
