@@ -6,7 +6,6 @@ import numpy as np
 from sre2l.check.manifest import LABEL_FORMAT, ORDER_RULE, check_images, manifest_of
 from sre2l.check.verify import read_checked, verify_images
 from sre2l.data.loader import Batches
-from sre2l.data.pixel_store import find_shapes
 from sre2l.nets.teacher import find_teacher
 from sre2l.run.errors import UserError
 from sre2l.run.flags import check_folders
@@ -53,13 +52,13 @@ def make_settings(args, spec):
             "logits": args.label_precision, "batch_statistics": args.batch_statistics}
 
 
-def check_shapes(images, crop, size):
+def check_padding(images, crop, size):
     """Raise UserError for images that padded crops would squeeze.
 
     crop: that of make_settings; size: of the network's input."""
     if crop["kind"] != "padded":
         return
-    shapes = find_shapes(images)
+    shapes = images.shapes(range(len(images)))  # known once they are decoded
     other = np.flatnonzero((shapes != size).any(1))
     if len(other):
         height, width = shapes[other[0]]

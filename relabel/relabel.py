@@ -108,13 +108,13 @@ def main(args):
     described = manifest.describe_images(images)
     recorded = plan.read_recorded(args, described, images.root)
     settings = plan.make_settings(args, spec)
-    plan.check_shapes(images, settings["crop"], spec.size)
     batches = loader.Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
     draw = partial(draw_label_batch, settings)
     # A precision, and a faster form of the network, are taken only where the logits of the first batch are
     # close to fp32's.
     first = loader.BatchDataset(images, spec.size, draw)[next(iter(batches))]
     images, where_decoded = keep_decoded(images, device)
+    plan.check_padding(images, settings["crop"], spec.size)
     if args.batch_statistics:
         use_batch_statistics(teacher)
     # Only a run that begins may choose: one that continues takes the precision that its labels have.

@@ -105,12 +105,12 @@ def teacher_top1(labels):
     return (labels.get("teacher") or {}).get("top1"), "as its checkpoint says"
 
 
-def describe_measure(num_classes, num_images):
-    """How much an accuracy tells: chance, and what one image counts; num_images None = unknown."""
+def describe_measure(chance, num_images):
+    """How much an accuracy tells: chance, percent, and what one image counts; num_images None = unknown."""
     if not num_images:
-        return f"Chance is {100 / num_classes:.3g}%."
+        return f"Chance is {chance:.3g}%."
     one = f", one of which is {100 / num_images:.2g} points" if num_images <= 500 else ""
-    return f"Chance is {100 / num_classes:.3g}%; measured on {num_images:,} real images{one}."
+    return f"Chance is {chance:.3g}%; measured on {num_images:,} real images{one}."
 
 
 def teacher_facts(run):

@@ -82,7 +82,7 @@ def accuracy(run):
     yield table(rows, ("", "top-1", "top-5", "best top-1"))
     if run.students:
         protocol = run.students[0].results["protocol"]
-        measure = describe_measure(protocol["num_classes"], (protocol["val"] or {}).get("num_images"))
+        measure = describe_measure(100 / protocol["num_classes"], (protocol["val"] or {}).get("num_images"))
         yield note(f"Percent after the last epoch, mean and sample standard deviation over the seeds. "
                    f"{measure} The best epoch is chosen on these same images, so it flatters: the last is "
                    f"the result.")

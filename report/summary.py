@@ -60,7 +60,7 @@ def table(name, values):
              f"labels {values['label_bytes']:,} bytes", ""]
     for key, text in ACCURACIES.items():
         lines.append(f"  {text:<42} " + ("not measured" if values[key] is None else f"{values[key]:6.2f}%"))
-    lines.append(f"  {describe_measure(round(100 / values['chance_top1']), values['val_images'])}")
+    lines.append(f"  {describe_measure(values['chance_top1'], values['val_images'])}")
     timed = [f"{stage} {value:.0f}" for stage, value in values["seconds"].items() if value is not None]
     return "\n".join([*lines, "", "  seconds: " + ", ".join(timed)])
 

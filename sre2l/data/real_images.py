@@ -2,6 +2,7 @@
 their lists of classes, torchvision's own files, embedded digits."""
 import hashlib
 import math
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,10 +141,17 @@ def read_kaggle_val(folder, file):
     return replace(listed_images(folder, file, rows), root=str(folder))
 
 
+def folders_in(path):
+    """The names of the folders in a folder, sorted; none where it is not there. Of files nothing is asked."""
+    if not Path(path).is_dir():
+        return []
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
+
+
 def split_folder(path, names):
     """The first of these folders that is in `path`, however it is capitalised; None where none is."""
-    entries = sorted(Path(path).iterdir()) if Path(path).is_dir() else []
-    there = {entry.name.lower(): entry for entry in entries if entry.is_dir()}
+    there = {name.lower(): Path(path) / name for name in folders_in(path)}
     return next((there[name] for name in names if name in there), None)
 
 
@@ -161,14 +169,14 @@ def read_layout(spec, path, split):
         raise UserError(f"{path}: has train/ and no val/ to measure on; bring it back, or hold a part of the "
                         f"training images out with --val-fraction 0.1")
     folder = folder or Path(path)
-    names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    names = folders_in(folder)
     if names and all(map(SPLIT.fullmatch, names)):
-        raise UserError(f"{folder}: its folders {', '.join(sorted(names))} look like splits, not classes; "
+        raise UserError(f"{folder}: its folders {', '.join(names)} look like splits, not classes; "
                         f"call them train and val")
     lists = folder / "val_annotations.txt", folder.parent / "LOC_val_solution.csv"
     if split == "val" and lists[0].is_file():
         return read_tiny_val(folder)
-    if split == "val" and lists[1].is_file() and not any(entry.is_dir() for entry in folder.iterdir()):
+    if split == "val" and lists[1].is_file() and not names:
         return read_kaggle_val(folder, lists[1])
     return read_folder(folder)
 

@@ -15,7 +15,7 @@ class Stored:
     """How torchvision's class of a data set is asked for its images.
 
     kind: the class; place: what lies in the folder where the files are, as a pattern; train, val: the
-    arguments of each part that makes up the split; empty: there is no such split, a part is held out."""
+    arguments of each part that makes up the split; () where there is no such split: a part is held out."""
     kind: type
     place: str
     train: tuple

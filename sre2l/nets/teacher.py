@@ -211,9 +211,9 @@ def answer_all(teacher, images, device):
     return torch.cat(answers).numpy(), images.labels
 
 
-def measured_by_squeeze(args, images):
+def measured_by_squeeze(teacher, args, images):
     """Did squeeze train the run's own teacher and measure it on these very images, as they are shown now?"""
-    if args.teacher is not None:
+    if args.teacher is not None or teacher.top1 is None:  # a file of others in its place has none
         return False
     found = recorded(run_folder(args) / "teacher" / "settings.json") or {}
     is_as_trained = args.mean is None and args.std is None and args.input_size is None
@@ -232,7 +232,7 @@ def check_top1(teacher, spec, args, device):
                   f"where {spec.name} lies now")
         return None
     images = read_val(spec, args.val_dir, args.classes, teacher.class_names, order=args.class_order)
-    if measured_by_squeeze(args, images):
+    if measured_by_squeeze(teacher, args, images):
         top1, why, how = teacher.top1, None, ", as squeeze measured"
     else:
         answers, labels = answer_all(teacher, images, device)
