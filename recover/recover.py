@@ -13,10 +13,12 @@ from pathlib import Path
 
 from recover import pictures
 from recover.batches import draw, group_batches, image_names, index_ranges, plan_batches
-from recover.engines import ENGINES, choose_groups, make_engine
+from recover.engines import ENGINES, Matched, choose_groups, make_engine
 from recover.objective import WEIGHTS, Weights, check_statistics
+from recover.several import check_shares, choose_r_bn, common_weights, r_bn_type, recorded_r_bn
 from recover.state import StateKeeper
 from recover.step import Stepper, pixel_bounds
+from recover.targets import bn_target, load_targets
 from recover.views import draw_view
 from recover.watch import Watch, load_verifier
 from sre2l.data.flags import add_stage_flags, data_spec
@@ -24,11 +26,11 @@ from sre2l.data.image_folder import encode
 from sre2l.nets.functions import recorded_name
 from sre2l.nets.models import build_for
 from sre2l.nets.precision import PRECISIONS, start_device
-from sre2l.nets.teacher import check_top1, find_teacher
+from sre2l.nets.teacher import check_top1, find_teachers
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
-from sre2l.run.flags import Parser, network_name, number
+from sre2l.run.flags import Parser, network_name, number, numbers
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
@@ -44,12 +46,38 @@ def cosine_rates(lr, iterations):
     return [lr * (1 + math.cos(math.pi * t / iterations)) / 2 for t in range(iterations)]
 
 
-def settings_of(args, spec, classes, teacher):
-    """What an image depends on. The IPC range, device, logging and verifier are not among it."""
+def settings_of(args, spec, classes, teachers, target_hashes=()):
+    """What an image depends on. The IPC range, device, logging and verifier are not among it.
+
+    target_hashes: of the files that --bn-target reads."""
     settings = {key: getattr(args, key) for key in SETTINGS}
     planned = {"arch": recorded_name(args.arch or "resnet18"), "file": args.teacher}
-    described = teacher.describe() if teacher else planned
-    return {**settings, "size": spec.size, "classes": classes, "teacher": described}
+    described = teachers[0].describe() if teachers else planned
+    settings |= {"size": spec.size, "classes": classes, "teacher": described}
+
+    # What a run with one teacher and its running statistics does not have.
+    if len(teachers) > 1:
+        settings |= {"teachers": [teacher.describe() for teacher in teachers],
+                     "teacher_rule": args.teacher_rule, "teacher_weights": args.teacher_weights}
+    if args.bn_target != "running":
+        settings |= {"bn_target": args.bn_target, "bn_target_sha256": list(target_hashes) or None}
+    return settings
+
+
+def match_teachers(args, teachers, batches, size):
+    """What each teacher's terms count, and what its statistics are to match -> ([Matched], the hashes of the
+    files that --bn-target reads). Refuses what does not fit the teachers or the batches.
+
+    args.r_bn and args.teacher_weights, which are recorded, become what was chosen."""
+    networks = [teacher.network for teacher in teachers]
+    check_statistics(networks, teachers[0].arch)
+    args.teacher_weights = check_shares(args.teacher_weights, args.teacher_rule, len(teachers))
+    targets, hashes = load_targets(args, teachers, batches)
+    r_bns = choose_r_bn(args.r_bn, networks, args.first_bn_multiplier, args.batch_size, size, args.seed)
+    if not isinstance(args.r_bn, float):
+        args.r_bn = r_bns if len(r_bns) > 1 else r_bns[0]
+    weights = [Weights(r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale) for r_bn in r_bns]
+    return [Matched(*parts) for parts in zip(networks, weights, targets)], hashes
 
 
 def check_args(args, spec):
@@ -68,16 +96,16 @@ def check_args(args, spec):
 
 def dry_run(args, spec, classes, batches, folder):
     """--dry-run: print the settings, how many images and how many bytes."""
-    teacher, spec = find_teacher(args, spec)
-    if teacher:
-        check_statistics(teacher.network, teacher.arch)
-    elif args.arch:  # it is still to be trained: without BatchNorm that would be in vain
-        check_statistics(build_for(spec, args.arch, None)[0], args.arch)
+    teachers, spec = find_teachers(args, spec)
+    if teachers:
+        check_statistics([teacher.network for teacher in teachers], teachers[0].arch)
+    elif args.arch:  # still to be trained: without BatchNorm that would be in vain
+        check_statistics([build_for(spec, arch, None)[0] for arch in args.arch.split(",")], args.arch)
     num_images = (args.ipc_end - args.ipc_start) * len(classes)
     # Noise-like pixels: PNG stores them as they are, JPEG takes about a third of a byte for each.
     image_bytes = 100 + (3 * spec.size + 2) * spec.size if args.lossless else 620 + spec.size ** 2 // 3
     num_computed = sum(len(batch.pairs) for batch in batches)
-    folder.dry_run(settings_of(args, spec, classes, teacher), images=num_images, units=len(batches),
+    folder.dry_run(settings_of(args, spec, classes, teachers), images=num_images, units=len(batches),
                    images_computed=num_computed, bytes=num_images * image_bytes)
 
 
@@ -105,17 +133,20 @@ def main(args):
     root = Path(args.syn_data_path or run_folder(args)) / args.exp_name
     defaults = {key: value for key, value in vars(get_args([])).items() if key in SETTINGS}
     folder = OutputFolder(root, "images", args.overwrite, defaults, free=FREE)
+    args.r_bn = recorded_r_bn(args.r_bn, folder.earlier_settings())
     if args.dry_run:
         return dry_run(args, spec, classes, batches, folder)
 
     # Prepare: what a flag can get wrong is refused here, before anything is written or deleted.
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
-    teacher, spec = find_teacher(args, spec)
-    check_statistics(teacher.network, teacher.arch)
-    teacher.network.to(device)
+    teachers, spec = find_teachers(args, spec)
+    for teacher in teachers:
+        teacher.network.to(device)
+    matched, target_hashes = match_teachers(args, teachers, batches, spec.size)
     verifier = load_verifier(args, spec, device)
     if processes.rank() == 0 or args.overwrite:  # whoever may delete has measured first
-        check_top1(teacher, spec, args, device)
+        for teacher in teachers:
+            check_top1(teacher, spec, args, device)
 
     # This process's part, and what is missing of it.
     # A batch is computed as a whole, even where a single image of it is missing.
@@ -127,18 +158,17 @@ def main(args):
 
     # The engine computes loss and gradient; several batches at a time keep a GPU busy.
     # A run with nothing left to do asks for no precision: the record keeps that of the images.
-    weights = Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale)
     earlier = folder.earlier_settings() or {}
     precision = args.precision if missing else None
     precision = precision or earlier.get("precision")
-    engine, note = make_engine(args.engine, teacher.network, weights, spec.size, precision)
+    engine, note = make_engine(args.engine, matched, args.teacher_weights, spec.size, precision)
 
     # What was chosen is recorded in place of what was asked for: it is what an image depends on.
     args.engine = engine.name
     args.precision = engine.precision
     chosen = {} if args.groups else {"groups": choose_groups(engine, batches, spec.size, device)}
     part = index_ranges(own, spec.num_classes)
-    settings = folder.begin(settings_of(args, spec, classes, teacher), part, chosen)
+    settings = folder.begin(settings_of(args, spec, classes, teachers, target_hashes), part, chosen)
     args.groups = settings["groups"]
 
     # Another run may have ended since the first look: what it has written is kept.
@@ -149,6 +179,10 @@ def main(args):
 
     log = folder.open_log(args, device)
     log.line(f"{note}, {args.precision}, {args.groups} batch{'es' * (args.groups > 1)} at a time")
+    if len(teachers) > 1:
+        each = ", ".join(f"{teacher.arch} with r_bn {one.weights.r_bn:g}"
+                         for teacher, one in zip(teachers, matched))
+        log.line(f"teachers, {args.teacher_rule}: {each}")
     log.line(f"{len(pairs)} images in batches of {args.batch_size}: {len(batches)} in all, "
              f"{len(unfinished)} left to do -> {root}")
 
@@ -159,7 +193,8 @@ def main(args):
     rates = cosine_rates(args.lr, args.iteration)
     stepper = Stepper(engine, *pixel_bounds(spec.mean, spec.std, device))
     period = args.print_period or max(1, args.iteration // 40)
-    watch = Watch(log, stepper, weights, args.precision, args.iteration, period, spec.num_classes, verifier)
+    watch = Watch(log, stepper, common_weights([one.weights for one in matched]), args.precision,
+                  args.iteration, period, spec.num_classes, verifier)
     first = f"unit{batches[0].index}." if batches[0].index else ""  # of a range that begins later
     snapshots = pictures.Snapshots(folder.path(f"{first}snapshots"), folder.path(f"{first}gif"),
                                    args.snapshot_every, args.iteration, spec.mean, spec.std)
@@ -171,6 +206,7 @@ def main(args):
         keeper.forget([batch for batch in own_batches if batch not in unfinished])  # a late kill leaves some
         writing = None
         for done, (group, (noise, views)) in enumerate(zip(groups, drawn), 1):
+            engine.take_up(group)
             stepper.start(noise.to(device), group.targets(device), views, rates)
             first_iteration, tensors = keeper.load(group, device)
             if tensors:
@@ -238,10 +274,20 @@ def make_parser():
     add("--lr", type=number(float, above=0), default=0.25, help="learning rate at step 0, cosine to 0")
 
     # The terms of the loss.
-    add("--r-bn", type=number(float, 0), default=0.01,
-        help="weight of the BatchNorm term; depends on the architecture")
+    add("--r-bn", type=r_bn_type, default=0.01, metavar="R[,R]|auto[:R]",
+        help="weight of the BatchNorm term, which depends on the architecture; of several teachers one for "
+             "each, or auto: R (0.01) for the first, and so that the others' terms on noise weigh as much")
     add("--first-bn-multiplier", type=number(float, 0), default=10.0,
         help="weight of the first BatchNorm layer within that term")
+
+    add("--bn-target", type=bn_target, default="running", metavar="running|class:W|group",
+        help="what the statistics are to match: the teacher's running ones, to a share W those of the "
+             "batch's classes (squeeze --class-statistics), or those of its group of picked real images")
+
+    # Several teachers (--teacher A,B).
+    add("--teachers", dest="teacher_rule", choices=("cycle", "sum"), default="cycle",
+        help="several teachers take turns, one an iteration, or are summed in each")
+    add("--teacher-weights", type=numbers, metavar="W,W", help="weights in the sum (default: 1 each)")
 
     # The view of an iteration. recover.sh leaves crop and flip out for CIFAR and digits.
     add("--jitter", "--image_shifting", type=number(int, 0), default=32, help="largest random roll, pixels")

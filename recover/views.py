@@ -20,6 +20,9 @@ class View:
     roll: tuple  # rows, columns, pixels
 
 
+WHOLE_IMAGE = View(None, False, (0, 0))
+
+
 def draw_view(size, jitter, signed, crop_flip, rng):
     """One crop window, one flip and one roll of 0..jitter pixels; signed: of -jitter..jitter."""
     window = None

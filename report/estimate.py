@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from recover.engines import WHOLE_IMAGE, make_engine
+from recover.engines import Matched, make_engine
 from recover.objective import Weights, statistics_layers
 from recover.step import Stepper
+from recover.views import WHOLE_IMAGE
 from relabel.plan import num_label_bytes
 from sre2l.data.datasets import DATASETS
 from sre2l.data.real_images import find_split
@@ -64,7 +65,7 @@ def measure_rates(arch, stem, spec, batch_size, device):
     seconds["forward"] = seconds_for(forward, device)
     if not statistics_layers(network):
         return Rates(seconds["train"] / batch, seconds["forward"] / batch, math.nan)
-    engine, _ = make_engine("fast", network, Weights(0.01, 1.0, 0.0, 0.0), spec.size, None)
+    engine, _ = make_engine("fast", [Matched(network, Weights(0.01, 1.0, 0.0, 0.0))], None, spec.size, None)
     low, high = (edge.expand(3, 1, 1).contiguous() for edge in (images.amin(), images.amax()))
     stepper = Stepper(engine, low, high)
     stepper.start(images[None], targets[None], [[WHOLE_IMAGE]], [0.1])

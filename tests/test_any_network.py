@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recover import recover
-from recover.engines import make_engine
+from recover.engines import Matched, make_engine
 from recover.objective import Weights
 from relabel import relabel
 from report import estimate
@@ -214,7 +214,8 @@ def test_two_of_timms_networks_are_computed_by_the_fast_engine(name):
     assert stem == "torchvision"
     network = calibrated(network, 40, 2)
     check_parity(network, 40, 2)
-    assert make_engine("fast", network.float(), Weights(0.1, 10.0, 0, 0), 40, "fp32")[0].name == "fast"
+    matched = [Matched(network.float(), Weights(0.1, 10.0, 0, 0))]
+    assert make_engine("fast", matched, None, 40, "fp32")[0].name == "fast"
 
 
 def count(network):
