@@ -31,6 +31,9 @@ class Engine(Protocol):
     precision: str  # of the network, one of PRECISIONS
     captures: bool  # whether a CUDA graph can replay an iteration
 
+    def at(self, iteration):
+        """-> the Engine that computes this iteration of every batch, counted from 0."""
+
     def tabulate(self, views):
         """views: T lists of G View -> what loss_and_gradient takes as the view of iteration t, at [t]."""
 
@@ -125,6 +128,17 @@ def make_engine(name, network, weights, size, precision):
     if not isinstance(engine, CpuEngine):
         return engine, "fast engine"
     return engine, f"fast engine, {host_passes()[1]}, {describe_convolutions(engine.network, engine.exact)}"
+
+
+def make_engines(name, network, weights, sizes, precision):
+    """-> ({size: an Engine for images of that size}, a line as make_engine's). All are fast, or all plain."""
+    engines = {}
+    for size in sizes:
+        engines[size], note = make_engine(name, network, weights, size, precision)
+        if engines[size].name != name:
+            plain = {size: make_engine("plain", network, weights, size, precision)[0] for size in sizes}
+            return plain, note
+    return engines, note
 
 
 def default_precision(fast, device):
