@@ -170,6 +170,17 @@ def make_engine(name, matched, shares, size, precision):
     return CycleEngine(engines), note
 
 
+def make_engines(name, matched, shares, sizes, precision):
+    """-> ({size: an Engine for images of that size}, a line as make_engine's). All are fast, or all plain."""
+    engines = {}
+    for size in sizes:
+        engines[size], note = make_engine(name, matched, shares, size, precision)
+        if engines[size].name != name:
+            plain = {size: make_engine("plain", matched, shares, size, precision)[0] for size in sizes}
+            return plain, note
+    return engines, note
+
+
 def default_precision(fast, device):
     """fp16 for the fast engine on a GPU, as good as fp32 (docs/speed.md); else as in other stages."""
     return "fp16" if fast and device.type == "cuda" else pick_precision(None, device)

@@ -52,6 +52,9 @@ class FastEngine:
         self.dtype = HALF.get(precision, parameter.dtype)  # of weights and activations
         self.loss_scale = LOSS_SCALE.get(precision, 1.0)
 
+    def at(self, iteration):
+        return self
+
     def rewrite(self, network, for_triton):
         """-> a copy of the network with a Norm for each BatchNorm layer. Raises what torch.fx raises."""
         layers = coefficients(network, self.weights, self.loss_scale)
@@ -67,9 +70,6 @@ class FastEngine:
                 running.weight = 1 - self.target.weight
                 norm.facts.targets.append(replace(running, weight=self.target.weight))
         return traced
-
-    def at(self, iteration):
-        return self
 
     def take_up(self, group):
         if self.target is None:

@@ -69,11 +69,12 @@ def choose_r_bn(r_bn, networks, multiplier, batch_size, size, seed):
 
 def check_shares(shares, rule, num_teachers):
     """-> the weight of each teacher in a sum; None where they take turns. shares: of --teacher-weights."""
-    if rule == "cycle" or num_teachers == 1:
+    if rule == "cycle":
         if shares:
-            raise UserError("--teacher-weights: are the weights of several teachers in a sum; "
-                            "add --teachers sum, or leave them away")
+            raise UserError("--teacher-weights: teachers that take turns have no weights; add --teachers sum")
         return None
+    if num_teachers == 1:
+        raise UserError("--teachers sum: there is one teacher; name several, as in --teacher a.pth,b.pth")
     if shares and len(shares) != num_teachers:
         raise UserError(f"--teacher-weights has {len(shares)} numbers for {num_teachers} teachers; "
                         f"give one for each")
