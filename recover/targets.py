@@ -1,6 +1,7 @@
 """What the statistics of a batch are to match: --bn-target running, class:W or group."""
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -81,8 +82,12 @@ def load_targets(args, teachers, batches):
             continue
         if by_group:
             path = sidecar(args.init, "groups.pth")
-        else:
+        elif Path(teacher.source).exists():
             path = statistics.class_statistics_path(teacher.source)
+        else:
+            raise UserError(f"--bn-target {args.bn_target}: {teacher.source} has no file beside which class "
+                            f"statistics could lie; give a teacher that squeeze has trained with "
+                            f"--class-statistics")
         found = statistics.load(path, teacher, "group" if by_group else "class")
         if by_group:
             check_groups(batches, len(found.mean[0]))
