@@ -5,10 +5,8 @@ import json
 import pytest
 import torch
 
-from recover.batches import BatchGroup, ImageBatch
 from recover.engines import make_fast_engine
 from recover.objective import PlainEngine, Weights
-from recover.targets import BnTarget
 from recover.views import WHOLE_IMAGE
 from sre2l.data.datasets import DATASETS
 from sre2l.kernels.norms import statistics_layers
@@ -18,35 +16,12 @@ from sre2l.nets.teacher import load_teacher
 from sre2l.run.files import hash_file
 from tests.helpers import SMALL, bare_checkpoint, refused, run_main, synthetic_folder
 from tests.nets import Formula, build
-from tests.parity import ALL, differences, draw_case, network_of
+from tests.parity import ALL, KINDS, check_target_parity, draw_case, group_of, network_of, target_of
 from tests.test_continue import files_of
 from tests.worlds import recover_flags
 
-KINDS = {"class:0": (0.0, False), "class:0.3": (0.3, False), "class:1": (1.0, False), "group": (1.0, True)}
 WEIGHTS = Weights(0.7, 3.0, 0.0, 0.0)
 CLASSES = [[4, 0, 0, 2], [1, 1, 2, 3], [0, 1, 2, 3]]  # of each batch; the first and the second repeat one
-
-
-def draw_statistics(network, number=5, seed=0):
-    """Statistics of `number` classes or groups, near the running ones and all different; fp64."""
-    g = torch.Generator().manual_seed(seed)
-    layers = statistics_layers(network)
-
-    def rand(layer):
-        return torch.rand(number, layer.num_features, dtype=torch.float64, generator=g)
-
-    return Statistics([layer.running_mean + 0.6 * (rand(layer) - 0.5) for layer in layers],
-                      [layer.running_var * (0.5 + rand(layer)) for layer in layers])
-
-
-def target_of(kind, network, seed=0):
-    return BnTarget(*KINDS[kind], draw_statistics(network, seed=seed))
-
-
-def group_of(targets, first_ipc=0):
-    """Class numbers (G, B) -> a BatchGroup. Its batches have the ipc indices first_ipc, first_ipc + 1, ..."""
-    return BatchGroup(tuple(ImageBatch(i, tuple((first_ipc + i, label) for label in labels))
-                            for i, labels in enumerate(torch.as_tensor(targets).tolist())))
 
 
 class TargetFormula(Formula):
@@ -101,30 +76,13 @@ def test_the_plain_engine_equals_the_formula(arch, kind):
         assert (gradient[i] - wanted).norm() / wanted.norm() < 1e-10
 
 
-def both_engines(network, target, case, group, engine=None):
-    """-> (differences of the fast engine to a fresh plain one, the fast engine). engine: one to use again."""
-    images, targets, views = case
-    engine = engine or make_fast_engine(network, ALL, images.shape[-1], target=target)
-    plain = PlainEngine(copy.deepcopy(network), ALL, target=target)
-    found = []
-    for one in (engine, plain):
-        one.take_up(group)
-        found.append(one.loss_and_gradient(images, targets, one.tabulate([views])[0]))
-    return differences(*found, ALL), engine
-
-
 @pytest.mark.parametrize("kind", ("class:0.3", "group"))
 @pytest.mark.parametrize("arch, size", (("small", 20), ("resnet18", 32)))
 def test_the_fast_engine_equals_the_plain_one(arch, size, kind):
     """One engine for three batches at a time, for three others, then for one alone."""
     network = network_of(arch, size)
     target = target_of(kind, network)
-    engine = None
-    for seed, groups in ((0, 3), (1, 3), (2, 1)):
-        case = draw_case(size, groups, 2, seed)
-        found, engine = both_engines(network, target, case, group_of(case[1], seed % 2), engine)
-        loss, term, gradient = found
-        assert loss < 1e-12 and term < 1e-11 and gradient < 1e-10
+    check_target_parity(network, size, target, ((3, 2), (3, 2), (1, 2)))
 
 
 @pytest.mark.parametrize("kind", ("class:0.3", "group"))
