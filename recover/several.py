@@ -61,7 +61,7 @@ def choose_r_bn(r_bn, networks, multiplier, batch_size, size, seed):
     first = float(r_bn.partition(":")[2])
     shape = min(batch_size, MOST_NOISE), 3, size, size
     noise = torch.from_numpy(unit_rng(seed).standard_normal(shape, dtype="float32"))
-    distances = noise_distances(networks, multiplier, noise.to(next(networks[0].parameters()).device))
+    distances = noise_distances(networks, multiplier, noise.to(next(networks[0].parameters())))
     reference = next(distance for distance in distances if distance)
     return [first if distance in (0, reference) else float(f"{first * reference / distance:.{DIGITS}g}")
             for distance in distances]
