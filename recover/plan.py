@@ -86,7 +86,7 @@ def match_teachers(args, teachers, batches, size):
     networks = [teacher.network for teacher in teachers]
     check_statistics(networks, teachers[0].arch)
     args.teacher_weights = check_shares(args.teacher_weights, args.teacher_rule, len(teachers))
-    targets, hashes = load_targets(args, teachers, batches)
+    targets, hashes = load_targets(args.bn_target, args.init, teachers, batches)
     r_bns = choose_r_bn(args.r_bn, networks, args.first_bn_multiplier, args.batch_size, size, args.seed)
     if not isinstance(args.r_bn, float):
         args.r_bn = r_bns if len(r_bns) > 1 else r_bns[0]

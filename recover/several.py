@@ -52,7 +52,7 @@ def choose_r_bn(r_bn, networks, multiplier, batch_size, size, seed):
     noise, the same whenever the seed is. One without BatchNorm has no term to scale."""
     if isinstance(r_bn, list):
         if len(r_bn) != len(networks):
-            raise UserError(f"--r-bn has {len(r_bn)} numbers for {len(networks)} "
+            raise UserError(f"--r-bn: {len(r_bn)} numbers for {len(networks)} "
                             f"teacher{'s' * (len(networks) > 1)}; give one for each, or a single one for all")
         return r_bn
     if not isinstance(r_bn, str):
@@ -76,8 +76,7 @@ def check_shares(shares, rule, num_teachers):
     if num_teachers == 1:
         raise UserError("--teachers sum: there is one teacher; name several, as in --teacher a.pth,b.pth")
     if shares and len(shares) != num_teachers:
-        raise UserError(f"--teacher-weights has {len(shares)} numbers for {num_teachers} teachers; "
-                        f"give one for each")
+        raise UserError(f"--teacher-weights: {len(shares)} for {num_teachers} teachers; give one for each")
     return shares or [1.0] * num_teachers
 
 

@@ -63,14 +63,14 @@ def check_groups(batches, num_groups):
                             f"{max(indices)} of a class would need one more; lower --ipc-end, or pick more")
 
 
-def load_targets(args, teachers, batches):
+def load_targets(kind, init, teachers, batches):
     """The targets of --bn-target -> (a BnTarget or None for each teacher, the hashes of their files).
 
-    Raises UserError where a file is missing, or is not of this teacher or these batches."""
-    if args.bn_target == "running":
+    kind: as bn_target gives it; init: 'noise' or the folder of picked images, beside which groups lie. Raises UserError where a file is missing, or is not of this teacher or these batches."""
+    if kind == "running":
         return [None] * len(teachers), []
-    by_group = args.bn_target == "group"
-    if by_group and args.init == "noise":
+    by_group = kind == "group"
+    if by_group and init == "noise":
         raise UserError("--bn-target group: the statistics of the groups lie beside a folder of picked real "
                         "images; name it with --init FOLDER")
 
@@ -81,17 +81,17 @@ def load_targets(args, teachers, batches):
             targets.append(None)
             continue
         if by_group:
-            path = sidecar(args.init, "groups.pth")
+            path = sidecar(init, "groups.pth")
         elif Path(teacher.source).exists():
             path = statistics.class_statistics_path(teacher.source)
         else:
-            raise UserError(f"--bn-target {args.bn_target}: {teacher.source} has no file beside which class "
+            raise UserError(f"--bn-target {kind}: {teacher.source} has no file beside which class "
                             f"statistics could lie; give a teacher that squeeze has trained with "
                             f"--class-statistics")
         found = statistics.load(path, teacher, "group" if by_group else "class")
         if by_group:
             check_groups(batches, len(found.mean[0]))
-        weight = 1.0 if by_group else float(args.bn_target.partition(":")[2])
+        weight = 1.0 if by_group else float(kind.partition(":")[2])
         targets.append(BnTarget(weight, by_group, found))
         hashes.append(hash_file(path))
     return targets, hashes

@@ -207,11 +207,11 @@ def test_a_line_of_the_log_is_the_mean_over_one_iteration_of_each_teacher(root, 
 def test_what_does_not_fit_several_teachers_is_refused(root):
     alone = ("--teacher", root / "a.pth", "--arch", SMALL)
     for flags, message in (
-            (("--r-bn", "1,2,3"), "--r-bn has 3 numbers for 2 teachers"),
-            (("--teachers", "sum", "--teacher-weights", "1"), "--teacher-weights has 1 numbers for 2 teachers"),
+            (("--r-bn", "1,2,3"), "--r-bn: 3 numbers for 2 teachers"),
+            (("--teachers", "sum", "--teacher-weights", "1"), "--teacher-weights: 1 for 2 teachers"),
             (("--teacher-weights", "1,2"), "teachers that take turns have no weights; add --teachers sum"),
             ((*alone, "--teachers", "sum"), "there is one teacher"),
-            ((*alone, "--r-bn", "1,2"), "--r-bn has 2 numbers for 1 teacher;"),
+            ((*alone, "--r-bn", "1,2"), "--r-bn: 2 numbers for 1 teacher;"),
             (("--bn-target", "class:0.5"), "a.class_statistics.pth: there are no class statistics")):
         assert message in refused(*flags_of(root, *flags))
     for flags in (("--r-bn", "auto:0"), ("--r-bn", "1,-1"), ("--r-bn", "automatic"), ("--teachers", "mean"),
