@@ -130,7 +130,12 @@ def both(labelled):
     (root / "damaged" / "labels" / "epoch_1" / "batch_0.tar").unlink()
     (root / "damaged" / "labels" / "epoch_0" / "batch_2.tar").write_bytes(b"damaged")
 
+    blocks = ("--init", root / "run" / "images", "--blocks", "1@24,1", "--merge", 0.5, "--ipc-end", 2,
+              "--batch-order", "class", "--exp-name", "blocks")
+    run_main(recover, *flags["recover.recover"], "--name", root / "one", *blocks)
+
     commands = [("recover.recover", "--name", root / "two"),
+                ("recover.recover", "--name", root / "two", *blocks),
                 ("relabel.relabel", "--fkd-path", root / "two" / "labels"),
                 ("relabel.relabel", "--fkd-path", root / "damaged" / "labels"),
                 ("validate.train", "--output-dir", root / "two" / "student"),
@@ -156,6 +161,13 @@ def test_two_processes_recover_what_one_recovers(both):
     files = [two / f"images.metrics{name}.jsonl" for name in ("", ".rank1")]
     rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
     assert [{row["unit"] for row in some if "unit" in row} for some in rows] == [{0, 2}, {1, 3}]
+
+
+def test_two_processes_recover_in_blocks_by_class_what_one_recovers(both):
+    root, _ = both
+    one, two = root / "one" / "blocks", root / "two" / "blocks"
+    assert files_of(one) == files_of(two) and len(files_of(one)) == 20
+    assert sidecar(one, "manifest.json").read_bytes() == sidecar(two, "manifest.json").read_bytes()
 
 
 @pytest.mark.parametrize("name", ("two", "damaged"))
