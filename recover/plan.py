@@ -117,6 +117,7 @@ def dry_run(args, spec, classes, batches, folder):
     blocks = prepare_blocks(args, spec, teachers)
     if teachers:
         check_statistics([teacher.network for teacher in teachers], teachers[0].arch)
+        args.teacher_weights = check_shares(args.teacher_weights, args.teacher_rule, len(teachers))
     elif args.arch:  # still to be trained: without BatchNorm that would be in vain
         archs = args.arch.split(",")
         networks = [build_for(spec, arch, None)[0] for arch in archs]

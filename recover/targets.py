@@ -66,7 +66,8 @@ def check_groups(batches, num_groups):
 def load_targets(kind, init, teachers, batches):
     """The targets of --bn-target -> (a BnTarget or None for each teacher, the hashes of their files).
 
-    kind: as bn_target gives it; init: 'noise' or the folder of picked images, beside which groups lie. Raises UserError where a file is missing, or is not of this teacher or these batches."""
+    kind: as bn_target gives it; init: 'noise', or the folder of picked images beside which the groups' file
+    lies. Raises UserError where a file is missing, or is not of this teacher or these batches."""
     if kind == "running":
         return [None] * len(teachers), []
     by_group = kind == "group"

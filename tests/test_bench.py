@@ -175,7 +175,7 @@ def test_benchmark_prints_a_json_line_for_every_row_and_tables(capsys):
 
 def test_benchmark_refuses_an_unknown_section(capsys):
     assert refused(bench, "relable") == ""
-    assert "'relable' is none of the sections recover, relabel" in capsys.readouterr().err
+    assert "'relable' is none of the sections recover, options" in capsys.readouterr().err
 
 
 def test_the_gpu_script_always_ends_with_its_summary(monkeypatch, tmp_path):

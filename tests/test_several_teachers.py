@@ -179,6 +179,9 @@ def test_what_auto_found_is_recorded_and_used_again(root, monkeypatch):
     run_main(*flags)
     assert files_of(root / "new" / "images") == before
     run_main(*flags, "--dry-run")
+    run_main(*flags_of(root, "--teachers", "sum", name="sum"))
+    run_main(*flags_of(root, "--teachers", "sum", "--dry-run", name="sum"))
+    assert settings(root, "sum")["teacher_weights"] == [1, 1]
     assert "teacher_weights: there [1.0, 0.5], here [1.0, 1.0]" in refused(*flags, "--teacher-weights", "1,1")
 
 
