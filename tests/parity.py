@@ -90,8 +90,8 @@ def draw_statistics(network, number=5, seed=0):
     def rand(layer):
         return torch.rand(number, layer.num_features, dtype=torch.float64, generator=g)
 
-    return Statistics([layer.running_mean + 0.6 * (rand(layer) - 0.5) for layer in layers],
-                      [layer.running_var * (0.5 + rand(layer)) for layer in layers])
+    return Statistics([layer.running_mean.cpu() + 0.6 * (rand(layer) - 0.5) for layer in layers],
+                      [layer.running_var.cpu() * (0.5 + rand(layer)) for layer in layers])
 
 
 def target_of(kind, network, seed=0):
@@ -106,9 +106,11 @@ def group_of(targets, first_ipc=0):
 
 def check_target_parity(network, size, target, shapes):
     """One fast engine for batches of these shapes (G, B) in turn finds what a fresh plain one finds."""
+    device = next(network.parameters()).device
     engine = make_fast_engine(network, ALL, size, target=target)
     for seed, (groups, batch) in enumerate(shapes):
         images, targets, views = draw_case(size, groups, batch, seed)
+        images, targets = images.to(device), targets.to(device)
         found = []
         for one in (engine, PlainEngine(copy.deepcopy(network), ALL, target=target)):
             one.take_up(group_of(targets, first_ipc=seed % 2))

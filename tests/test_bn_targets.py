@@ -1,18 +1,21 @@
 """--bn-target: what the statistics are to match, written out in fp64, in both engines; what is refused."""
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from recover.engines import make_fast_engine
 from recover.objective import PlainEngine, Weights
+from recover.targets import load_targets
 from recover.views import WHOLE_IMAGE
 from sre2l.data.datasets import DATASETS
 from sre2l.kernels.norms import statistics_layers
 from sre2l.nets import statistics
 from sre2l.nets.statistics import Statistics, class_statistics_path
 from sre2l.nets.teacher import load_teacher
+from sre2l.run.errors import UserError
 from sre2l.run.files import hash_file
 from tests.helpers import SMALL, bare_checkpoint, refused, run_main, synthetic_folder
 from tests.nets import Formula, build
@@ -167,6 +170,9 @@ def test_what_does_not_fit_is_refused(root):
     assert f"{path}: there are no class statistics" in refused(*flags)
     save_statistics(root, path, "class", sha256="0" * 64)
     assert "these are statistics of another teacher" in refused(*flags)
+    of_others = SimpleNamespace(network=network_of("small", 20), source="torchvision IMAGENET1K_V1")
+    with pytest.raises(UserError, match="torchvision IMAGENET1K_V1 has no file beside which class"):
+        load_targets("class:0.5", "noise", [of_others], [])
     for text in ("class", "class:2", "class:", "groups", "group:1"):
         assert refused(*recover_flags(root, "--bn-target", text)) == ""
     assert "beside a folder of picked real images" in refused(*recover_flags(root, "--bn-target", "group"))
