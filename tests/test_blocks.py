@@ -31,7 +31,7 @@ from tests.test_continue import files_of
 from tests.test_interrupts import count_steps, handlers, interrupted  # noqa: F401 (a fixture)
 from tests.worlds import recover_flags
 
-COMMON = ("--dataset", "cifar10", "--device", "cpu", "--num-classes", 5, "--jitter", 2)
+COMMON = ("--dataset", "cifar10", "--device", "cpu", "--teacher", __file__, "--num-classes", 5, "--jitter", 2)
 SPEC = dataclasses.replace(DATASETS["cifar10"], num_classes=5, size=16)
 
 
@@ -100,8 +100,7 @@ def in_fp64(monkeypatch):
         noise, views = draw(*args)
         return noise.double(), views
 
-    for module in (recover, plan):
-        monkeypatch.setattr(module, "find_teacher", lambda args, spec: (teacher, SPEC))
+    monkeypatch.setattr("sre2l.nets.teacher.load_teacher", lambda *args, **options: teacher)
     monkeypatch.setattr(Teacher, "check_takes", lambda self, size: None)  # it tries float32
     monkeypatch.setattr(recover, "draw", draw_double)
     monkeypatch.setattr(real_start, "normalise", lambda *args: normalise(*args).double())
