@@ -6,6 +6,7 @@ Result: runs/<name>/picked/new000/class000_id000.png ... and, beside the folder,
 (source file, box and score of each image) and scores.jsonl (those of all images that were scored).
 """
 import contextlib
+import json
 import os
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ from recover.picks import (
     pick_random,
     pick_scored,
 )
-from recover.scores import SCORES, append_scores, plan_chunks, read_scores, score_classes
+from recover.scores import SCORES, append_scores, plan_chunks, read_every_score, read_scores, score_classes
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.image_folder import encode, fingerprint
 from sre2l.data.real_images import read_real, shown_at
@@ -36,7 +37,7 @@ from sre2l.nets.teacher import check_top1, find_teacher
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
-from sre2l.run.files import write_json
+from sre2l.run.files import write_bytes
 from sre2l.run.flags import Parser, number
 from sre2l.run.log import eta
 from sre2l.run.output import OutputFolder
@@ -49,18 +50,22 @@ FREE = ("source",)  # the folder of real images may have moved
 
 # -- what is written
 
-def describe_cell(images, cell):
-    """A Cell for chosen.json: the image's folder and file, or its number in the set, box and score."""
-    item = images.items[cell.row]
-    place = "/".join(Path(item).parts[-2:]) if isinstance(item, str) else cell.row
+def describe_cell(images, label, cell):
+    """A Cell for chosen.json: the image's folder and file, or its number in its class, box and score."""
+    source = images.items[cell.row]
+    if isinstance(source, str):
+        source = "/".join(Path(source).parts[-2:])
+    else:
+        source = int(np.count_nonzero(images.labels[:cell.row] == label))
     box = cell.box or central_box(*images.shapes([cell.row])[0].tolist())
-    return {"source": place, "box": box, "score": cell.score}
+    return {"source": source, "box": box, "score": cell.score}
 
 
 def write_chosen(folder, images, chosen, names):
-    """Write chosen.json: what each picked image was made from."""
-    cells = {names[pair]: [describe_cell(images, cell) for cell in chosen[pair]] for pair in names}
-    write_json(folder.path("chosen.json"), cells)
+    """Write chosen.json, a line for each picked image: what it was made from."""
+    lines = [f"{json.dumps(name)}: {json.dumps([describe_cell(images, pair[1], c) for c in chosen[pair]])}"
+             for pair, name in names.items()]
+    write_bytes(folder.path("chosen.json"), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def write_images(folder, images, chosen, names, size, grid=1):
@@ -207,7 +212,7 @@ def main(args):
     # Finish: of several processes the last one finds the set complete. It alone computes groups.
     if folder.finish(list(names.values())):
         if teacher:
-            scored = read_scores(folder, images, classes, args)
+            scored = read_every_score(folder, images, classes, args)
         write_chosen(folder, images, choose(args, images, classes, scored), names)
         if args.groups:
             write_groups(folder, images, scored, args, teacher, spec, device)

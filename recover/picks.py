@@ -115,7 +115,7 @@ def rank(candidates):
 
 
 def pick_scored(scored, pick, ipc, cells=1):
-    """Pick by scores -> {(ipc, class): [Cell, ...]}. scored: {class: a Cell of each image}, in drawn order."""
+    """Pick by scores -> {(ipc, class): [Cell, ...]}. scored: {class: a Cell of each image, as drawn}."""
     chosen = {}
     for label, candidates in scored.items():
         for i, places in enumerate(PICKS[pick](rank(candidates), ipc, cells)):

@@ -1,7 +1,7 @@
 """How easy a teacher finds the images of a class: the scores by which pick ranks them, and their file.
 
-The lower a score, the easier the image. Images are scored class by class, and shown to the teacher with others
-of their class alone, so that processes and interruptions change nothing."""
+The lower a score, the easier the image. Images are scored class by class, and shown to the teacher with
+others of their class alone, so that processes and interruptions change nothing."""
 import json
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,8 +26,9 @@ VIEWS = 256  # that the teacher is shown at a time, of one class
 
 def confidence(network, views, label):
     """Cross-entropy of the class (RDED, DELT). views (n, 3, S, S), normalised -> (n,)."""
-    # NOTE: log_softmax, since the logarithm of a softmax in float32 is -inf for very hard images
-    return -network(views).float().log_softmax(1)[:, label]
+    # In float64, or all very easy images would have the score 0; and the logarithm of a softmax would make
+    # very hard ones infinite.
+    return -network(views).double().log_softmax(1)[:, label]
 
 
 def gps(network, views, label):
@@ -121,6 +122,15 @@ def read_scores(folder, images, classes, args):
             if len(line["scores"]) == len(rows):
                 boxes = [box and tuple(box) for box in line["boxes"] or [None] * len(rows)]
                 found[label] = [Cell(*cell) for cell in zip(rows, boxes, line["scores"])]
+    return found
+
+
+def read_every_score(folder, images, classes, args):
+    """The same of all classes. Raises UserError where scores are gone, though their images are there."""
+    found = read_scores(folder, images, classes, args)
+    if len(found) < len(classes):
+        raise UserError(f"{folder.path('scores.jsonl')}: holds the scores of {len(found)} of {len(classes)} "
+                        f"classes; the same command adds the others")
     return found
 
 
