@@ -104,6 +104,19 @@ def network_name(text):
     return f"{os.path.abspath(path)}:{function}" if path.endswith(".py") else text
 
 
+def network_names(text):
+    """An argparse type: the names of one or more networks, between commas."""
+    return ",".join(network_name(name) for name in text.split(","))
+
+
+def checkpoint_files(text):
+    """An argparse type: one or more checkpoints, between commas. Their paths become absolute, but for a bare
+    name that is no file here, which find_teachers looks for in the run's teacher folder."""
+    files = [text] if os.path.exists(text) else text.split(",")
+    is_bare = [os.sep not in file and not os.path.exists(file) for file in files]
+    return ",".join(file if bare else os.path.abspath(file) for file, bare in zip(files, is_bare))
+
+
 def check_folders(*paths):
     """Raise UserError, before anything is loaded, for a folder that the user typed and that is not there."""
     for path in paths:
