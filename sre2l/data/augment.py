@@ -41,23 +41,23 @@ def unit_rng(seed, *unit):
     return np.random.default_rng([seed, *unit])
 
 
-def central_window(height, width):
+def central_window(height, width, ratio=RATIO):
     """torchvision's fallback: the largest centred window of an allowed aspect -> top, left, height, width."""
     inner_height = height
     inner_width = width
-    if width / height < RATIO[0]:
-        inner_height = round(width / RATIO[0])
-    elif width / height > RATIO[1]:
-        inner_width = round(height * RATIO[1])
+    if width / height < ratio[0]:
+        inner_height = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        inner_width = round(height * ratio[1])
     return (height - inner_height) // 2, (width - inner_width) // 2, inner_height, inner_width
 
 
-def draw_resized_windows(sizes, scale, rng):
-    """RandomResizedCrop's windows: area uniform in scale, log aspect uniform in RATIO, the first of TRIES
+def draw_resized_windows(sizes, scale, rng, ratio=RATIO):
+    """RandomResizedCrop's windows: area uniform in scale, log aspect uniform in ratio, the first of TRIES
     that fits. sizes (m, 2) height, width -> (m, 4) top, left, height, width, pixels."""
     draws = rng.random((len(sizes), 2 * TRIES + 2))  # image by image: areas, aspects, place
     areas = sizes.prod(1)[:, None] * (scale[0] + (scale[1] - scale[0]) * draws[:, :TRIES])
-    low, high = map(math.log, RATIO)
+    low, high = map(math.log, ratio)
     aspects = np.exp(low + (high - low) * draws[:, TRIES:2 * TRIES])
     extents = np.sqrt(np.stack((areas / aspects, areas * aspects), 2))
     extents = np.rint(extents).astype(np.int64)  # (m, TRIES, 2)
@@ -67,7 +67,7 @@ def draw_resized_windows(sizes, scale, rng):
     corners = (draws[:, 2 * TRIES:] * (sizes - extents + 1)).astype(np.int64)
     windows = np.concatenate((corners, extents), 1)
     for row in np.flatnonzero(~fits.any(1)):
-        windows[row] = central_window(*sizes[row].tolist())
+        windows[row] = central_window(*sizes[row].tolist(), ratio)
     return windows
 
 

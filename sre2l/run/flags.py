@@ -8,6 +8,7 @@ from sre2l.run.errors import UserError
 # Flags of the released scripts that users paste and that have no effect here: (number of values, what happens
 # instead).
 DEAD = {
+    "pick": {},
     "recover": {
         "--store-best-images": (0, "the last iterate is always stored"),
         "--store-last-images": (0, "the last iterate is always stored"),
