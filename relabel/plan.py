@@ -43,13 +43,16 @@ def make_settings(args, spec):
             "padding": spec.padding if args.padding is None else args.padding,
             "scale": [args.min_scale_crops, args.max_scale_crops],
             "flip": spec.flip and not args.no_flip}
+    derived = {"augment": args.augment, "patch_shuffle": args.patch_shuffle}
+    derived = {key: value for key, value in derived.items() if value not in ("none", 1)}
     alphas = {"none": None, "mixup": args.mixup, "cutmix": args.cutmix}
     return {"format": LABEL_FORMAT, "dataset": spec.name, "num_classes": spec.num_classes,
             "batch_size": args.batch_size, "epochs": args.epochs,
             "order_seed": args.fkd_seed, "order_rule": ORDER_RULE, "seed": args.seed,
             "mix": args.mix_type, "mix_alpha": alphas[args.mix_type], "crop": crop,
             "input_size": spec.size, "mean": spec.mean, "std": spec.std,
-            "logits": args.label_precision, "batch_statistics": args.batch_statistics}
+            "logits": args.label_precision, "batch_statistics": args.batch_statistics,
+            **derived}  # left out where they have their defaults
 
 
 def check_padding(images, crop, size):

@@ -19,6 +19,7 @@ from sre2l.check import manifest
 from sre2l.check.agreement import agreement
 from sre2l.data import loader
 from sre2l.data.augment import draw_crops, draw_mix, unit_rng
+from sre2l.data.derived import AUGMENTS, check_patches, derived_of
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.label_files import LabelBatch, encode_label_batch, label_name
 from sre2l.data.pixel_store import keep_decoded
@@ -34,7 +35,8 @@ from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
 
-DEFAULTS = {"batch_statistics": False}  # settings that older label folders do not record
+# Settings that older label folders do not record.
+DEFAULTS = {"batch_statistics": False, "augment": "none", "patch_shuffle": 1}
 NUM_WRITERS = 2  # threads that write label files; one keeps up with a GPU, two hide a slow disk
 
 
@@ -109,12 +111,13 @@ def main(args):
     recorded = plan.read_recorded(args, described, images.root)
     settings = plan.make_settings(args, spec)
     batches = loader.Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
-    draw = partial(draw_label_batch, settings)
-    # A precision, and a faster form of the network, are taken only where the logits of the first batch are
-    # close to fp32's.
-    first = loader.BatchDataset(images, spec.size, draw)[next(iter(batches))]
     images, where_decoded = keep_decoded(images, device)
     plan.check_padding(images, settings["crop"], spec.size)
+    check_patches(images, args.patch_shuffle)
+    shown = loader.BatchDataset(images, spec.size, partial(draw_label_batch, settings), derived_of(settings))
+    # A precision, and a faster form of the network, are taken only where the logits of the first batch are
+    # close to fp32's.
+    first = shown[next(iter(batches))]
     if args.batch_statistics:
         use_batch_statistics(teacher)
     # Only a run that begins may choose: one that continues takes the precision that its labels have.
@@ -142,7 +145,7 @@ def main(args):
              f"logits in {args.label_precision} -> {labels.root}")
 
     # Loop: threads prepare the next batches and write the last files while the teacher labels.
-    stream = loader.load_batches(loader.BatchDataset(images, spec.size, draw), todo, args.workers, device)
+    stream = loader.load_batches(shown, todo, args.workers, device)
     labelled = label_batches(network, stream, spec, precision, dtype_of(args.label_precision))
     where = f"{precision} and --label-precision {args.label_precision}"
     written = in_order(partial(store_labels, labels, where), labelled, NUM_WRITERS)
@@ -201,6 +204,10 @@ def make_parser():
     add("--padding", type=number(int, 0),
         help="largest shift of a padded crop, pixels (default: the data set's)")
     add("--no-flip", action="store_true", help="never flip")
+    add("--patch-shuffle", type=number(int, 1), default=1, metavar="F",
+        help="cut each image into F x F patches and permute their rows and columns before the crop, as RDED")
+    add("--augment", choices=AUGMENTS, default="none",
+        help="randaugment: two random operations on each crop; the student sees the same")
 
     # The teacher and what is stored of it. --use-fp16 is the released spelling.
     add("--batch-statistics", action="store_true",

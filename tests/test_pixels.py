@@ -161,10 +161,12 @@ def stored_images(root, sizes, num_classes=4):
     return root
 
 
-@pytest.mark.parametrize("crop, sizes",
-                         (("resized", [(48, 40), (32, 32), (61, 99), (36, 70)]), ("padded", [(32, 32)] * 4)))
+@pytest.mark.parametrize("crop, sizes, views", (
+    ("resized", [(48, 40), (32, 32), (61, 99), (36, 70)], ()),
+    ("padded", [(32, 32)] * 4, ()),
+    ("resized", [(48, 42)] * 4, ("--augment", "randaugment", "--patch-shuffle", 3))))
 @pytest.mark.parametrize("mix", ("cutmix", "mixup", "none"))
-def test_student_sees_the_pixels_the_teacher_saw(tmp_path, monkeypatch, mix, crop, sizes):
+def test_student_sees_the_pixels_the_teacher_saw(tmp_path, monkeypatch, mix, crop, sizes, views):
     """Both stages as users run them; batches of 6, 6 and 4, each in two micro-batches; bit for bit."""
     images = stored_images(tmp_path / "images", sizes)
     labels = tmp_path / "labels"
@@ -175,7 +177,7 @@ def test_student_sees_the_pixels_the_teacher_saw(tmp_path, monkeypatch, mix, cro
               "--fkd-path", labels, "--mix-type", mix, "-j", 0)
     run_main(relabel, *common, "--teacher", bare_checkpoint(tmp_path / "net.pth", num_classes=4), "--arch",
              SMALL, "--data", images,
-             "--epochs", 3, "--batch-size", 6, "--crop", crop)
+             "--epochs", 3, "--batch-size", 6, "--crop", crop, *views)
     teacher = recorder.take(training=False)
     run_main(train, *common, "--model", SMALL, "--train-dir", images, "--val-dir", images, "--output-dir",
              tmp_path / "student", "--epochs", 3)
