@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as t_F
 
-from relabel import relabel
+from relabel import relabel, teacher_form
 from sre2l.data.augment import (
     Mix,
     apply_mix,
@@ -172,7 +172,7 @@ def test_student_sees_the_pixels_the_teacher_saw(tmp_path, monkeypatch, mix, cro
     labels = tmp_path / "labels"
     recorder = Recorder(monkeypatch)
     # one rewritten by torch.fx never calls forward
-    monkeypatch.setattr(relabel, "prepare_teacher", lambda network, *_: (network, "fp32", None))
+    monkeypatch.setattr(teacher_form, "prepare_teacher", lambda network, *_: (network, "fp32", None))
     common = ("--dataset", "cifar10", "--num-classes", 4, "--stem", "torchvision", "--device", "cpu",
               "--fkd-path", labels, "--mix-type", mix, "-j", 0)
     run_main(relabel, *common, "--teacher", bare_checkpoint(tmp_path / "net.pth", num_classes=4), "--arch",
