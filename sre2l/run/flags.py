@@ -84,6 +84,11 @@ def number(kind, low=None, high=None, above=None):
     return parse
 
 
+def numbers(text):
+    """An argparse type: '1,0.5' -> [1.0, 0.5], each above 0."""
+    return [number(float, above=0)(part) for part in text.split(",")]
+
+
 def number_list(text):
     """'0-9,17' -> [0, ..., 9, 17], ascending, without repeats."""
     values = set()
