@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from recover import pictures
 from recover.batches import image_names, index_ranges
@@ -184,6 +185,7 @@ def main(args):
 
     # Prepare: what a flag can get wrong is refused here, before anything is written or deleted.
     device, _ = start_device(args.device, "fp32", args.deterministic, training=False)
+    torch.backends.cudnn.benchmark = False  # batches are of many sizes, and a class has the same scores again
     teachers = []
     if args.score != "random":
         teachers, spec = find_teachers(args, spec)
