@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recover import recover
+from recover import pick, recover
 from relabel import check, relabel
 from report import collect, recognise, summary
 from report import figures as make_figures
@@ -25,6 +25,7 @@ SCRIPTS = {  # each with the modules that it hands args to
     "relabel": (relabel, "relabel/plan", FLAGS, PATHS, "sre2l/nets/teacher"),
     "validate": (train, "validate/checks", "validate/data", "validate/student", "validate/protocol",
                  "validate/losses", "validate/results", FLAGS, LOG, PATHS),
+    "pick": (pick, "recover/scores", FLAGS, LOG, PATHS, "sre2l/nets/teacher"),
     "check": (check, PATHS), "random_real": (random_real, PATHS), "score": (score, PATHS),
     "summary": (summary, PATHS),
     "collect": (collect, PATHS), "recognise": (recognise, PATHS), "make_table": (make_table,),
