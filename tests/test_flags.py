@@ -24,7 +24,7 @@ SCRIPTS = {  # each with the modules that it hands args to
     "recover": (recover, "recover/watch", FLAGS, LOG, PATHS, "sre2l/nets/teacher"),
     "relabel": (relabel, "relabel/plan", FLAGS, PATHS, "sre2l/nets/teacher"),
     "validate": (train, "validate/checks", "validate/data", "validate/student", "validate/protocol",
-                 "validate/published", "validate/losses", "validate/results", FLAGS, LOG, PATHS),
+                 "validate/deviations", "validate/losses", "validate/results", FLAGS, LOG, PATHS),
     "check": (check, PATHS), "random_real": (random_real, PATHS), "summary": (summary, PATHS),
     "collect": (collect, PATHS), "recognise": (recognise, PATHS), "make_table": (make_table,),
     "make_figures": (make_figures,), "report": (report, PATHS)}

@@ -8,7 +8,7 @@ from sre2l.run.files import read_json
 from tests.helpers import SMALL, noise_folder, refused, run_main, synthetic_folder
 from tests.test_launchers import planned
 from tests.worlds import NAMES, labelled_images
-from validate import published, random_real, train
+from validate import deviations, published, random_real, train
 from validate.protocol import check_protocol, make_settings
 
 # (protocol, data set, IPC): epochs, batch, micro-batch (0: any), optimiser, schedule, loss, temperature, EMA.
@@ -58,9 +58,9 @@ ROWS = {
     ("ddranking", "cifar10", 10): (300, 0, 0, f"{ADAMW} all", COS2, "KL", 1, None)}
 EVERY = {"edc cifar100": 100, "edc cifar10": 10, "edc": 30, "ddranking": 20}  # else 10
 CROPS = {  # of the labels, else 0.08 to 1 of the area
-    "rded small": "whole images", "rd3 small": "whole images", "rded": "resized, 0.5 to 1 of the area",
-    "rd3": "resized, 0.5 to 1 of the area", "edc": "resized, 0.5 to 1 of the area",
-    "edc cifar10": "resized, 0.08 to 1 of the area", "released cifar10": "padded by 4",
+    "rded small": "whole images", "rd3 small": "whole images", "rded": "0.5 to 1 of the area",
+    "rd3": "0.5 to 1 of the area", "edc": "0.5 to 1 of the area",
+    "edc cifar10": "0.08 to 1 of the area", "released cifar10": "padded by 4",
     "released cifar100": "padded by 4"}
 
 
@@ -71,8 +71,8 @@ def resolve(name, dataset, ipc=None, *flags):
     args.model = args.model or "resnet18"
     args.train_dir = "nowhere"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(published, "images_per_class", lambda _: ipc)
-        published.fill_in(args, spec)
+        patch.setattr(deviations, "images_per_class", lambda _: ipc)
+        deviations.fill_in(args, spec)
     check_protocol(args)
     return args, published.find_row(name, spec, ipc, args.model)
 
@@ -91,7 +91,7 @@ def test_a_row_has_the_published_numbers(name, dataset, ipc):
     assert row.labels.get("batch size", 0) == batch == micro * settings["gradient_accumulation_steps"]
     size = " small" if DATASETS[dataset].size <= 64 else ""
     wanted = (CROPS.get(f"{name} {dataset}") or CROPS.get(name + size) or CROPS.get(name)
-              or "resized, 0.08 to 1 of the area")
+              or "0.08 to 1 of the area")
     assert row.labels["crops"] == wanted
 
 
@@ -126,9 +126,9 @@ def test_what_stands_before_a_protocol_is_replaced_and_what_stands_after_it_wins
     assert settings["optimizer"] == {"name": "AdamW", "lr": 0.001, "weight_decay": 0.01}
     assert (settings["epochs"], settings["ema"], settings["loss"]) == (20, 0.5, "KL")
     assert (settings["warmup_epochs"], settings["decay_all"]) == (0, False)
-    deviations = plan["deviations"]
-    assert "epochs: 20; RDED 3f6453d: 300" in deviations and "ema: 0.5; RDED 3f6453d: 0.0" in deviations
-    assert not [line for line in deviations if line.startswith(("optimizer", "schedule", "labels,"))]
+    said = [line for line in plan["deviations"] if line.endswith("in RDED 3f6453d")]
+    assert said == plan["deviations"] and len(said) == 6
+    assert said[1:3] == ["epochs: 20 here, 300 in RDED 3f6453d", "ema: 0.5 here, 0.0 in RDED 3f6453d"]
 
 
 def test_a_protocol_is_not_published_for_every_data_set():
@@ -151,16 +151,16 @@ def test_a_run_says_each_deviation_from_its_row(tmp_path, capsys):
     folder = tmp_path / "run" / f"student_{SMALL}"
     results = read_json(folder / "results.json")
     assert results["published"]["protocol"] == "fadrm"
-    at = "FADRM f445e38"
+    at = "in FADRM f445e38"
     assert results["published"]["deviations"] == [
-        f"student: {SMALL}; {at}: resnet18, and this learning rate is that one's",
-        f"images per class: 4; {at}: 1, 10 and 50; the nearest is taken",
-        f"epochs: 2; {at}: 1000",
-        f"schedule: cosine per epoch, slowed by 2; {at}: cosine per epoch",
-        f"labels, crops: padded by 4; {at}: resized, 0.08 to 1 of the area",
-        f"labels, teacher: eval mode; {at}: train mode, parts of 8",
-        f"learning rate and schedule: of CV-DD; {at}: not published",
-        f"reported: the last epoch; {at}: the best of those measured every 10 epochs"]
+        f"student: {SMALL} here, resnet18 (whose learning rate this is) {at}",
+        f"images per class: 4 here, 1, 10 and 50 (the nearest is taken) {at}",
+        f"epochs: 2 here, 1000 {at}",
+        f"schedule: cosine per epoch, slowed by 2 here, cosine per epoch {at}",
+        f"crops of the labels: padded by 4 here, 0.08 to 1 of the area {at}",
+        f"teacher of the labels: eval mode here, train mode by parts of 8 {at}",
+        f"learning rate and schedule of this row: CV-DD's here, not published {at}",
+        f"reported: the last epoch here, the best of those measured every 10 epochs {at}"]
     said = capsys.readouterr().out
     assert all(f"--protocol fadrm: {line}" in said for line in results["published"]["deviations"])
 
@@ -187,32 +187,32 @@ FACTS = {"batch_size": 16, "num_images": 500, "mix": "cutmix", "teacher": {}, "b
 
 @pytest.mark.parametrize("name, dataset, changes, lines", [
     ("fadrm", "imagenet1k", {"batch_statistics": 8}, []),
-    ("fadrm", "imagenet1k", {"batch_statistics": True}, ["teacher: train mode, whole batches"]),
+    ("fadrm", "imagenet1k", {"batch_statistics": True}, ["teacher: train mode by whole batches"]),
     ("fadrm", "tiny-imagenet", {}, []),
     ("fadrm", "tiny-imagenet", {"batch_statistics": 8, "teachers": [{}] * 4}, []),
     ("fadrm", "tiny-imagenet", {"batch_statistics": 4, "teachers": [{}] * 3},
-     ["teacher: train mode, parts of 4", "teachers: 3"]),
+     ["teacher: train mode by parts of 4", "teachers: 3"]),
     ("rded", "imagenette", {"batch_size": 50, "crop": resized(0.5), "patch_shuffle": 2}, []),
     ("rded", "cifar10", {"batch_size": 50, "crop": resized(1), "patch_shuffle": 2},
      ["patch shuffle: 2 by 2"]),
     ("edc", "cifar10", {"batch_size": 25, "augment": "randaugment", "teachers": [{}] * 8}, []),
     ("rd3", "cifar100", {"batch_size": 50, "mix": "mixup", "batch_statistics": True},
-     ["mix: mixup", "crops: resized, 0.08 to 1 of the area"]),
-    ("released", "imagenet1k", {"batch_size": 500}, []),  # of 500 images no batch can be larger
+     ["mix: mixup", "crops: 0.08 to 1 of the area"]),
+    ("released", "imagenet1k", {"batch_size": 1024}, []),  # of 500 images no batch can be larger
     ("ddranking", "imagenet1k", {"mix": "none"}, ["mix: none"])])
 def test_what_labels_were_made_with_is_compared(name, dataset, changes, lines, tmp_path):
     """Of the labels' manifest; a temperature that is not asked for is not."""
     args, row = resolve(name, dataset, 10, "--train-dir", tmp_path)
     args.train_dir = synthetic_folder(tmp_path / "images", 1, 10)
-    found = published.find_deviations(args, DATASETS[dataset], FACTS | changes)
-    of_labels = [line.removeprefix("labels, ") for line in found if line.startswith("labels, ")]
-    assert [line.partition(";")[0] for line in of_labels] == lines
-    assert sum(line.partition(":")[0] in published.describe_flags(args) for line in found) == 0
+    found = deviations.find_deviations(args, DATASETS[dataset], FACTS | changes)
+    begins = [line.partition(" here, ")[0] for line in found]
+    assert [line.replace(" of the labels", "") for line in begins if " of the labels: " in line] == lines
+    assert sum(line.partition(":")[0] in deviations.describe_flags(args) for line in found) == 0
 
 
 def test_of_labels_without_a_manifest_what_is_not_known_is_said(tmp_path):
     args, _ = resolve("released", "imagenet1k")
     facts = {"batch_size": 1024, "num_images": 50_000, "mix": "cutmix", "teacher": None}
-    found = published.find_deviations(args, DATASETS["imagenet1k"], facts)
-    assert found[:2] == ["labels, crops: not known; SRe2L 8d00cba: resized, 0.08 to 1 of the area",
-                         "labels, teacher: not known; SRe2L 8d00cba: eval mode"]
+    found = deviations.find_deviations(args, DATASETS["imagenet1k"], facts)
+    assert found[:2] == ["crops of the labels: not known here, 0.08 to 1 of the area in SRe2L 8d00cba",
+                         "teacher of the labels: not known here, eval mode in SRe2L 8d00cba"]

@@ -13,8 +13,8 @@ from sre2l.run.errors import UserError
 from sre2l.run.files import as_json, hash_file, sidecar
 from sre2l.run.output import recorded
 from sre2l.run.processes import world_size
+from validate.deviations import find_deviations
 from validate.protocol import make_settings
-from validate.published import find_deviations
 
 # What the protocol takes over from a manifest.
 DESCRIBED = ("num_images", "batch_size", "mix", "mix_alpha", "classes", "image_bytes", "crop", "logits",

@@ -1,15 +1,11 @@
-"""--protocol: student protocols as they were published, by name, and how a run deviates from one.
+"""Student protocols as they were published, by name.
 
 The settings are of the papers' code where it was read (the commits are named), else of the papers. Weight
 decay is on weight matrices unless a row says otherwise."""
-import argparse
 import math
-from argparse import Namespace
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from sre2l.run.errors import UserError
-from validate.protocol import describe_loss, describe_optimizer, describe_schedule, describe_temperature
 
 # What a row settles of the flags, and what it wants of the labels where it says nothing else.
 FLAGS = {"epochs": 300, "gradient_accumulation_steps": 1, "eval_every": 10,
@@ -18,10 +14,10 @@ FLAGS = {"epochs": 300, "gradient_accumulation_steps": 1, "eval_every": 10,
          "adamw_lr": 1e-3, "adamw_weight_decay": 0.01, "decay_all": False,
          "lr_schedule": "cosine", "slowdown": 1.0, "milestones": None, "milestone_factor": 0.5,
          "warmup_epochs": 0, "ema": 0.0}
-LABELS = {"mix": "cutmix", "crops": "resized, 0.08 to 1 of the area", "teacher": "eval mode",
+LABELS = {"mix": "cutmix", "crops": "0.08 to 1 of the area", "teacher": "eval mode",
           "augmentation": "none", "patch shuffle": "none", "teachers": 1}
 IPCS = (1, 10, 50)  # images per class for which rows are published
-STORED = ("labels", "stored in files", "made on-line, beside the student")
+STORED = ("labels", "stored in files", "made beside the student")
 
 
 @dataclass(frozen=True)
@@ -52,22 +48,22 @@ def released(spec, ipc, model):
         return Row(source, FLAGS | flags, LABELS | {"batch size": 256, "mix": "none"}, (STORED,))
     flags = {"epochs": 400, "temperature": 30.0, "decay_all": True}
     labels = {"batch size": 128, "mix": "mixup", "crops": "padded by 4",
-              "teacher": "train mode, whole batches"}  # by accident
+              "teacher": "train mode by whole batches"}  # by accident
     return Row(source, FLAGS | flags, LABELS | labels, (STORED,))
 
 
 def cda(spec, ipc, model):
     """CDA, whose repository has no code of this part."""
     if spec.name == "imagenet1k":
-        return Row("CDA, paper", FLAGS, LABELS | {"batch size": 128})
-    return replace(released(spec, ipc, model), source="CDA, paper")
+        return Row("the paper of CDA", FLAGS, LABELS | {"batch size": 128})
+    return replace(released(spec, ipc, model), source="the paper of CDA")
 
 
 def crops_of_rded(spec):
     """Half of the area or more at 224 pixels; small images are not cropped. Of large ones the patches are
     shuffled too."""
     if spec.size > 64:
-        return {"crops": "resized, 0.5 to 1 of the area", "patch shuffle": "2 by 2"}
+        return {"crops": "0.5 to 1 of the area", "patch shuffle": "2 by 2"}
     return {"crops": "whole images"}
 
 
@@ -78,8 +74,7 @@ def rded(spec, ipc, model):
     lr = next((lr for name, lr in rates.items() if model.startswith(name)), 1e-3)
     batch = {1: 10, 10: 50, 50: 100}[ipc] * (2 if spec.num_classes in (100, 1000) else 1)
     labels = {"batch size": 100 if spec.name == "tiny-imagenet" else batch, **crops_of_rded(spec)}
-    apart = [STORED, ("forward passes in a step", "one", "two in train mode, so that running statistics are "
-                                                         "updated twice")]
+    apart = [STORED, ("forward passes in a step", "one", "two, which both update the running statistics")]
     if spec.name in ("imagenette", "imagewoof"):
         apart.append(("measured on", "all validation images", "50 of each class"))
     flags = {"slowdown": 2.0, "adamw_lr": lr}
@@ -100,38 +95,40 @@ FADRM = {
 
 def fadrm(spec, ipc, model):
     """FADRM and FADRM+, of one or four teachers, which label in train mode but for the one of Tiny-ImageNet.
-    Rate and slowdown were tuned for each entry on the test set."""
+    Rate and slowdown were tuned for each entry on the test set. (FADRM+ has batches of 16 for ImageWoof at
+    IPC 10 and 50.)"""
     lr, slowdown = FADRM[spec.name][IPCS.index(ipc)]
     is_long = spec.name in ("cifar10", "cifar100") or (spec.name == "tiny-imagenet" and ipc == 1)
     batch = 10 if spec.name in ("imagenette", "imagewoof") or (spec.name == "cifar10" and ipc == 1) else 16
     flags = {"epochs": 1000 if is_long else 300, "gradient_accumulation_steps": 2, "adamw_lr": lr,
              "slowdown": slowdown}
-    labels = {"batch size": batch, "teacher": f"train mode, parts of {batch // 2}", "teachers": (1, 4)}
+    labels = {"batch size": batch, "teacher": f"train mode by parts of {batch // 2}", "teachers": (1, 4)}
     apart = ()
     if spec.name == "tiny-imagenet":
         labels["teacher"] = ("eval mode", labels["teacher"])
     if spec.name == "cifar10":
-        apart = (("learning rate and schedule", "of CV-DD", "not published"),)
+        apart = (("learning rate and schedule of this row", "CV-DD's", "not published"),)
     return Row("FADRM f445e38", FLAGS | flags, LABELS | labels, apart, by_ipc=True)
 
 
 def edc(spec, ipc, model):
-    """EDC, as in its paper; where its scripts say otherwise, `apart` tells."""
+    """EDC, as in its paper; where its code says otherwise, `apart` tells."""
     flags = {"slowdown": 2.0, "loss": "mse", "class_weight": 0.025, "ema": 0.99}
-    labels = {"crops": "resized, 0.5 to 1 of the area", "augmentation": "randaugment", "teachers": 5}
-    paper = "as in the paper"
+    labels = {"crops": "0.5 to 1 of the area", "augmentation": "randaugment", "teachers": 5}
     if spec.name == "imagenet1k":
         flags |= {"eval_every": 30}
         labels |= {"batch size": 100, "augmentation": "none", "patch shuffle": "2 by 2", "teachers": 4}
-        apart = (("schedule", paper, "in its code a line to half the rate (linear, slowed by 2)"),)
+        apart = (("schedule of this row", "by the paper", "linear, slowed by 2, by the code"),)
     elif spec.name == "tiny-imagenet":
         flags |= {"epochs": 1000 if ipc == 1 else 300, "eval_every": 30}
         labels |= {"batch size": 100}
-        apart = STORED, ("optimizer", paper, "in its script SGD 0.1, momentum 0.875, weight decay 0.0005")
+        script = "SGD 0.1 with momentum 0.875 and weight decay 0.0005 by the script"
+        apart = STORED, ("optimizer of this row", "by the paper", script)
     elif spec.name == "cifar100":
         flags |= {"epochs": 1000, "eval_every": 100}
         labels |= {"batch size": 50}
-        apart = STORED, ("optimizer and schedule", paper, "in its script SGD 0.1 and ssrs")
+        script = "SGD 0.1 and ssrs by the script"
+        apart = STORED, ("optimizer and schedule of this row", "by the paper", script)
     else:
         flags |= {"epochs": 1000, "lr_schedule": "multistep", "milestones": [0.8, 0.9, 0.95], "slowdown": 1.0}
         labels |= {"batch size": 10 if ipc == 1 else 25, "crops": LABELS["crops"], "teachers": 8}
@@ -144,9 +141,9 @@ def rd3(spec, ipc, model):
     """RD3, for which no code was found: Adam is AdamW without decay."""
     flags = {"epochs": 400, "adamw_weight_decay": 0.0, "slowdown": 1.0 if model == "resnet18" else 2.0}
     labels = {**LABELS, **crops_of_rded(spec), "batch size": 50, "patch shuffle": "none"}
-    del labels["teacher"]
-    apart = (("temperature and teacher's mode", "20, as the labels have it", "not published"),)
-    return Row("RD3, paper", FLAGS | flags, labels, apart, models=None, evaluated="")
+    del labels["teacher"]  # its mode is not published
+    apart = (("temperature of this row", "RDED's", "not published"),)
+    return Row("the paper of RD3", FLAGS | flags, labels, apart, models=None, evaluated="")
 
 
 def ddranking(spec, ipc, model):
@@ -171,20 +168,6 @@ PROTOCOLS = {
 }
 
 
-class TakeProtocol(argparse.Action):
-    """--protocol NAME: unset what a row settles, so that only what is typed after it stands beside the row;
-    fill_in sets the rest."""
-
-    def __call__(self, parser, namespace, name, option_string=None):
-        vars(namespace).update(dict.fromkeys(FLAGS), protocol=name)
-
-
-def images_per_class(folder):
-    """Of a folder of synthetic images; None where there is none yet."""
-    files = list(Path(folder).glob("*/*"))
-    return max(1, round(len(files) / len({path.parent for path in files}))) if files else None
-
-
 def find_row(name, spec, ipc, model):
     """The row of a protocol for a data set; of those by images per class, the nearest. ipc: None takes 10.
 
@@ -195,74 +178,3 @@ def find_row(name, spec, ipc, model):
                         f"{', '.join(datasets)}; leave it away and type the flags")
     nearest = min(IPCS, key=lambda known: abs(math.log(known / (ipc or 10))))
     return make(spec, nearest, model)
-
-
-def fill_in(args, spec):
-    """Set what --protocol settles and nobody typed after it. Does nothing without --protocol."""
-    if args.protocol:
-        row = find_row(args.protocol, spec, images_per_class(args.train_dir), args.model)
-        for name in FLAGS:
-            if getattr(args, name) is None:
-                setattr(args, name, row.flags[name])
-
-
-def describe_flags(args):
-    """The flags of a protocol in words, as far as they have an effect."""
-    return {"epochs": args.epochs, "micro-batches": args.gradient_accumulation_steps,
-            "optimizer": ", ".join(str(value) for value in describe_optimizer(args).values()),
-            "weight decay": "on all parameters" if args.decay_all else "on weight matrices",
-            "schedule": describe_schedule(args), "warm-up epochs": args.warmup_epochs,
-            "loss": describe_loss(args), "temperature": describe_temperature(args), "ema": args.ema,
-            "epochs between evaluations": args.eval_every}
-
-
-def describe_crops(crop):
-    """The crops of a manifest in words."""
-    if crop["kind"] == "padded":
-        return f"padded by {crop['padding']}"
-    low, high = crop["scale"]
-    return "whole images" if low == high == 1 else f"{crop['kind']}, {low:g} to {high:g} of the area"
-
-
-def describe_labels(facts):
-    """What a row may want of the labels, in words. facts: their manifest, or what the files alone tell."""
-    found = {"batch size": facts["batch_size"], "mix": facts["mix"]}
-    if "crop" not in facts:
-        return found
-    parts = facts.get("batch_statistics")
-    shuffle = facts.get("patch_shuffle")
-    teacher = "train mode, " + ("whole batches" if parts is True else f"parts of {parts}")
-    return {**found, "crops": describe_crops(facts["crop"]),
-            "teacher": teacher if parts else "eval mode",
-            "augmentation": facts.get("augment") or "none",
-            "patch shuffle": f"{shuffle} by {shuffle}" if shuffle else "none",
-            "teachers": len(facts.get("teachers") or [facts["teacher"]])}
-
-
-def find_deviations(args, spec, facts):
-    """--protocol: how this run differs from the published row, a line each. facts: of the labels, None where
-    there are none yet."""
-    ipc = images_per_class(args.train_dir)
-    row = find_row(args.protocol, spec, ipc, args.model)
-    here = describe_flags(args)
-    there = describe_flags(Namespace(**row.flags, hard_labels=False))
-    if facts:
-        here |= {f"labels, {key}": value for key, value in describe_labels(facts).items()}
-        wanted = dict(row.labels)
-        if "batch size" in wanted:  # not more than there are images
-            wanted["batch size"] = min(wanted["batch size"], facts["num_images"])
-        there |= {f"labels, {key}": value for key, value in wanted.items()}
-
-    differing = []
-    if row.models and not args.model.startswith(row.models):
-        differing.append(("student", args.model, f"{row.models[0]}, and this learning rate is that one's"))
-    if row.by_ipc and ipc not in IPCS:
-        differing.append(("images per class", ipc or "not known yet", "1, 10 and 50; the nearest is taken"))
-    for key, wanted in there.items():
-        fits = wanted if isinstance(wanted, tuple) else (wanted,)
-        if here.get(key, "not known") not in fits:
-            differing.append((key, here.get(key, "not known"), " or ".join(map(str, fits))))
-    differing += row.apart
-    if row.evaluated:
-        differing.append(("reported", "the last epoch", f"the best of those measured {row.evaluated}"))
-    return [f"{what}: {this}; {row.source}: {that}" for what, this, that in differing]

@@ -23,10 +23,12 @@ from sre2l.run.log import eta
 from sre2l.run.output import OutputFolder, check_dataset
 from sre2l.run.paths import run_folder, student_name
 from sre2l.run.start import run_script
-from validate import checks, losses, published, results
+from validate import checks, losses, results
 from validate.data import find_data, load_stored_batches
+from validate.deviations import TakeProtocol, fill_in, find_deviations
 from validate.evaluate import evaluate_checkpoint
 from validate.protocol import add_protocol_flags, check_protocol, make_schedule, make_settings
+from validate.published import PROTOCOLS
 from validate.student import load_student, save_student
 
 CHANCE_CAUSES = "too few epochs, a learning rate that is too large, or images that show nothing"
@@ -137,7 +139,7 @@ def main(args):
     choose_folders(args, run)
     check_dataset(args.train_dir, spec.name)
     check_dataset(args.fkd_path, spec.name)
-    published.fill_in(args, spec)
+    fill_in(args, spec)
     check_protocol(args)
     folder = OutputFolder(args.output_dir, "student", args.overwrite, vars(get_args([])))
     if args.dry_run:
@@ -161,7 +163,7 @@ def main(args):
     log.line(f"{args.model}: {args.epochs} epochs of {labels.num_images} images, batch {labels.batch_size}, "
              f"{precision}, measured on {len(data.val)} images of {data.val.root}"
              + f"; top1 is that of the averaged weights (--ema {args.ema:g})" * (args.ema > 0))
-    deviations = published.find_deviations(args, spec, data.facts) if args.protocol else []
+    deviations = find_deviations(args, spec, data.facts) if args.protocol else []
     for deviation in deviations:
         log.line(f"--protocol {args.protocol}: {deviation}")
 
@@ -205,7 +207,7 @@ def make_parser():
     add("--batch-size", type=number(int, 1), help="checked against the labels (default: theirs)")
 
     # The loss and the step.
-    add("--protocol", action=published.TakeProtocol, choices=published.PROTOCOLS,
+    add("--protocol", action=TakeProtocol, choices=PROTOCOLS,
         help="a published protocol: it replaces what stands before it, and flags after it win; prints how "
              "this run deviates from it")
     add_protocol_flags(add)
