@@ -40,7 +40,7 @@ FOR_ALL = ("--name", "--dataset", "--dry-run")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A flag of one of these names means something else in each stage that has it.
 AMBIGUOUS = ("--epochs", "--lr", "--batch-size", "-b", "--seed", "--precision", "--momentum",
-             "--weight-decay", "--warmup-epochs")
+             "--weight-decay", "--warmup-epochs", "--lr-schedule")
 STAGES = {"squeeze": squeeze, "recover": recover, "relabel": relabel, "check": check, "validate": train,
           "random_real": random_real, "summary": summary}
 PLANNED = ("squeeze", "recover", "relabel", "validate")  # the stages whose --dry-run an estimate needs

@@ -24,7 +24,7 @@ SCRIPTS = {  # each with the modules that it hands args to
     "recover": (recover, "recover/watch", FLAGS, LOG, PATHS, "sre2l/nets/teacher"),
     "relabel": (relabel, "relabel/plan", FLAGS, PATHS, "sre2l/nets/teacher"),
     "validate": (train, "validate/checks", "validate/data", "validate/student", "validate/protocol",
-                 "validate/losses", "validate/results", FLAGS, LOG, PATHS),
+                 "validate/deviations", "validate/losses", "validate/results", FLAGS, LOG, PATHS),
     "pick": (pick, "recover/scores", FLAGS, LOG, PATHS, "sre2l/nets/teacher"),
     "check": (check, PATHS), "random_real": (random_real, PATHS), "score": (score, PATHS),
     "summary": (summary, PATHS),

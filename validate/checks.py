@@ -13,6 +13,7 @@ from sre2l.run.errors import UserError
 from sre2l.run.files import as_json, hash_file, sidecar
 from sre2l.run.output import recorded
 from sre2l.run.processes import world_size
+from validate.deviations import find_deviations
 from validate.protocol import make_settings
 
 # What the protocol takes over from a manifest.
@@ -52,8 +53,11 @@ def dry_run(args, spec, folder):
     network, stem = check_student(args, spec)
     check_epochs(args, recorded(sidecar(args.fkd_path, "manifest.json"), "epochs"))
     evaluations = len(args.seeds) * -(-args.epochs // args.eval_every)
+    plan = {}
+    if args.protocol:
+        plan["deviations"] = find_deviations(args, spec, manifest_of(args.fkd_path))
     folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds,
-                   evaluations=evaluations, bytes=num_weight_bytes(network) * len(args.seeds))
+                   evaluations=evaluations, bytes=num_weight_bytes(network) * len(args.seeds), **plan)
 
 
 def check_micro_batches(steps, processes, batch_size, num_images):

@@ -78,7 +78,7 @@ def check_protocol(args):
     """Raise UserError where flags of the protocol contradict each other."""
     check_warmup(args)
     if args.lr_schedule != "multistep":
-        if args.milestones:
+        if args.milestones and not args.protocol:  # those of a protocol may be left over
             raise UserError(f"--milestones would do nothing with --lr-schedule {args.lr_schedule}; leave "
                             f"them away, or type --lr-schedule multistep")
     elif not args.milestones:

@@ -64,10 +64,10 @@ def seconds_of_stages(args):
     return {stage: stage_seconds(path) for stage, path in metrics.items()}
 
 
-def write_results(args, settings, rows, num_bytes, device):
+def write_results(args, settings, rows, num_bytes, device, deviations):
     """Write results.json for these seeds and those of earlier runs of this protocol -> its contents.
 
-    rows: {seed: summary}; num_bytes: {image_bytes, label_bytes}."""
+    rows: {seed: summary}; num_bytes: {image_bytes, label_bytes}; deviations: from --protocol, where given."""
     path = Path(args.output_dir) / "results.json"
     rows = add_earlier(rows, path, settings)
     results = {
@@ -75,6 +75,7 @@ def write_results(args, settings, rows, num_bytes, device):
         "seeds": rows,
         "seeds_used": seeds_used(args, map(int, rows)),
         "protocol": settings,
+        **({"published": {"protocol": args.protocol, "deviations": deviations}} if args.protocol else {}),
         **num_bytes,
         "seconds": seconds_of_stages(args),
         "versions": versions(device),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from relabel import relabel
 from sre2l.data.flags import add_run_flags
+from sre2l.nets.functions import recorded_name
 from sre2l.run.device import pick_device
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, sidecar, write_json
@@ -197,7 +198,9 @@ def find_real_hard(args, labels):
     if top1 is None:
         raise UserError(f"{labels}: nothing tells the top-1 of the labels' teacher, with which hard labels "
                         f"are compared; give it in percent with --real-hard")
-    return top1, f"the teacher {manifest['teacher']['arch']}, {origin}"
+    arch = manifest["teacher"]["arch"]
+    other = "" if arch == recorded_name(args.model) else ", another network than the student"
+    return top1, f"the teacher {arch}{other}, {origin}"
 
 
 def describe(values):

@@ -26,8 +26,10 @@ from sre2l.run.paths import run_folder, student_name
 from sre2l.run.start import run_script
 from validate import checks, losses, results
 from validate.data import find_data, load_stored_batches
+from validate.deviations import TakeProtocol, fill_in, find_deviations
 from validate.evaluate import evaluate_checkpoint
 from validate.protocol import add_protocol_flags, check_protocol, make_schedule, make_settings
+from validate.published import PROTOCOLS
 from validate.student import load_student, save_student
 
 CHANCE_CAUSES = "too few epochs, a learning rate that is too large, or images that show nothing"
@@ -138,6 +140,7 @@ def main(args):
     choose_folders(args, run)
     check_dataset(args.train_dir, spec.name)
     check_dataset(args.fkd_path, spec.name)
+    fill_in(args, spec)
     check_protocol(args)
     folder = OutputFolder(args.output_dir, "student", args.overwrite, vars(get_args([])))
     if args.dry_run:
@@ -161,6 +164,9 @@ def main(args):
     log.line(f"{args.model}: {args.epochs} epochs of {labels.num_images} images, batch {labels.batch_size}, "
              f"{precision}, measured on {len(data.val)} images of {data.val.root}"
              + f"; top1 is that of the averaged weights (--ema {args.ema:g})" * (args.ema > 0))
+    deviations = find_deviations(args, spec, data.facts) if args.protocol else []
+    for deviation in deviations:
+        log.line(f"--protocol {args.protocol}: {deviation}")
 
     # Train a student for each seed. The first of several processes reports.
     rows = {}
@@ -170,7 +176,7 @@ def main(args):
         row = rows[seed] = results.summarise(history)
         if processes.rank() == 0:
             num_bytes = {"image_bytes": data.facts["image_bytes"], "label_bytes": labels.num_bytes}
-            written = results.write_results(args, settings, rows, num_bytes, device)
+            written = results.write_results(args, settings, rows, num_bytes, device, deviations)
             warning = describe_chance(row["top1"], data.spec.num_classes, len(data.val), CHANCE_CAUSES)
             log.line(f"seed {seed}: last top1 {row['top1']:.2f}%  top5 {row['top5']:.2f}%   "
                      f"(best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']}){warning}")
@@ -202,6 +208,9 @@ def make_parser():
     add("--batch-size", type=number(int, 1), help="checked against the labels (default: theirs)")
 
     # The loss and the step.
+    add("--protocol", action=TakeProtocol, choices=PROTOCOLS,
+        help="a published protocol: it replaces what stands before it, and flags after it win; prints how "
+             "this run deviates from it")
     add_protocol_flags(add)
     add("--hard-labels", action="store_true",
         help="control: classes instead of the teacher's logits, from the same label files")
