@@ -12,6 +12,10 @@ import torch
 
 from recover import recover
 from relabel import relabel
+from sre2l.data.datasets import DATASETS
+from sre2l.data.real_images import read_real, shown_at
+from sre2l.nets import statistics
+from sre2l.nets.teacher import load_teacher
 from sre2l.run.device import pick_device
 from sre2l.run.files import sidecar
 from sre2l.run.paths import ROOT
@@ -134,7 +138,7 @@ def both(labelled):
                 ("relabel.relabel", "--fkd-path", root / "two" / "labels"),
                 ("relabel.relabel", "--fkd-path", root / "damaged" / "labels"),
                 ("validate.train", "--output-dir", root / "two" / "student"),
-                ("squeeze.squeeze", "--name", root / "two"),
+                ("squeeze.squeeze", "--name", root / "two", "--keep-epochs", 1, "--class-statistics"),
                 ("validate.train", "--gradient-accumulation-steps", 1, "--output-dir", root / "no")]
     lines = [(stage, list(map(str, (*flags[stage], *folder)))) for stage, *folder in commands]
     (root / "commands.json").write_text(json.dumps(lines))
@@ -191,6 +195,20 @@ def test_two_processes_train_a_teacher(both):
     teacher = torch.load(root / "two" / "teacher" / "teacher.pth")
     counts = {int(value) for key, value in teacher["model"].items() if key.endswith("tracked")}
     assert counts == {8} and 0 <= teacher["top1"] <= 100
+
+
+def test_two_processes_measure_the_class_statistics_of_one(both):
+    """Each takes half of the images; of the teacher and of the kept one."""
+    root, _ = both
+    spec = DATASETS["cifar10"]
+    images = shown_at(read_real(spec, root / "real", "train"), spec.size, spec.size)
+    for name in ("teacher.pth", "teacher.e1.pth"):
+        teacher = load_teacher(spec, root / "two" / "teacher" / name)
+        found = statistics.load(statistics.class_statistics_path(teacher.source), teacher, "class")
+        wanted = statistics.class_statistics(teacher.network, images, 10, spec.mean, spec.std,
+                                             torch.device("cpu"))
+        for one, two in zip(wanted.mean + wanted.var, found.mean + found.var, strict=True):
+            assert one.isfinite().all() and (one - two).norm() <= 1e-3 * one.norm()
 
 
 def test_micro_batches_must_be_a_multiple_of_the_processes(both):

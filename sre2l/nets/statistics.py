@@ -64,6 +64,19 @@ def load(path, teacher, kind):
     return Statistics(found["mean"], found["var"])
 
 
+def are_stored(path, teacher, kind):
+    """Does a file hold these statistics of this teacher, as `load` takes them?"""
+    with contextlib.suppress(UserError):
+        load(path, teacher, kind)
+        return True
+    return False
+
+
+def num_class_bytes(network, num_classes):
+    """About how many bytes a file of class statistics takes."""
+    return 8 * num_classes * sum(layer.num_features for layer in statistics_layers(network))
+
+
 def fits(values, teacher, kind):
     """Are these the values of every BatchNorm layer, finite, and for each class where the kind is 'class'?"""
     layers = statistics_layers(teacher.network)

@@ -45,10 +45,13 @@ def check_warmup(args):
         raise UserError(f"--warmup-epochs {args.warmup_epochs} is not below --epochs {args.epochs}")
 
 
-def lr_factor(epoch, epochs, warmup):
-    """An epoch's learning rate over the base rate: linear from 0.01 for `warmup` epochs, then a cosine."""
+def lr_factor(epoch, epochs, warmup, schedule="cosine"):
+    """An epoch's learning rate over the base rate: linear from 0.01 for `warmup` epochs, then a cosine, or
+    the base rate itself where the schedule is 'constant'."""
     if epoch < warmup:
         return 0.01 + 0.99 * epoch / warmup
+    if schedule == "constant":
+        return 1.0
     return (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2
 
 
@@ -85,6 +88,12 @@ def make_sgd(parameters, lr, momentum, weight_decay, device):
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def make_adam(parameters, lr, beta1, weight_decay, device):
+    """Adam, fused on a GPU, with its weight decay in the gradient as torch has it."""
+    is_fused = device.type == "cuda"
+    return torch.optim.Adam(parameters, lr, (beta1, 0.999), weight_decay=weight_decay, fused=is_fused)
 
 
 def compile_network(network, one_pass):

@@ -18,8 +18,8 @@ BESIDE = {"images": rf"{RECORDS}|{PICTURES}|{PICKED}|tensorboard|unit\d+(\.ipc\d
           "labels": RECORDS}
 INSIDE = {
     **{kind: "/".join(names) for kind, names in LAYOUT.items()},
-    "teacher": rf"(teacher|checkpoint)\.pth|tensorboard/{EVENTS}|settings\.json|\.folder\.lock|"
-               rf"{LOGS}|{LEFT}",
+    "teacher": rf"(teacher(\.e\d+)?(\.class_statistics)?|checkpoint)\.pth|tensorboard/{EVENTS}|"
+               rf"settings\.json|\.folder\.lock|{LOGS}|{LEFT}",
     "student": rf"seed\d+/checkpoint\.pth|tensorboard/seed\d+/{EVENTS}|report\.html|(settings|results)\.json|"
                rf"\.folder\.lock|{LOGS}|{LEFT}",
 }
