@@ -26,7 +26,7 @@ from recover.picks import (
     pick_random,
     pick_scored,
 )
-from recover.scores import SCORES, append_scores, plan_chunks, read_every_score, read_scores, score_classes
+from recover.scores import SCORES, append_scores, finish_scores, plan_chunks, read_scores, score_classes
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.image_folder import encode, fingerprint
 from sre2l.data.real_images import read_real, shown_at
@@ -212,7 +212,7 @@ def main(args):
     # Finish: of several processes the last one finds the set complete. It alone computes groups.
     if folder.finish(list(names.values())):
         if teacher:
-            scored = read_every_score(folder, images, classes, args)
+            scored = finish_scores(folder, images, classes, args)
         write_chosen(folder, images, choose(args, images, classes, scored), names)
         if args.groups:
             write_groups(folder, images, scored, args, teacher, spec, device)

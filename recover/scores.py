@@ -18,7 +18,7 @@ from sre2l.run import signals
 from sre2l.run.ahead import in_order
 from sre2l.run.device import upload
 from sre2l.run.errors import UserError
-from sre2l.run.files import append_line
+from sre2l.run.files import append_line, write_bytes
 from sre2l.run.log import read_metrics
 
 VIEWS = 256  # that the teacher is shown at a time, of one class
@@ -122,21 +122,28 @@ def read_scores(folder, images, classes, args):
             if len(line["scores"]) == len(rows):
                 boxes = [box and tuple(box) for box in line["boxes"] or [None] * len(rows)]
                 found[label] = [Cell(*cell) for cell in zip(rows, boxes, line["scores"])]
-    return found
+    return {label: found[label] for label in classes if label in found}
 
 
-def read_every_score(folder, images, classes, args):
-    """The same of all classes. Raises UserError where scores are gone, though their images are there."""
+def line_of(label, cells):
+    """The scores of a class, in drawn order, as a line of the file."""
+    boxes = [cell.box for cell in cells] if cells[0].box else None
+    return json.dumps({"class": label, "scores": [cell.score for cell in cells], "boxes": boxes}) + "\n"
+
+
+def append_scores(folder, label, cells):
+    """Add the scores of a class to scores.jsonl, in a line that a kill leaves whole."""
+    with folder.lock.moment():
+        append_line(folder.path("scores.jsonl"), line_of(label, cells))
+
+
+def finish_scores(folder, images, classes, args):
+    """The scores of all classes, as of read_scores, in whose order the file is written anew.
+
+    Raises UserError where scores are gone, though their images are there."""
     found = read_scores(folder, images, classes, args)
     if len(found) < len(classes):
         raise UserError(f"{folder.path('scores.jsonl')}: holds the scores of {len(found)} of {len(classes)} "
                         f"classes; the same command adds the others")
+    write_bytes(folder.path("scores.jsonl"), "".join(map(line_of, found, found.values())).encode())
     return found
-
-
-def append_scores(folder, label, cells):
-    """Add the scores of a class, in drawn order, to scores.jsonl, in a line that a kill leaves whole."""
-    boxes = [cell.box for cell in cells] if cells[0].box else None
-    line = json.dumps({"class": label, "scores": [cell.score for cell in cells], "boxes": boxes})
-    with folder.lock.moment():
-        append_line(folder.path("scores.jsonl"), line + "\n")

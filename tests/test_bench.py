@@ -17,12 +17,13 @@ from bench.world import SPEC, World, write_images, write_labels
 from recover.objective import PlainEngine, Weights
 from recover.views import View
 from sre2l.data.augment import apply_mix, normalise
+from sre2l.data.loader import micro_batches
 from sre2l.nets.precision import PRECISIONS
 from sre2l.run.log import read_metrics
 from tests.helpers import SMALL, refused, run_main
 from tests.nets import build
 from tests.parity import total
-from validate.losses import distillation_loss, micro_batches, soft_targets
+from validate.losses import distillation_loss, soft_targets
 
 SIZE = 20
 CPU = torch.device("cpu")

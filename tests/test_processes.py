@@ -56,8 +56,8 @@ def commands_of(labelled):
         "relabel.relabel": (*common, *teacher, "--data", root / "run" / "images", "--epochs", 2, "-b", 16,
                             "-j", 0),
         "validate.train": (*student, "--model", SMALL, "--gradient-accumulation-steps", 2),
-        "squeeze.squeeze": (*common, "--real-data", root / "real", "--arch", SMALL, "--epochs", 2, "-b", 8,
-                            "-j", 0)}
+        "squeeze.squeeze": (*common, "--real-data", root / "real", "--arch", "convnet3-w8",
+                            "--epochs", 2, "-b", 8, "-j", 0)}
 
 
 def averaged_statistics(met, momentum):
@@ -208,7 +208,7 @@ def test_two_processes_measure_the_class_statistics_of_one(both):
         wanted = statistics.class_statistics(teacher.network, images, 10, spec.mean, spec.std,
                                              torch.device("cpu"))
         for one, two in zip(wanted.mean + wanted.var, found.mean + found.var, strict=True):
-            assert one.isfinite().all() and (one - two).norm() <= 1e-3 * one.norm()
+            assert one.isfinite().all() and (one - two).norm() <= 1e-5 * one.norm()
 
 
 def test_micro_batches_must_be_a_multiple_of_the_processes(both):

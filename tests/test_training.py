@@ -11,6 +11,7 @@ from torchvision import transforms
 
 from sre2l.data.augment import apply_mix
 from sre2l.data.image_folder import Images
+from sre2l.data.loader import micro_batches
 from sre2l.data.real_images import show
 from sre2l.nets.evaluation import evaluate
 from sre2l.nets.training import lr_factor, set_lr, weight_decay_groups
@@ -20,7 +21,7 @@ from tests.nets import SmallNet, like_trained
 from tests.worlds import labelled_images
 from validate import losses, student, train
 from validate.data import find_data, load_stored_batches
-from validate.losses import distillation_loss, micro_batches, soft_targets
+from validate.losses import distillation_loss, soft_targets
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

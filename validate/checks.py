@@ -18,6 +18,8 @@ from validate.protocol import make_settings
 # What the protocol takes over from a manifest.
 DESCRIBED = ("num_images", "batch_size", "mix", "mix_alpha", "classes", "image_bytes", "crop", "logits",
              "seed", "order_seed", "teacher", "measured_top1", "images_sha256", "precision")
+# The same where a manifest has them: none of these is its default.
+DESCRIBED_IF_THERE = ("teachers", "teacher_weights", "augment", "patch_shuffle")
 
 
 def check_there(train_dir, fkd_path):
@@ -102,6 +104,16 @@ def check_manifest(args, manifest, images):
                             f"has {value}")
 
 
+def describe_part(args, labels, manifest):
+    """A warning where the teacher's BatchNorm saw other parts of a batch than the student's; else None."""
+    part = (manifest or {}).get("batch_statistics")
+    micro_size = labels.batch_size // args.gradient_accumulation_steps
+    if isinstance(part, bool | None) or part == micro_size:
+        return None
+    return (f"warning: {args.fkd_path}: the teacher's BatchNorm saw {part} images at a time, the student's "
+            f"sees {micro_size}; choose --gradient-accumulation-steps so that the two are the same")
+
+
 def check_labels(args, spec, images, labels):
     """-> (LabelFolder, manifest or None, notes for the log). labels: what verify_labels found.
 
@@ -130,6 +142,9 @@ def check_labels(args, spec, images, labels):
     notes.append(f"{root}: {found.text}")
     if found.warning:
         notes.append(found.warning)
+    part_warning = describe_part(args, labels, manifest)
+    if part_warning:
+        notes.append(part_warning)
     return labels, manifest, notes
 
 
@@ -137,6 +152,7 @@ def describe_labels(args, labels, manifest, images):
     """What the protocol says of images and labels: the manifest's facts, or those that the files tell."""
     if manifest:
         facts = {key: manifest[key] for key in DESCRIBED}
+        facts |= {key: manifest[key] for key in DESCRIBED_IF_THERE if key in manifest}
         if "batch_statistics" in manifest:  # off is None, as students of older labels have recorded it
             facts["batch_statistics"] = manifest["batch_statistics"] or None
         return facts

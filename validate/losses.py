@@ -1,5 +1,4 @@
-"""What the student sees and learns of a batch, its loss, and the micro-batches over which a gradient is
-summed."""
+"""What the student sees and learns of a batch, and its loss."""
 from dataclasses import replace
 
 import torch
@@ -44,13 +43,3 @@ def distillation_loss(outputs, targets, temperature, times_t2=False):
     """KL(targets || softmax(outputs / T)), mean over rows; times T^2 as for Tiny-ImageNet. Both (n, C)."""
     loss = F.kl_div(F.log_softmax(outputs / temperature, dim=1), targets, reduction="batchmean")
     return loss * temperature ** 2 if times_t2 else loss
-
-
-def micro_batches(num_rows, micro_size):
-    """A batch's rows in slices of micro_size. A single row left over joins the slice before it: BatchNorm
-    cannot train on it."""
-    starts = list(range(0, num_rows, micro_size))
-    if len(starts) > 1 and num_rows - starts[-1] == 1:
-        starts.pop()
-    stops = [*starts[1:], num_rows]
-    return [slice(start, stop) for start, stop in zip(starts, stops)]

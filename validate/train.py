@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from sre2l.data.flags import add_stage_flags, data_spec
+from sre2l.data.loader import micro_batches
 from sre2l.nets import parallel, training
 from sre2l.nets.evaluation import describe_chance, evaluate, keep_on_device
 from sre2l.nets.precision import PRECISIONS, autocast, start_device
@@ -81,7 +82,7 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
             # Micro-batch k is process k mod N's. The gradient is the whole batch's, however it is cut.
             optimizer.zero_grad()
             batch_loss = torch.zeros((), device=device)
-            for k, rows in enumerate(losses.micro_batches(len(batch.rows), micro_size)):
+            for k, rows in enumerate(micro_batches(len(batch.rows), micro_size)):
                 if k % processes.world_size() != processes.rank():
                     continue
                 training.seed_torch(seed, epoch, batch.index, k)  # dropout is the same in whichever process

@@ -1,12 +1,18 @@
 """The flags that several stages share, and the data set's row as they change it."""
 import argparse
 import dataclasses
-import os
 
 from sre2l.data.datasets import DATASETS, STEMS
 from sre2l.data.own import check_dataset_name, facts_path, read_facts
 from sre2l.run.errors import UserError
-from sre2l.run.flags import add_dead_flags, existing_folder, network_name, number, number_list
+from sre2l.run.flags import (
+    add_dead_flags,
+    checkpoint_files,
+    existing_folder,
+    network_names,
+    number,
+    number_list,
+)
 from sre2l.run.log import check_tensorboard
 from sre2l.run.paths import ROOT, run_folder
 
@@ -80,11 +86,12 @@ def add_stage_flags(parser, stage, teacher=False, tensorboard=False, val=False):
     add("--gpu", dest="device", metavar="N", type="cuda:{}".format, help="the same as --device cuda:N")
 
     if teacher:
-        add("-a", "--arch", "--arch-name", type=network_name,
-            help="the teacher's network (docs/networks.md; default: the checkpoint's, else resnet18)")
-        add("--teacher", "--arch-path", type=os.path.abspath, metavar="FILE",
-            help="the teacher's checkpoint (default: torchvision's weights for imagenet1k, "
-                 "else runs/<name>/teacher/teacher.pth)")
+        add("-a", "--arch", "--arch-name", type=network_names, metavar="ARCH[,ARCH]",
+            help="the teacher's network (docs/networks.md; default: the checkpoint's, else resnet18); of "
+                 "several teachers one for each")
+        add("--teacher", "--arch-path", type=checkpoint_files, metavar="FILE[,FILE]",
+            help="the teacher's checkpoint, a name alone being one in runs/<name>/teacher (default: "
+                 "torchvision's weights for imagenet1k, else teacher.pth there); several between commas")
         add("--classes", type=number_list, metavar="0-9,17", help="only these of the teacher's classes")
         add("--allow-chance", action="store_true", help="go on with a teacher whose measured top-1 is chance")
     if tensorboard:

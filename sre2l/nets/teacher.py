@@ -1,6 +1,7 @@
 """The teacher of a run, frozen: from our own checkpoint, from anybody's, or from torchvision."""
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ class Teacher:
     class_names, top1 and seed are None where the checkpoint does not tell them. arch: its name as it is
     recorded; arch_sha256: of the file where that is PATH.py:function, else None. stated_top1: in percent,
     what the checkpoint says in any way; top1 is our own checkpoints' alone, and images and labels record
-    that one."""
+    that one. mean, std: of the images that the network takes; own_normalisation: those that it was trained
+    with, (mean, std), where a layer in front of it converts."""
     network: nn.Module
     arch: str
     stem: str
@@ -48,11 +50,12 @@ class Teacher:
     sha256: str
     arch_sha256: str | None = None
     stated_top1: float | None = None
+    own_normalisation: tuple | None = None
 
     def describe(self):
         """The facts for settings and manifests. Where the checkpoint lies is not among them."""
         keys = ("arch", "stem", "num_classes", "mean", "std", "size", "top1", "seed", "sha256")
-        keys += ("arch_sha256",) * (self.arch_sha256 is not None)
+        keys += tuple(key for key in ("arch_sha256", "own_normalisation") if getattr(self, key) is not None)
         return {key: getattr(self, key) for key in keys}
 
     def check_takes(self, size):
@@ -149,30 +152,100 @@ def load_teacher(spec, path, arch=None, stem=None, default_arch="resnet18"):
         stated)
 
 
-def teacher_path(args):
-    """--teacher, else the file that squeeze leaves in the run folder; None for torchvision's teacher."""
-    if args.teacher is not None or args.dataset == "imagenet1k":
-        return args.teacher
-    return run_folder(args) / "teacher" / "teacher.pth"
+class Converted(nn.Module):
+    """A network that takes images in another normalisation than its own, (mean, std) of each channel."""
+
+    def __init__(self, network, mean, std, own_mean, own_std):
+        super().__init__()
+        mean, std, own_mean, own_std = (torch.tensor(v).view(3, 1, 1) for v in (mean, std, own_mean, own_std))
+        self.register_buffer("scale", std / own_std)
+        self.register_buffer("shift", (mean - own_mean) / own_std)
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x * self.scale + self.shift)
+
+
+def teacher_files(args):
+    """The checkpoints of --teacher, else the one that squeeze leaves in the run folder; [None] for
+    torchvision's teachers. A bare name that is no file here is one in the run's teacher folder."""
+    own = run_folder(args) / "teacher"
+    if args.teacher is None:
+        return [None] if args.dataset == "imagenet1k" else [own / "teacher.pth"]
+    files = [args.teacher] if os.path.exists(args.teacher) else args.teacher.split(",")
+    return [own / file if os.sep not in file and not os.path.exists(file) else Path(file) for file in files]
+
+
+def pair_with_archs(args, files):
+    """-> [(file, name of the network or None)], one for each teacher. Raises UserError where the numbers of
+    --teacher and --arch differ. Without --teacher, each name is a teacher of torchvision's."""
+    archs = args.arch.split(",") if args.arch else [None]
+    if files == [None]:
+        return [(None, arch) for arch in archs]
+    if len(archs) not in (1, len(files)) or (len(archs) == 1 < len(files) and archs[0]):
+        raise UserError(f"--arch names {len(archs)} network{'s' * (len(archs) > 1)} for {len(files)} "
+                        f"checkpoint{'s' * (len(files) > 1)}; name one for each, between commas")
+    return list(zip(files, archs if len(archs) == len(files) else archs * len(files)))
+
+
+def is_untrained(args, file):
+    """Is this a checkpoint of the run's own teacher folder, and not there yet?"""
+    return file is not None and file.parent == run_folder(args) / "teacher" and not file.exists()
+
+
+def check_trained(args, file):
+    """Raise UserError for a checkpoint of the run's own teacher folder that is not there."""
+    if not is_untrained(args, file):
+        return
+    name = f" --name {args.name}" if args.name else ""
+    make = f"train one (sh squeeze/squeeze.sh {args.dataset}{name})"
+    raise UserError(f"{file}: no teacher there; {make} or give one with --teacher FILE")
+
+
+def check_same_classes(first, other):
+    """Raise UserError where two teachers are known to have classes of other names or in another order."""
+    names = first.class_names, other.class_names
+    if None not in names and list(names[0]) != list(names[1]):
+        raise UserError(f"{other.source}: its classes are not those of {first.source}, or are in another "
+                        f"order; several teachers need the same")
+
+
+def as_shown(teacher, spec):
+    """A further teacher as it is shown images of the first one's normalisation, which spec has."""
+    own = teacher.mean, teacher.std
+    if own == (spec.mean, spec.std):
+        return teacher
+    network = Converted(teacher.network, spec.mean, spec.std, *own).eval()
+    return dataclasses.replace(teacher, network=network, mean=spec.mean, std=spec.std, own_normalisation=own)
+
+
+def find_teachers(args, spec):
+    """The run's teachers -> ([Teacher, ...], the data set's row with the first one's normalisation and size).
+
+    --input-size, --mean and --std win over what the first teacher's checkpoint says. Each of the others is
+    shown its own normalisation: a layer in front of its network converts. A --dry-run gets ([], spec) where
+    one is still to be downloaded or trained. Raises UserError for teachers of different classes."""
+    pairs = pair_with_archs(args, teacher_files(args))
+    if args.dry_run and any(file is None or is_untrained(args, file) for file, _ in pairs):
+        return [], spec
+    for file, _ in pairs:
+        check_trained(args, file)
+    first, *others = [load_teacher(spec, file, arch, args.stem) for file, arch in pairs]
+    spec = override(spec, args, mean=first.mean, std=first.std, size=first.size)
+    for teacher in others:
+        check_same_classes(first, teacher)
+    for teacher in (first, *others):
+        teacher.check_takes(spec.size)
+    first = dataclasses.replace(first, mean=spec.mean, std=spec.std)
+    return [first, *(as_shown(teacher, spec) for teacher in others)], spec
 
 
 def find_teacher(args, spec):
-    """The run's teacher -> (Teacher, the data set's row with the teacher's normalisation and size).
-
-    --input-size, --mean and --std win over what the teacher's checkpoint says. A --dry-run gets (None, spec)
-    where the teacher is still to be downloaded or trained."""
-    path = teacher_path(args)
-    is_untrained = path is not None and args.teacher is None and not path.exists()
-    if args.dry_run and (path is None or is_untrained):
-        return None, spec
-    if is_untrained:
-        name = f" --name {args.name}" if args.name else ""
-        raise UserError(f"{path}: no teacher there; train one (sh squeeze/squeeze.sh {args.dataset}{name}) "
-                        f"or give one with --teacher FILE")
-    teacher = load_teacher(spec, path, args.arch, args.stem)
-    spec = override(spec, args, mean=teacher.mean, std=teacher.std, size=teacher.size)
-    teacher.check_takes(spec.size)
-    return dataclasses.replace(teacher, mean=spec.mean, std=spec.std), spec
+    """The run's only teacher -> (Teacher, spec) of find_teachers; (None, spec) where a dry run has none."""
+    teachers, spec = find_teachers(args, spec)
+    if len(teachers) > 1:
+        raise UserError("several teachers")
+    return (teachers[0] if teachers else None), spec
 
 
 def describe_order(answers, labels, top1):

@@ -84,6 +84,11 @@ def number(kind, low=None, high=None, above=None):
     return parse
 
 
+def numbers(text):
+    """An argparse type: '1,0.5' -> [1.0, 0.5], each above 0."""
+    return [number(float, above=0)(part) for part in text.split(",")]
+
+
 def number_list(text):
     """'0-9,17' -> [0, ..., 9, 17], ascending, without repeats."""
     values = set()
@@ -102,6 +107,19 @@ def network_name(text):
     """An argparse type: the name of a network. The path in PATH.py:function becomes absolute."""
     path, _, function = text.rpartition(":")
     return f"{os.path.abspath(path)}:{function}" if path.endswith(".py") else text
+
+
+def network_names(text):
+    """An argparse type: the names of one or more networks, between commas."""
+    return ",".join(network_name(name) for name in text.split(","))
+
+
+def checkpoint_files(text):
+    """An argparse type: one or more checkpoints, between commas. Their paths become absolute, but for a bare
+    name that is no file here, which find_teachers looks for in the run's teacher folder."""
+    files = [text] if os.path.exists(text) else text.split(",")
+    is_bare = [os.sep not in file and not os.path.exists(file) for file in files]
+    return ",".join(file if bare else os.path.abspath(file) for file, bare in zip(files, is_bare))
 
 
 def check_folders(*paths):
