@@ -25,7 +25,7 @@ from sre2l.data.real_images import read_real, read_val, shown_at, to_train_on
 from sre2l.kernels.norms import statistics_layers
 from sre2l.nets import checkpoints, models, parallel, statistics, training
 from sre2l.nets.evaluation import describe_chance, evaluate, keep_on_device
-from sre2l.nets.functions import recorded_name, source_sha256
+from sre2l.nets.functions import describe_arch, recorded_name, source_sha256
 from sre2l.nets.precision import PRECISIONS, autocast, dtype_of, memory_format_of, start_device
 from sre2l.nets.teacher import load_teacher
 from sre2l.run import processes, signals
@@ -94,8 +94,7 @@ def save(path, identity, seed, values, network, optimizer, scaler):
 
 def build_teacher(args, spec):
     """-> (a network with the weights that training starts from, its stem, lines for the log about them)."""
-    network, stem = models.build_for(spec, args.arch, args.stem)
-    models.check_shapes(network, args.arch, spec.num_classes, spec.size)
+    network, stem = models.build_for_training(spec, args.arch, args.stem)
     if args.class_statistics and not statistics_layers(network):
         raise UserError(f"--class-statistics: {args.arch} has no BatchNorm layer with running statistics, so "
                         f"there is nothing to measure; leave it away")
@@ -139,7 +138,7 @@ def name_of_age(epoch):
 
 def describe_teacher(args, spec, stem, images):
     """What a teacher's file says of it besides its weights and the metrics of its last epoch."""
-    return {"format": checkpoints.TEACHER_FORMAT, "arch": recorded_name(args.arch), "stem": stem,
+    return {"format": checkpoints.TEACHER_FORMAT, **describe_arch(args.arch), "stem": stem,
             "class_names": images.class_names, "dataset": spec.name, "seed": args.seed,
             "mean": spec.mean, "std": spec.std, "size": spec.size, "num_classes": spec.num_classes}
 
@@ -170,7 +169,7 @@ def measure_classes(args, spec, images, folder, device, log):
 
 def dry_run(args, spec, folder):
     """--dry-run: print the settings, how many epochs and how many bytes. Nothing is loaded."""
-    network, stem = models.build_for(spec, args.arch, args.stem)
+    network, stem = models.build_for_training(spec, args.arch, args.stem)
     num_teachers = 1 + len(args.keep_epochs)
     # A checkpoint holds the network and what the optimiser keeps: momenta, and Adam's squares as well.
     copies = num_teachers + (3 if args.optimizer == "adam" else 2)
@@ -202,6 +201,7 @@ def main(args):
     # The weights come first from this seed: they depend on nothing that was read or measured.
     torch.manual_seed(args.seed)
     network, stem, origin = build_teacher(args, spec)
+    checkpoints.check_same_weights(network, args.arch)
     order = args.class_order or "text"
     real = read_real(spec, args.real_data, "train", None, spec.class_names, "dataset.json", order)
     val = read_val(spec, args.real_data, None, real.class_names, "train")

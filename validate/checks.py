@@ -8,7 +8,7 @@ from sre2l.check.manifest import check_images, describe_images, manifest_of
 from sre2l.data.label_files import label_path
 from sre2l.data.loader import Batches
 from sre2l.nets.checkpoints import num_weight_bytes
-from sre2l.nets.models import build_for, check_shapes
+from sre2l.nets.models import build_for_training
 from sre2l.run.errors import UserError
 from sre2l.run.files import as_json, hash_file, sidecar
 from sre2l.run.output import recorded
@@ -33,9 +33,7 @@ def check_student(args, spec):
     """-> (a student, the stem it has). Call it before images and labels are read.
 
     Raises UserError for a student that cannot be built or take the images."""
-    network, stem = build_for(spec, args.model, args.stem)
-    check_shapes(network, args.model, spec.num_classes, spec.size)
-    return network, stem
+    return build_for_training(spec, args.model, args.stem)
 
 
 def check_epochs(args, epochs, more=True):

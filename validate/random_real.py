@@ -15,10 +15,11 @@ from relabel import relabel
 from sre2l.check.verify import read_checked, verify_images
 from sre2l.data.flags import add_run_flags, data_spec
 from sre2l.data.real_images import read_real
+from sre2l.nets.functions import is_function, recorded_name
 from sre2l.run.device import pick_device
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, sidecar
-from sre2l.run.flags import Parser, check_folders, number
+from sre2l.run.flags import Parser, check_folders, network_name, network_names, number
 from sre2l.run.output import OutputFolder, recorded
 from sre2l.run.paths import run_folder, student_name
 from sre2l.run.processes import barrier, rank, start
@@ -36,6 +37,21 @@ def saved_args(stage, path, **changes):
     recorded = {key: value for key, value in read_json(path).items() if value is not None}
     vars(args).update(recorded | changes)
     return args
+
+
+def teacher_to_repeat(path, stored, typed):
+    """The network (or several, between commas) with which relabel is repeated: the one that its record has,
+    but as the user types it. Raises UserError for another one, and for code that the record alone names."""
+    if stored is None or typed is None:
+        functions = [name for name in (stored or "").split(",") if is_function(name)]
+        if functions:
+            raise UserError(f"{path}: labelled by {recorded_name(functions[0])}, code that runs only where "
+                            f"you name it yourself: type --arch, as for relabel.sh")
+        return stored or typed
+    names, typed_names = (list(map(recorded_name, text.split(","))) for text in (stored, typed))
+    if names != typed_names:
+        raise UserError(f"{path}: labelled by {','.join(names)}, --arch says {','.join(typed_names)}")
+    return typed
 
 
 def are_lossless(paths):
@@ -68,8 +84,10 @@ def main(args):
     images = OutputFolder(place, "images", args.overwrite, DEFAULTS)
     # What this command line says about the control itself goes to both stages.
     changes = {"overwrite": args.overwrite, "dry_run": args.dry_run, "fkd_path": str(root / "labels")}
-    to_relabel = saved_args(relabel, sidecar(run / "labels", "args.json"), **changes)
-    to_train = saved_args(train, run / student_name(args.model) / "args.json", **changes,
+    record = sidecar(run / "labels", "args.json")
+    to_relabel = saved_args(relabel, record, **changes)
+    to_relabel.arch = teacher_to_repeat(record, to_relabel.arch, args.arch)
+    to_train = saved_args(train, run / student_name(args.model) / "args.json", **changes, model=args.model,
                           train_dir=str(images.root), output_dir=str(root / student_name(args.model)))
     run_images = to_relabel.data
     to_relabel.data = str(images.root)
@@ -122,7 +140,10 @@ def make_parser():
         help="take runs/<name>/picked, the real images of pick.sh, in place of random ones")
     add("--overwrite", action="store_true",
         help="start afresh: delete what an earlier run left in random_real/ or picked_real/")
-    add("--model", default="resnet18", metavar="ARCH", help="the student whose run is repeated")
+    add("--model", type=network_name, default="resnet18", metavar="ARCH",
+        help="the student whose run is repeated")
+    add("-a", "--arch", "--arch-name", type=network_names, metavar="ARCH[,ARCH]",
+        help="the teacher's network, where relabel had to be told PATH.py:function")
     return parser
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from sre2l.nets.checkpoints import TEACHER_FORMAT, continue_from
-from sre2l.nets.functions import recorded_name
+from sre2l.nets.checkpoints import TEACHER_FORMAT, check_same_weights, continue_from
+from sre2l.nets.functions import describe_arch
 from sre2l.nets.models import build_for
 from sre2l.nets.precision import memory_format_of
 from sre2l.nets.training import make_scaler
@@ -30,8 +30,9 @@ def load_student(args, spec, path, seed, identity, device, precision):
     identity: the hash of its settings and seed, by which it knows its checkpoint."""
     torch.manual_seed(seed)
     network, stem = build_for(spec, args.model, args.stem)
+    check_same_weights(network, args.model)
     network.to(device, memory_format=memory_format_of(device))
-    facts = {"format": TEACHER_FORMAT, "arch": recorded_name(args.model), "stem": stem,
+    facts = {"format": TEACHER_FORMAT, **describe_arch(args.model), "stem": stem,
              "num_classes": spec.num_classes, "mean": spec.mean, "std": spec.std, "size": spec.size,
              "dataset": spec.name, "seed": seed, "identity": identity}
     student = Student(network, make_optimizer(network, args, device), make_scaler(precision, device), facts)
