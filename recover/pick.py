@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from recover import pictures
 from recover.batches import image_names, index_ranges
@@ -33,7 +34,7 @@ from sre2l.data.real_images import read_real, shown_at
 from sre2l.nets import statistics
 from sre2l.nets.functions import recorded_name
 from sre2l.nets.precision import memory_format_of, start_device
-from sre2l.nets.teacher import check_top1, find_teacher
+from sre2l.nets.teacher import check_top1, find_teachers
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
@@ -113,15 +114,16 @@ def check_args(args, spec):
     return classes
 
 
-def settings_of(args, spec, classes, teacher, images=None):
+def settings_of(args, spec, classes, teachers, images=None):
     """What a picked image depends on. The IPC range is among it where a ranking is cut into so many parts.
 
     --score random takes whole images, so that --pick, --crops and --most say nothing there."""
     is_random = args.score == "random"
     cut_by_ipc = args.grid > 1 or (not is_random and args.pick in SPREADS)
     planned = {"arch": recorded_name(args.arch or "resnet18"), "file": args.teacher}
+    described = [teacher.describe() for teacher in teachers] or [planned]
     scoring = {} if is_random else {"pick": args.pick, "crops": args.crops, "most": args.most,
-                                    "teacher": teacher.describe() if teacher else planned}
+                                    "teacher": described[0], "further_teachers": described[1:] or None}
     found = {"real": fingerprint(images), "source": images.root} if images else {}
     return {"dataset": args.dataset, "score": args.score, **scoring, "grid": args.grid, "seed": args.seed,
             "ipc": args.ipc_end if cut_by_ipc else None, "size": spec.size, "classes": classes,
@@ -130,16 +132,16 @@ def settings_of(args, spec, classes, teacher, images=None):
 
 def dry_run(args, spec, classes, folder):
     """--dry-run: print the settings, how many images and how many bytes."""
-    teacher = None
+    teachers = []
     if args.score != "random":
-        teacher, spec = find_teacher(args, spec)
+        teachers, spec = find_teachers(args, spec)
     num_images = args.ipc_end * len(classes)
     image_bytes = spec.size ** 2 // 3 + 620 if args.jpeg else 2 * spec.size ** 2 + 100
-    folder.dry_run(settings_of(args, spec, classes, teacher), images=num_images,
+    folder.dry_run(settings_of(args, spec, classes, teachers), images=num_images,
                    bytes=num_images * image_bytes)
 
 
-def score_own(args, folder, log, images, classes, teacher, spec, device):
+def score_own(args, folder, log, images, classes, teachers, spec, device):
     """Score the classes of this process -> {class: Cells of all its images, in drawn order}.
 
     A class that an earlier run has scored is read. A signal ends the run after the batch under way."""
@@ -147,7 +149,7 @@ def score_own(args, folder, log, images, classes, teacher, spec, device):
     todo = [label for label in classes if label not in scored]
     done = 0
     started = logged = time.monotonic()
-    stream = score_classes(images, plan_chunks(images, todo, args), args, teacher, spec, device)
+    stream = score_classes(images, plan_chunks(images, todo, args), args, teachers, spec, device)
     with contextlib.closing(stream), signals.finishing_steps():
         for label, cells in stream:
             append_scores(folder, label, cells)
@@ -183,13 +185,17 @@ def main(args):
 
     # Prepare: what a flag can get wrong is refused here, before anything is written or deleted.
     device, _ = start_device(args.device, "fp32", args.deterministic, training=False)
-    teacher = None
+    torch.backends.cudnn.benchmark = False  # batches are of many sizes, and a class has the same scores again
+    teachers = []
     if args.score != "random":
-        teacher, spec = find_teacher(args, spec)
+        teachers, spec = find_teachers(args, spec)
+    if args.groups and len(teachers) > 1:
+        raise UserError("--groups: the statistics are one teacher's; pick with one, or without --groups")
+    for teacher in teachers:
         teacher.network.to(device, memory_format=memory_format_of(device))
         if processes.rank() == 0 or args.overwrite:  # whoever may delete has measured first
             check_top1(teacher, spec, args, device)
-    names_of_classes = teacher.class_names if teacher else spec.class_names
+    names_of_classes = teachers[0].class_names if teachers else spec.class_names
     images = read_real(spec, args.val_dir, "train", classes, names_of_classes, order=args.class_order)
     check_enough(images, classes, args.ipc_end, args.grid ** 2)
 
@@ -198,24 +204,24 @@ def main(args):
     pairs = [(ipc, label) for ipc in range(args.ipc_end) for label in classes]
     names = image_names(pairs, spec.num_classes, not args.jpeg)
     own = {pair: name for pair, name in names.items() if pair[1] in own_classes}
-    folder.begin(settings_of(args, spec, classes, teacher, images), index_ranges(own, spec.num_classes))
+    folder.begin(settings_of(args, spec, classes, teachers, images), index_ranges(own, spec.num_classes))
     log = folder.open_log(args, device)
     log.line(f"{len(pairs)} images of {len(classes)} classes, {args.score}, from {len(images)} of "
              f"{images.root} -> {folder.root}")
 
     # Score the own classes, pick of each, and write what is missing. Without a teacher nothing is scored.
-    scored = score_own(args, folder, log, images, own_classes, teacher, spec, device) if teacher else {}
+    scored = score_own(args, folder, log, images, own_classes, teachers, spec, device) if teachers else {}
     chosen = choose(args, images, own_classes, scored)
     write_images(folder, images, chosen, own, spec.size, args.grid)
     log.metrics(images=len(own))
 
     # Finish: of several processes the last one finds the set complete. It alone computes groups.
     if folder.finish(list(names.values())):
-        if teacher:
+        if teachers:
             scored = finish_scores(folder, images, classes, args)
         write_chosen(folder, images, choose(args, images, classes, scored), names)
         if args.groups:
-            write_groups(folder, images, scored, args, teacher, spec, device)
+            write_groups(folder, images, scored, args, teachers[0], spec, device)
         pictures.contact_sheet(folder.root, folder.path("png"))
         log.line(f"done: {len(pairs)} images in {folder.root}, contact sheet {folder.path('png')}",
                  from_any=True)

@@ -76,37 +76,51 @@ def cut_chunk(images, args, size, chunk):
 
 
 @torch.inference_mode()
-def score_views(network, score, views, label, spec):
-    """The scores of some views of a class -> (n,) on the CPU. views (n, 3, s, s) uint8, on the device."""
+def score_views(teachers, score, views, label, spec):
+    """The scores of some views of a class by each teacher -> (K, n) float64 on the CPU.
+
+    views (n, 3, s, s) uint8, on the device. Raises UserError for a score that is not finite."""
     shown = centred(normalise(views, spec.mean, spec.std), spec.size)
-    return score(network, shown, label).cpu()
+    found = torch.stack([score(teacher.network, shown, label).double().cpu() for teacher in teachers])
+    for teacher, scores in zip(teachers, found):
+        if not scores.isfinite().all():
+            raise UserError(f"{teacher.source}: the score of an image of class {label} is not finite; is the "
+                            f"teacher a trained one?")
+    return found
 
 
-def score_classes(images, chunks, args, teacher, spec, device):
+def join_teachers(found):
+    """The scores of all candidates of a class by K teachers (K, n, m) -> (n, m): one teacher's own, or, since
+    scores of several do not compare, the mean of the ranks that each gives (PSM)."""
+    if len(found) == 1:
+        return found[0]
+    ranks = found.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
+    return ranks.double().mean(0).view(found.shape[1:])
+
+
+def score_classes(images, chunks, args, teachers, spec, device):
     """Score one class after the other, until a signal asks to stop.
 
-    Yields (class, its Cells in drawn order, each the best candidate of its image). Raises UserError for a
-    score that is not finite."""
+    Yields (class, its Cells in drawn order, each the best candidate of its image)."""
     prepare = partial(cut_chunk, images, args, spec.size // args.grid)
     bar = tqdm(total=sum(len(chunk.rows) for chunk in chunks), desc="scoring", unit="image", disable=None,
                leave=False)
-    cells = []
+    rows, boxes, found = [], [], []  # of the class under way
     with bar, closing(in_order(prepare, chunks, args.workers)) as stream:
-        for chunk, boxes, views in stream:
+        for chunk, candidates, views in stream:
             if signals.stop_requested():
                 return
-            views = upload(views, device)
-            scores = score_views(teacher.network, SCORES[args.score], views, chunk.label, spec)
-            if not scores.isfinite().all():
-                raise UserError(f"{teacher.source}: the score of an image of class {chunk.label} is not "
-                                f"finite; is the teacher a trained one?")
-            best, crops = (values.tolist() for values in scores.view(len(chunk.rows), -1).min(1))
-            for row, candidates, crop, value in zip(chunk.rows, boxes, crops, best):
-                cells.append(Cell(row, candidates and tuple(candidates[crop]), value))
+            scores = score_views(teachers, SCORES[args.score], upload(views, device), chunk.label, spec)
+            rows += chunk.rows
+            boxes += candidates
+            found.append(scores.view(len(teachers), len(chunk.rows), -1))
             bar.update(len(chunk.rows))
             if chunk.ends:
+                best, crops = (values.tolist() for values in join_teachers(torch.cat(found, 1)).min(1))
+                cells = [Cell(row, own and tuple(own[crop]), value)
+                         for row, own, crop, value in zip(rows, boxes, crops, best)]
                 yield chunk.label, cells
-                cells = []
+                rows, boxes, found = [], [], []
 
 
 # -- the file beside the image folder

@@ -100,7 +100,8 @@ def dry_run(args, spec, images, labels):
     """--dry-run: the settings, how many label files and how many bytes."""
     teachers, spec = find_teachers(args, spec)
     described = [teacher.describe() for teacher in teachers]
-    several = {"teachers": described, "teacher_weights": weights_of(args, teachers)} if described[1:] else {}
+    weights = weights_of(args, teachers) if teachers else None
+    several = {"teachers": described, "teacher_weights": weights} if len(teachers) > 1 else {}
     settings = make_settings(args, spec)
     count = num_batches = num_bytes = None
     if images:

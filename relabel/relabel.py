@@ -206,7 +206,8 @@ def make_parser():
         help="Beta(alpha, alpha) of cutmix")
     add("--mixup", type=number(float, above=0), default=0.8, metavar="ALPHA",
         help="Beta(alpha, alpha) of mixup")
-    add("--crop", choices=("resized", "padded"), help="kind of crop (default: the data set's)")
+    add("--crop", choices=("resized", "padded", "none"),
+        help="kind of crop, none: the whole image (default: the data set's)")
     add("--min-scale-crops", type=number(float, 0, 1), default=0.08, help="least area of a resized crop")
     add("--max-scale-crops", type=number(float, 0, 1), default=1.0, help="largest area of a resized crop")
     add("--padding", type=number(int, 0),

@@ -6,6 +6,7 @@ from sre2l.run.files import read_json, sidecar
 from sre2l.run.log import keyed, stage_seconds
 from sre2l.run.output import recorded
 from sre2l.run.paths import student_name
+from validate.results import is_of_earlier_images, teacher_top1
 
 
 @dataclass
@@ -55,13 +56,6 @@ def kind_of(images):
     return "distilled images" if "r_bn" in made else "images of other origin"
 
 
-def is_of_earlier_images(protocol, labels):
-    """Was a student trained on other images than those that the folder's labels belong to now?"""
-    then = (protocol["labels"] or {}).get("images_sha256")
-    now = recorded(sidecar(labels, "manifest.json"), "images_sha256")
-    return None not in (then, now) and then != now
-
-
 def read_student(folder, run_folder):
     """The student in a folder of the run."""
     results = read_json(folder / "results.json")
@@ -97,14 +91,6 @@ def read_run(folder):
                teacher=recorded(folder / "teacher" / "settings.json"),
                recover=recorded(sidecar(images, "manifest.json")),
                relabel=recorded(sidecar(labels, "manifest.json")))
-
-
-def teacher_top1(labels):
-    """The settings of labels -> top-1 of their teacher in percent, None if unknown; where that is from."""
-    measured = labels.get("measured_top1")
-    if measured is not None:
-        return measured, "as relabel measured it"
-    return (labels.get("teacher") or {}).get("top1"), "as its checkpoint says"
 
 
 def describe_measure(chance, num_images):

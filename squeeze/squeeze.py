@@ -39,6 +39,7 @@ from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
 
 SCALE = (0.08, 1.0)  # of RandomResizedCrop
+SCHEDULES = {"cosine": training.cosine_factor, "constant": training.constant_factor}
 
 
 def make_settings(args, spec, stem, train=None, val=None, precision=None, resized=None):
@@ -231,6 +232,7 @@ def main(args):
     if args.compile:
         forward = training.compile_network(network, one_pass=processes.world_size() == 1)
     facts = describe_teacher(args, spec, stem, images)
+    falls = SCHEDULES[args.lr_schedule]
     log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(images)} "
              f"images of {images.root}, {precision}")
     for line in describe_past(args, first, folder):
@@ -246,7 +248,7 @@ def main(args):
     with signals.finishing_steps():
         for epoch in range(first, args.epochs):
             # The rate falls once an epoch, as published, so a checkpoint needs no state of a schedule.
-            factor = training.lr_factor(epoch, args.epochs, args.warmup_epochs, args.lr_schedule)
+            factor = training.lr_factor(epoch, args.epochs, args.warmup_epochs, falls)
             training.set_lr(optimizer, args.lr * factor)
             network.train()
             # On the device: to read it in every step would make the host wait for the GPU.
@@ -327,7 +329,7 @@ def make_parser():
     add("--optimizer", choices=("sgd", "adam"), default="sgd",
         help="adam: torch's, usually with --lr 1e-3 --weight-decay 1e-4")
     add("--lr", type=number(float, above=0), default=0.1, help="learning rate")
-    add("--lr-schedule", choices=("cosine", "constant"), default="cosine",
+    add("--lr-schedule", choices=SCHEDULES, default="cosine",
         help="after the warm-up: a cosine to 0 over all epochs, or the same rate throughout")
     add("--momentum", type=number(float, 0, 1), default=0.9, help="of SGD; Adam's beta1")
     add("--weight-decay", type=number(float, 0), default=1e-4)

@@ -151,7 +151,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(more, said, flags,
 
 @pytest.mark.parametrize("warmup", (0, 2))
 def test_a_constant_rate_follows_the_same_warm_up(warmup):
-    rates = [training.lr_factor(epoch, 6, warmup, "constant") for epoch in range(6)]
+    rates = [training.lr_factor(epoch, 6, warmup, training.constant_factor) for epoch in range(6)]
     assert rates == pytest.approx([0.01, 0.505][:warmup] + [1] * (6 - warmup))
 
 

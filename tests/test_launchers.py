@@ -18,7 +18,8 @@ from sre2l.run.paths import ROOT
 from sre2l.run.start import run_script
 from tests.helpers import SMALL, launch, noise_folder, refused, run_main
 
-LAUNCHERS = ("squeeze/squeeze.sh", "recover/recover.sh", "relabel/relabel.sh", "validate/train.sh")
+LAUNCHERS = ("squeeze/squeeze.sh", "recover/pick.sh", "recover/recover.sh", "relabel/relabel.sh",
+             "validate/train.sh")
 PUBLISHED = {  # spec section 2: iterations, learning rate, r_bn, jitter
     "imagenet1k": (4000, 0.25, 0.01, 32),
     "tiny-imagenet": (4000, 0.1, 1.0, 4),
@@ -59,7 +60,7 @@ def test_every_data_set_has_a_plan(number, dataset, launcher, tmp_path, capsys):
     settings = json.loads(capsys.readouterr().out)["settings"]
     assert settings["dataset"] == dataset
     assert not (tmp_path / "run").exists()
-    if stage == "recover" and dataset in PUBLISHED:
+    if script == "recover.sh" and dataset in PUBLISHED:
         assert tuple(settings[key] for key in ("iteration", "lr", "r_bn", "jitter")) == PUBLISHED[dataset]
 
 

@@ -258,6 +258,28 @@ def test_whole_images_are_squares_as_the_random_control_shows_them(root, tmp_pat
     run_main(check, "--dataset", "cifar10", "--name", tmp_path, "--data", tmp_path / "picked")
 
 
+def test_several_teachers_rank_by_the_mean_of_their_ranks(root, tmp_path):
+    """Of all candidates of a class, since the scores of two do not compare."""
+    torch.manual_seed(1)
+    other, _ = build_network(ARCH, 10, "torchvision", size=32)
+    torch.save(like_trained(other, 2).float().state_dict(), tmp_path / "t.pth")
+    flags = flags_of(root, tmp_path / "run", "--teacher", f"{root / 't.pth'},{tmp_path / 't.pth'}", "--arch",
+                     f"{ARCH},{ARCH}", "--crops", 2)
+    run_main(*flags)
+    line = json.loads((tmp_path / "run" / "picked.scores.jsonl").read_text().splitlines()[3])
+    candidates = []
+    for place in unit_rng(0, 3).permutation(PER_CLASS).tolist():
+        pixels = np.asarray(Image.open(real_files(root, 3)[place]))
+        boxes = picks.draw_boxes(pixels.shape[:2], 2, 0, 3, place).tolist()
+        candidates += [(box, cut_with_pillow(pixels, box, 32)) for box in boxes]
+    views = shown64([view for _, view in candidates])
+    ranks = [cross_entropy64(network64(folder), views, 3).argsort().argsort() for folder in (root, tmp_path)]
+    means = (sum(ranks) / 2).view(-1, 2)
+    assert line["scores"] == means.min(1).values.tolist()
+    assert line["boxes"] == [candidates[2 * i + k][0] for i, k in enumerate(means.min(1).indices.tolist())]
+    assert "the statistics are one teacher's" in refused(*flags, "--pick", "spread", "--groups")
+
+
 def test_very_hard_images_have_finite_scores_and_very_easy_ones_different_ones():
     logits = torch.tensor([[0.0, 300.0], [30.0, 0.0], [31.0, 0.0]])
     found = scores.confidence(lambda views: logits, None, 0)
@@ -282,9 +304,9 @@ def count_views(monkeypatch):
     labels = []
     original = scores.score_views
 
-    def score(network, how, views, label, spec):
+    def score(teachers, how, views, label, spec):
         labels.append(label)
-        return original(network, how, views, label, spec)
+        return original(teachers, how, views, label, spec)
     monkeypatch.setattr(scores, "score_views", score)
     return labels
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sre2l.check.agreement import agreement
 from sre2l.check.manifest import check_images, describe_images, manifest_of
-from sre2l.data.label_files import label_path
+from sre2l.data.label_files import label_path, read_label_batch
 from sre2l.data.loader import Batches
 from sre2l.nets.checkpoints import num_weight_bytes
 from sre2l.nets.models import build_for_training
@@ -91,6 +91,14 @@ def check_numbers(args, spec, labels, manifest, num_images):
         raise UserError(f"{root}: labels with mix {labels.mix}, --mix-type says {args.mix_type}")
 
 
+def check_raw_logits(root):
+    """Raise UserError where label files hold probabilities, which --loss mse cannot take for logits."""
+    logits = read_label_batch(root, 0, 0).logits.float()
+    if (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 0.01).all():
+        raise UserError(f"{root}: these labels hold probabilities, and --loss mse compares raw logits; "
+                        f"relabel the images")
+
+
 def check_manifest(args, manifest, images):
     """Raise UserError unless the manifest names these images and what the user asks for."""
     check_images(args.fkd_path, manifest, describe_images(images), images.root)
@@ -122,6 +130,8 @@ def check_labels(args, spec, images, labels):
         # A single batch may be a short one: its size is then what the user says.
         labels = replace(labels, batch_size=max(labels.batch_size, args.batch_size or 0))
     check_numbers(args, spec, labels, manifest, len(images))
+    if args.loss == "mse" and not args.hard_labels:
+        check_raw_logits(root)
     notes = []
     if manifest:
         check_manifest(args, manifest, images)

@@ -26,7 +26,8 @@ def hard_targets(labels, mix, num_classes, size):
 
 
 def mix_and_targets(args, spec, classes, pixels, labels, precision):
-    """What the student sees of a whole batch, and what it learns -> images (m, 3, S, S), targets (m, C).
+    """What the student sees of a whole batch, and what it learns -> images (m, 3, S, S), targets (m, C):
+    probabilities, or with --loss mse the teacher's raw logits.
 
     classes (m,) int64; pixels (m, 3, S, S) uint8 on the device; labels: what relabel stored, LabelBatch."""
     mix = labels.mix
@@ -36,10 +37,28 @@ def mix_and_targets(args, spec, classes, pixels, labels, precision):
     if args.hard_labels:
         targets = hard_targets(torch.from_numpy(classes), labels.mix, spec.num_classes, spec.size)
         return images, upload(targets, pixels.device)
-    return images, soft_targets(upload(labels.logits, pixels.device), args.temperature)
+    logits = upload(labels.logits, pixels.device)
+    return images, logits.float() if args.loss == "mse" else soft_targets(logits, args.temperature)
 
 
 def distillation_loss(outputs, targets, temperature, times_t2=False):
     """KL(targets || softmax(outputs / T)), mean over rows; times T^2 as for Tiny-ImageNet. Both (n, C)."""
     loss = F.kl_div(F.log_softmax(outputs / temperature, dim=1), targets, reduction="batchmean")
     return loss * temperature ** 2 if times_t2 else loss
+
+
+def student_loss(args, outputs, targets, classes):
+    """The loss of the protocol, mean over the rows. outputs, targets (n, C), of mix_and_targets; classes (n,)
+    int64: each image's own, whatever is mixed into it.
+
+    --loss mse is the mean over rows and classes of the squared difference between raw logits, without T (as
+    in G-VBSM and EDC, which add the cross entropy with a weight)."""
+    if args.hard_labels:  # the control has no teacher, so whatever the loss is, this takes its place
+        return F.cross_entropy(outputs, targets)
+    if args.loss == "mse":
+        loss = F.mse_loss(outputs, targets)
+    else:
+        loss = distillation_loss(outputs, targets, args.temperature, args.kl_t2)
+    if args.class_weight:
+        loss = loss + args.class_weight * F.cross_entropy(outputs, classes)
+    return loss

@@ -83,6 +83,21 @@ def write_results(args, settings, rows, num_bytes, device):
     return results
 
 
+def is_of_earlier_images(protocol, labels):
+    """Was a student trained on other images than those that the folder's labels belong to now?"""
+    then = (protocol["labels"] or {}).get("images_sha256")
+    now = recorded(sidecar(labels, "manifest.json"), "images_sha256")
+    return None not in (then, now) and then != now
+
+
+def teacher_top1(labels):
+    """The settings of labels -> top-1 of their teacher in percent, None if unknown; where that is from."""
+    measured = labels.get("measured_top1")
+    if measured is not None:
+        return measured, "as relabel measured it"
+    return (labels.get("teacher") or {}).get("top1"), "as its checkpoint says"
+
+
 def describe_top1(results):
     """'96.32% +- 0.19 over 3 seeds', without a spread for a single seed."""
     mean, std = results["top1"]["mean"], results["top1"]["std"]

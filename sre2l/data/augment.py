@@ -82,12 +82,15 @@ def draw_padded_windows(sizes, padding, rng):
 
 
 def draw_crops(sizes, crop, scale, padding, flip, rng):
-    """A window and a flip for each image. sizes: (height, width) pairs, pixels; crop: 'resized', 'padded'."""
+    """A window and a flip for each image. sizes: (height, width) pairs, pixels; crop: 'resized', 'padded', or
+    'none' for the whole image."""
     sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
     if crop == "resized":
         windows = draw_resized_windows(sizes, scale, rng)
-    else:
+    elif crop == "padded":
         windows = draw_padded_windows(sizes, padding, rng)
+    else:
+        windows = np.concatenate((np.zeros_like(sizes), sizes), 1)
     boxes = windows / np.tile(sizes, 2)
     flips = rng.random(len(sizes)) < (0.5 if flip else 0)
     return Crops(torch.from_numpy(boxes.astype(np.float32)), torch.from_numpy(flips))

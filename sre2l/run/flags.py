@@ -27,7 +27,7 @@ DEAD = {
     "validate": {
         "--save-every-sec": (1, "an epoch ends with a checkpoint, at most one every 30 seconds"),
         "--start-epoch": (1, "a run continues from its own checkpoint"),
-        "--cos": (0, "the schedule is always cosine"),
+        "--cos": (0, "a cosine is the default, --lr-schedule names others"),
         "--keep-topk": (1, "all logits are used, as in the released code"),
         "--wandb-project": (1, "metrics.jsonl holds the curves"),
         "--wandb-api-key": (1, "metrics.jsonl holds the curves"),
