@@ -24,7 +24,7 @@ from tests.nets import calibrated
 from tests.parity import check_parity
 from tests.test_processes import run
 from tests.worlds import NAMES, common, squeeze_flags, train_flags
-from validate import random_real, train
+from validate import random_real, score, train
 
 NET = """
 import pathlib
@@ -108,8 +108,10 @@ def test_a_class_in_a_file_goes_through_all_stages_and_the_control(world, monkey
     flags[-1] = "code/nets.py:Net"
     run_main(train, *flags)
     control = (random_real, *common(world)[:4], "--real-data", world / "real", "--model", "code/nets.py:Net")
-    assert "labelled by nets.py:Net, code that runs only where you name it yourself" in refused(*control)
-    assert "nets.py:Net, --arch says other.py:Net" in refused(*control, "--arch", "other.py:Net")
+    scores = (score, *common(world)[:4], *control[-2:], "--seeds", 0, "--real-hard", 50)
+    for command in (control, scores):
+        assert "names nets.py:Net, code that runs only where you name it yourself" in refused(*command)
+        assert "nets.py:Net, --arch or --model says other.py" in refused(*command, "--arch", "other.py:Net")
     run_main(*control, "--arch", "code/nets.py:Net")
     assert (world / "run" / "random_real" / "student_nets-Net" / "results.json").exists()
 
@@ -167,8 +169,9 @@ def test_files_beside_two_networks_may_have_one_name(tmp_path, monkeypatch):
     assert str(tmp_path / "a") not in sys.path[:1]  # our own modules come first again
 
 
-def test_an_edit_is_seen_whatever_the_clock_says(tmp_path):
+def test_an_edit_is_seen_whatever_the_clock_says(tmp_path, monkeypatch):
     """Python's compiled files are known by a file's time and size."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     for width in (3, 7):
         (tmp_path / "n.py").write_text(f"from torch.nn import Linear\n\ndef f(num_classes): "
                                        f"return Linear({width}, 2)")

@@ -29,28 +29,32 @@ from validate import train
 DEFAULTS = {"lossless": False}  # older folders did not record it where it was off
 
 
-def saved_args(stage, path, **changes):
-    """What the command line of an earlier run of this stage said, but for some changes."""
+def saved_args(stage, path, typed, **changes):
+    """What the command line of an earlier run of this stage said, but for some changes.
+
+    typed: the network as this command line names it, or None."""
     if not path.exists():
         raise UserError(f"{path}: the control repeats a run's settings; run relabel.sh and train.sh first")
     args = stage.get_args([])
     recorded = {key: value for key, value in read_json(path).items() if value is not None}
     vars(args).update(recorded | changes)
+    key = "model" if stage is train else "arch"
+    setattr(args, key, network_to_repeat(path, recorded.get(key), typed))
     return args
 
 
-def teacher_to_repeat(path, stored, typed):
-    """The network (or several, between commas) with which relabel is repeated: the one that its record has,
-    but as the user types it. Raises UserError for another one, and for code that the record alone names."""
+def network_to_repeat(path, stored, typed):
+    """The network (or several, between commas) that a record has, but as the user types it. Raises UserError
+    for another one, and for code that the record alone names."""
     if stored is None or typed is None:
         functions = [name for name in (stored or "").split(",") if is_function(name)]
         if functions:
-            raise UserError(f"{path}: labelled by {recorded_name(functions[0])}, code that runs only where "
-                            f"you name it yourself: type --arch, as for relabel.sh")
+            raise UserError(f"{path}: names {recorded_name(functions[0])}, code that runs only where you "
+                            f"name it yourself: type --arch, as for relabel.sh")
         return stored or typed
     names, typed_names = (list(map(recorded_name, text.split(","))) for text in (stored, typed))
     if names != typed_names:
-        raise UserError(f"{path}: labelled by {','.join(names)}, --arch says {','.join(typed_names)}")
+        raise UserError(f"{path}: names {','.join(names)}, --arch or --model says {','.join(typed_names)}")
     return typed
 
 
@@ -84,10 +88,8 @@ def main(args):
     images = OutputFolder(place, "images", args.overwrite, DEFAULTS)
     # What this command line says about the control itself goes to both stages.
     changes = {"overwrite": args.overwrite, "dry_run": args.dry_run, "fkd_path": str(root / "labels")}
-    record = sidecar(run / "labels", "args.json")
-    to_relabel = saved_args(relabel, record, **changes)
-    to_relabel.arch = teacher_to_repeat(record, to_relabel.arch, args.arch)
-    to_train = saved_args(train, run / student_name(args.model) / "args.json", **changes, model=args.model,
+    to_relabel = saved_args(relabel, sidecar(run / "labels", "args.json"), args.arch, **changes)
+    to_train = saved_args(train, run / student_name(args.model) / "args.json", args.model, **changes,
                           train_dir=str(images.root), output_dir=str(root / student_name(args.model)))
     run_images = to_relabel.data
     to_relabel.data = str(images.root)
@@ -129,6 +131,14 @@ def main(args):
     train.main(to_train)
 
 
+def add_networks(parser):
+    """The flags that say whose run is repeated."""
+    parser.add_argument("--model", type=network_name, default="resnet18", metavar="ARCH",
+                        help="the student whose run is repeated")
+    parser.add_argument("-a", "--arch", "--arch-name", type=network_names, metavar="ARCH[,ARCH]",
+                        help="the teacher's network, where relabel had to be told PATH.py:function")
+
+
 def make_parser():
     parser = Parser(__doc__)
     add_run_flags(parser)
@@ -140,10 +150,7 @@ def make_parser():
         help="take runs/<name>/picked, the real images of pick.sh, in place of random ones")
     add("--overwrite", action="store_true",
         help="start afresh: delete what an earlier run left in random_real/ or picked_real/")
-    add("--model", type=network_name, default="resnet18", metavar="ARCH",
-        help="the student whose run is repeated")
-    add("-a", "--arch", "--arch-name", type=network_names, metavar="ARCH[,ARCH]",
-        help="the teacher's network, where relabel had to be told PATH.py:function")
+    add_networks(parser)
     return parser
 
 

@@ -23,7 +23,7 @@ from sre2l.run.processes import barrier, rank, start
 from sre2l.run.start import run_script
 from validate import random_real, train
 from validate.protocol import describe_optimizer
-from validate.random_real import saved_args
+from validate.random_real import add_networks, saved_args
 from validate.results import is_of_earlier_images, teacher_top1
 
 WEIGHT = 0.5  # of IOR against HLR, and of augmented against plain training
@@ -86,13 +86,14 @@ def make_missing(args, arms, missing, own):
     """Train the students that `missing` {name: seeds} tells of, after their images and labels are there.
 
     Of several processes all come here, with the same `missing`."""
-    to_relabel = saved_args(relabel, sidecar(own.fkd_path, "args.json"), dry_run=False)
+    to_relabel = saved_args(relabel, sidecar(own.fkd_path, "args.json"), args.arch, dry_run=False)
     moved = {"val_dir": args.real_data} if args.real_data else {}
     if missing["syn_any"]:
         train_arm(arms["syn_any"], own, args.seeds, moved)
     if missing["rnd_any"] or not arms["rnd_any"].images.exists():
         flags = ["--dataset", args.dataset, "--model", args.model]
         flags += ["--name", args.name] if args.name else []
+        flags += ["--arch", args.arch] if args.arch else []
         flags += ["--real-data", args.real_data] if args.real_data else []
         random_real.main(random_real.get_args(flags))
         barrier()
@@ -225,7 +226,8 @@ def table(name, arms, values):
 def main(args):
     # Plan: which students are there, and which have to be trained.
     run = run_folder(args)
-    own = saved_args(train, run / student_name(args.model) / "args.json", dry_run=False, overwrite=False)
+    own = saved_args(train, run / student_name(args.model) / "args.json", args.model, dry_run=False,
+                     overwrite=False)
     arms = find_arms(run, args.model, own)
     real_hard = find_real_hard(args, own.fkd_path)
     if not args.dry_run:
@@ -255,7 +257,7 @@ def make_parser():
     parser = Parser(__doc__)
     add_run_flags(parser)
     add = parser.add_argument
-    add("--model", default="resnet18", metavar="ARCH", help="the student whose run is scored")
+    add_networks(parser)
     add("--seeds", type=number_list, default=[0, 1, 2], metavar="0-4",
         help="students of each kind; missing ones are trained (default: 0-2)")
     add("--real-data", type=os.path.abspath, metavar="DIR",
