@@ -1,6 +1,6 @@
 """How fast every stage is beside the plain formulation (bench/plain.py), timed in turn in one run.
 
-Run: python -m bench.bench [recover|relabel|validate ...] --quick      (or sh bench/bench.sh ...)
+Run: python -m bench.bench [recover|options|relabel|validate ...] --quick      (or sh bench/bench.sh ...)
 Result: one JSON line for each row as soon as it is measured, then the same rows as tables.
 Networks have random weights; images are noise.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from bench import labels as bench_labels
+from bench import options as bench_options
 from bench import recover as bench_recover
 from bench.measure import peak_tb_s, peak_tflops, table
 from bench.world import NUM_FOLDERS, World, write_images, write_labels
@@ -25,7 +26,7 @@ from sre2l.run.limits import usable_cores
 from sre2l.run.processes import start
 from sre2l.run.start import run_script
 
-SECTIONS = ("recover", "relabel", "validate")
+SECTIONS = ("recover", "options", "relabel", "validate")
 FIGURES = {
     "ratio": "ratio", "mb": "MB", "mb_groups1": "MB, groups 1", "mb_plain": "MB, plain",
     "decoded_mb": "of these decoded", "share_of_peak": "share of peak"}
@@ -37,6 +38,10 @@ COLUMNS = {  # of the tables; the JSON lines have more
     "recover": {
         "network": "network", "dataset": "stem and size of", "batch": "batch", "groups": "groups",
         "precision": "precision", "ours": "ours, us per image-iteration", "plain": "plain", **FIGURES},
+    "options": {
+        "option": "option of recover", "network": "network", "dataset": "stem and size of", "batch": "batch",
+        "groups": "groups", "precision": "precision", "ours": "with it, ms per iteration",
+        "plain": "without", "ratio": "ratio"},
     "relabel": LABEL_COLUMNS,
     "validate": LABEL_COLUMNS}
 # Number and batch size for relabel and validate; on a GPU the batches divide evenly among the workers.
@@ -103,6 +108,16 @@ def recover_rows(args, device, peaks):
                 case, precision, args.groups, device, args.pairs, args.seconds, peak, args.quick)
 
 
+def option_rows(args, device, precisions):
+    cases = bench_recover.QUICK[device.type] if args.quick else bench_recover.FULL
+    network, dataset, batch = cases[-1]
+    case = bench_recover.Case(args.network or network, args.dataset or dataset, args.batch or batch)
+    for option in bench_options.OPTIONS:
+        for precision in precisions:
+            yield bench_options.measure(
+                option, case, precision, args.groups, device, args.pairs, args.seconds)
+
+
 def make_world(args, root, device):
     """Write images and labels for relabel and validate -> World."""
     images, batch = (QUICK_IMAGES if args.quick else IMAGES)[device.type]
@@ -138,7 +153,9 @@ def measure(args, device):
                "tb_s": round(peak_tb_s(device), 3)}
     if "recover" in args.sections:
         yield from recover_rows(args, device, peaks)
-    if set(args.sections) - {"recover"}:
+    if "options" in args.sections:
+        yield from option_rows(args, device, precisions)
+    if {"relabel", "validate"} & set(args.sections):
         with tempfile.TemporaryDirectory() as folder:
             world = make_world(args, Path(folder), device)
             for section in ("relabel", "validate"):

@@ -68,20 +68,24 @@ def batches(case, groups, device):
     return torch.randn(shape, device=device), targets.expand(groups, -1).contiguous()
 
 
-def make_stepper(case, precision, device):
-    engine = make_fast_engine(make_teacher(case, device), WEIGHTS, case.spec.size, precision)
+def make_stepper(case, engine, device):
     return Stepper(engine, *(torch.tensor(edge, device=device).view(3, 1, 1) for edge in case.bounds))
+
+
+def views_of(case, groups):
+    """NUM_VIEWS lists of `groups` views."""
+    rng = unit_rng(0)
+    crop_flip = case.spec.size > 32
+    low, high = case.rolls
+    return [[draw_view(case.spec.size, high, low < 0, crop_flip, rng) for _ in range(groups)]
+            for _ in range(NUM_VIEWS)]
 
 
 def build_ours(case, precision, groups, device):
     """-> run() that is one iteration of `groups` stacked batches."""
-    stepper = make_stepper(case, precision, device)
-    rng = unit_rng(0)
-    crop_flip = case.spec.size > 32
-    low, high = case.rolls
-    views = [[draw_view(case.spec.size, high, low < 0, crop_flip, rng) for _ in range(groups)]
-             for _ in range(NUM_VIEWS)]
-    stepper.start(*batches(case, groups, device), views, [LR] * NUM_VIEWS)
+    engine = make_fast_engine(make_teacher(case, device), WEIGHTS, case.spec.size, precision)
+    stepper = make_stepper(case, engine, device)
+    stepper.start(*batches(case, groups, device), views_of(case, groups), [LR] * NUM_VIEWS)
     done = count()
     return lambda: stepper.step(next(done) % NUM_VIEWS)
 
@@ -95,8 +99,9 @@ def build_plain(case, device):
     return lambda: batch.step(LR)
 
 
-def our_side(case, precision, groups, device):
-    build = partial(build_ours, case, precision, groups, device)
+def our_side(case, precision, groups, device, build=build_ours):
+    """A side of ours. build: as build_ours."""
+    build = partial(build, case, precision, groups, device)
     return Side(build, tf32=(precision == "tf32",) * 2, benchmark=True)
 
 

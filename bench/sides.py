@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 from bench.plain import PlainBatches, crop_and_flip, label_batch, open_image, train_batch
 from bench.world import SPEC
 from relabel.relabel import NUM_WRITERS, draw_label_batch, label_batches, store_labels
-from relabel.teacher_form import forms_of
+from relabel.teacher_form import Labeller, forms_of
 from sre2l.data.augment import Mix, show_batch, unit_rng
-from sre2l.data.loader import BatchDataset, load_batches
+from sre2l.data.loader import BatchDataset, load_batches, micro_batches
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.data.resize import pixel_windows
 from sre2l.nets.models import build_network
@@ -22,7 +22,7 @@ from sre2l.run.ahead import in_order
 from sre2l.run.output import OutputFolder
 from validate import losses, train
 from validate.data import stored_label_batch
-from validate.losses import distillation_loss, micro_batches
+from validate.losses import distillation_loss
 from validate.protocol import make_optimizer
 
 TEMPERATURE = 20.0  # of the published protocol
@@ -85,7 +85,7 @@ def our_relabel(world, precision):
 
     def run():
         stream = our_stream("relabel", world, images, next(numbers))
-        labelled = label_batches(network, stream, SPEC, precision, torch.float16)
+        labelled = label_batches([Labeller(network, precision)], stream, SPEC, None, torch.float16)
         for _ in in_order(partial(store_labels, folder, precision), labelled, NUM_WRITERS):
             pass
     return run

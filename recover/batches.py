@@ -14,7 +14,7 @@ from sre2l.data.image_folder import image_path, suffix_of
 class ImageBatch:
     """Images that are optimised together. pairs: (ipc, class) of each, in batch order.
 
-    index: the place of the batch in the endless list that starts at ipc 0."""
+    index: the place of the batch in the endless list that starts at ipc 0, or in the run's list by class."""
     index: int
     pairs: tuple
 
@@ -55,8 +55,15 @@ def make_batch(index, classes, batch_size):
     return ImageBatch(index, tuple((ipc, label) for label in chosen))
 
 
-def plan_batches(classes, batch_size, ipc_start, ipc_end):
-    """All ImageBatches that hold an image with ipc_start <= ipc < ipc_end, in order."""
+def plan_batches(classes, batch_size, ipc_start, ipc_end, order="ipc"):
+    """All ImageBatches that hold an image with ipc_start <= ipc < ipc_end, in order.
+
+    order: 'ipc', or 'class': all images of the first class, then all of the next, cut into batches (EDC,
+    LPLD). What shares a batch then depends on the range."""
+    if order == "class":
+        pairs = [(ipc, label) for label in classes for ipc in range(ipc_start, ipc_end)]
+        cuts = range(0, len(pairs), batch_size)
+        return [ImageBatch(i, tuple(pairs[at:at + batch_size])) for i, at in enumerate(cuts)]
     if len(classes) < batch_size:
         first = ipc_start * len(classes) // batch_size
         stop = -(-ipc_end * len(classes) // batch_size)
@@ -78,19 +85,19 @@ def group_batches(batches, size):
     return [BatchGroup(tuple(group)) for group in groups]
 
 
-def draw_batch(batch, seed, size, iterations, draw_one_view):
+def draw_batch(batch, seed, size, draw_views):
     """Everything random about one batch -> (noise (B, 3, S, S) float32, one View for each iteration)."""
     rng = unit_rng(seed, batch.index)
     noise = rng.standard_normal((len(batch.pairs), 3, size, size), dtype="float32")
-    return torch.from_numpy(noise), [draw_one_view(rng) for _ in range(iterations)]
+    return torch.from_numpy(noise), [draw_one_view(rng=rng) for draw_one_view in draw_views]
 
 
-def draw(group, seed, size, iterations, draw_one_view):
+def draw(group, seed, size, draw_views):
     """Everything random about a group; each batch depends on (seed, its index) alone.
 
-    size: S, pixels; iterations: T; draw_one_view: generator -> View.
+    size: S, pixels; draw_views: for each of T iterations a function, generator rng -> View.
     -> (noise (G, B, 3, S, S) float32 on the CPU, views: T lists of G View)"""
-    drawn = [draw_batch(batch, seed, size, iterations, draw_one_view) for batch in group.batches]
+    drawn = [draw_batch(batch, seed, size, draw_views) for batch in group.batches]
     noise, views = zip(*drawn)
     return torch.stack(noise), [list(views_of_iteration) for views_of_iteration in zip(*views)]
 

@@ -1,14 +1,18 @@
 """The one door to the engines: what one is, which one a run has, how many batches it computes at once."""
 import copy
 import os
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from torch import nn
 
 from recover.fast import CpuEngine
-from recover.objective import PlainEngine
-from recover.views import View
+from recover.objective import PlainEngine, Weights
+from recover.several import CycleEngine, SumEngine, common_weights
+from recover.targets import BnTarget
+from recover.views import WHOLE_IMAGE
 from sre2l.kernels.compiled import why_no_triton
 from sre2l.kernels.cpu.convs import describe_convolutions
 from sre2l.kernels.cpu.host import host_passes
@@ -20,16 +24,32 @@ from sre2l.run.processes import world_size
 ENGINES = ("fast", "plain")
 ENOUGH_PIXELS = 20e6  # of all batches together: measured on an H200, more gains less than 3 %
 MOST_GROUPS = 16
-WHOLE_IMAGE = View(None, False, (0, 0))
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A teacher of recover's: its network, what its terms count, what its statistics are to match."""
+    network: nn.Module
+    weights: Weights
+    target: BnTarget | None = None  # None: its running statistics
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """All that step.py and recover.py use of an engine. It computes G independent batches at a time."""
+    """All that step.py and recover.py use of an engine. It computes G independent batches at a time.
+
+    Where several teachers take turns, loss_and_gradient and weights are those of what `at` gives."""
 
     name: str       # one of ENGINES
     precision: str  # of the network, one of PRECISIONS
     captures: bool  # whether a CUDA graph can replay an iteration
+    period: int     # how many iterations it takes until `at` gives the same again
+
+    def at(self, iteration):
+        """-> the Engine that computes this iteration of every batch, counted from 0."""
+
+    def take_up(self, group):
+        """Take up a BatchGroup: what its batches are to match. Before their first iteration."""
 
     def tabulate(self, views):
         """views: T lists of G View -> what loss_and_gradient takes as the view of iteration t, at [t]."""
@@ -43,15 +63,16 @@ class Engine(Protocol):
         """Adam's step and the clamp to valid pixels, in place, as sre2l.kernels.adam.adam_step."""
 
 
-def make_fast_engine(network, weights, size, precision="fp32", own_convolutions=True):
+def make_fast_engine(network, weights, size, precision="fp32", own_convolutions=True, target=None):
     """The fast engine for the network's device: Triton's kernels on a GPU, C functions on a CPU.
 
-    own_convolutions: on a CPU, else torch's. Raises what torch.fx raises where it cannot trace a network."""
+    own_convolutions: on a CPU, else torch's; target: a BnTarget. Raises what torch.fx raises where it cannot
+    trace a network."""
     on_gpu = next(network.parameters()).is_cuda
     if on_gpu or os.environ.get("TRITON_INTERPRET") == "1":  # the tests run Triton's kernels without a GPU
         from recover.triton_engine import TritonEngine  # here: Triton comes with torch's CUDA builds alone
-        return TritonEngine(network, weights, size, precision)
-    return CpuEngine(network, weights, size, precision, own_convolutions)
+        return TritonEngine(network, weights, size, precision, target)
+    return CpuEngine(network, weights, size, precision, own_convolutions, target)
 
 
 def relative(a, b):
@@ -99,32 +120,65 @@ def why_not_fast(network, weights, size):
     return "traced by torch.fx, this network computes something else"
 
 
-def make_engine(name, network, weights, size, precision):
+def why_no_teacher_fast(matched, size):
+    """Why the fast engine cannot be had, by the first teacher for which it cannot; None where it can."""
+    for number, one in enumerate(matched, 1):
+        why = why_not_fast(one.network, one.weights, size)
+        give_back_memory()  # of the two networks in float64
+        if why:
+            return f"teacher {number}: {why}" if len(matched) > 1 else why
+    return why_no_triton() if next(matched[0].network.parameters()).is_cuda else None
+
+
+def make_engine(name, matched, shares, size, precision):
     """-> (an Engine, a line that says which one and why). precision: None for the engine's default.
 
-    A network that cannot be rewritten gets the plain engine, and so does a GPU without Triton."""
-    device = next(network.parameters()).device
-    why = None
-    if name == "fast":
-        why = why_not_fast(network, weights, size)
-        give_back_memory()  # of the two networks in float64
-        if why is None and device.type == "cuda":
-            why = why_no_triton()
+    matched: [Matched], one for each teacher; shares: the weight of each in a sum, None where they take turns.
+    Where one network cannot be rewritten all get the plain engine, and so does a GPU without Triton."""
+    device = next(matched[0].network.parameters()).device
+    why = why_no_teacher_fast(matched, size) if name == "fast" else None
     fast = name == "fast" and why is None
     precision = precision or default_precision(fast, device)
     set_tf32(precision)
 
-    if not fast:
-        if dtype_of(precision) != torch.float32:
-            reason = f"; {why}" if why else ""
-            raise UserError(f"--precision {precision} needs the fast engine{reason}; use fp32 or tf32")
-        engine = PlainEngine(copy.deepcopy(network), weights, precision)
-        return engine, f"plain engine: {why}" if why else "plain engine"
+    if not fast and dtype_of(precision) != torch.float32:
+        reason = f"; {why}" if why else ""
+        raise UserError(f"--precision {precision} needs the fast engine{reason}; use fp32 or tf32")
 
-    engine = make_fast_engine(network, weights, size, precision)
-    if not isinstance(engine, CpuEngine):
-        return engine, "fast engine"
-    return engine, f"fast engine, {host_passes()[1]}, {describe_convolutions(engine.network, engine.exact)}"
+    def make(one, weights):
+        if fast:
+            return make_fast_engine(one.network, weights, size, precision, target=one.target)
+        return PlainEngine(copy.deepcopy(one.network), weights, precision, one.target)
+
+    of_each = [one.weights for one in matched]
+    if shares:
+        of_each = [weights.with_priors_over(sum(shares)) for weights in of_each]
+    engines = [make(one, weights) for one, weights in zip(matched, of_each)]
+    first = engines[0]
+    if not fast:
+        note = f"plain engine: {why}" if why else "plain engine"
+    elif isinstance(first, CpuEngine):
+        note = f"fast engine, {host_passes()[1]}, {describe_convolutions(first.network, first.exact)}"
+    else:
+        note = "fast engine"
+
+    # The door is the same for several teachers.
+    if len(engines) == 1:
+        return first, note
+    if shares:
+        return SumEngine(engines, shares, common_weights([one.weights for one in matched])), note
+    return CycleEngine(engines), note
+
+
+def make_engines(name, matched, shares, sizes, precision):
+    """-> ({size: an Engine for images of that size}, a line as make_engine's). All are fast, or all plain."""
+    engines = {}
+    for size in sizes:
+        engines[size], note = make_engine(name, matched, shares, size, precision)
+        if engines[size].name != name:
+            plain = {size: make_engine("plain", matched, shares, size, precision)[0] for size in sizes}
+            return plain, note
+    return engines, note
 
 
 def default_precision(fast, device):
@@ -152,7 +206,9 @@ def choose_groups(engine, batches, size, device):
     before = torch.cuda.memory_allocated(device)
     images = torch.zeros(1, batch, 3, size, size, device=device)
     targets = torch.zeros(1, batch, dtype=torch.int64, device=device)
-    engine.loss_and_gradient(images, targets, engine.tabulate([[WHOLE_IMAGE]])[0])
+    view = engine.tabulate([[WHOLE_IMAGE]])[0]
+    for iteration in range(engine.period):  # the graphs of teachers that take turns share their memory
+        engine.at(iteration).loss_and_gradient(images, targets, view)
     one = torch.cuda.max_memory_allocated(device) - before + 3 * images.nbytes
     torch.cuda.empty_cache()
     return max(1, min(wanted, int(0.8 * free / one)))

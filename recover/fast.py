@@ -2,10 +2,12 @@
 
 - One pass forward, one backward for affine, sum, clamp and statistics of a BatchNorm layer (sre2l/kernels).
 - Activations in NHWC, and in fp16 or bf16 where asked for.
-- G batches in one forward pass, each with statistics of its own.
+- G batches in one forward pass, each with statistics of its own, and if need be with its own to match.
 
 recover/engines.py chooses between CpuEngine and, where Triton's kernels run, TritonEngine (triton_engine.py).
 """
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -36,10 +38,12 @@ class FastEngine:
     network (self.network, self.norms) and has tabulate, see and finish, and Adam's step."""
 
     name = "fast"
+    period = 1
 
-    def __init__(self, network, weights, size, precision):
+    def __init__(self, network, weights, size, precision, target=None):
         parameter = next(network.parameters())
         self.weights = weights
+        self.target = target  # a targets.BnTarget
         self.size = size  # of the images, pixels
         self.precision = precision
         self.device = parameter.device
@@ -48,12 +52,34 @@ class FastEngine:
         self.dtype = HALF.get(precision, parameter.dtype)  # of weights and activations
         self.loss_scale = LOSS_SCALE.get(precision, 1.0)
 
+    def at(self, iteration):
+        return self
+
     def rewrite(self, network, for_triton):
         """-> a copy of the network with a Norm for each BatchNorm layer. Raises what torch.fx raises."""
         layers = coefficients(network, self.weights, self.loss_scale)
         traced, self.norms = fuse(network, layers, self.size, for_triton)
         self.matched_norms = [norm for norm in self.norms if norm.facts.coefficient]
+        order = list(layers)
+        self.places = {name: order.index(layer) for name, layer in network.named_modules() if layer in layers}
+
+        # Both targets of class:W begin as the running statistics; the second one changes with the batches.
+        if self.target and not self.target.normalises:
+            for norm in self.norms:
+                running, = norm.facts.targets
+                running.weight = 1 - self.target.weight
+                norm.facts.targets.append(replace(running, weight=self.target.weight))
         return traced
+
+    def take_up(self, group):
+        if self.target is None:
+            return
+        for norm in self.norms:
+            mean, var = self.target.of_group(group, self.places[norm.layer_name], norm.facts.mean)
+            if self.target.normalises:
+                norm.normalise_by(mean, var)
+            else:
+                norm.match(1, mean, var)
 
     def converted(self, traced):
         """The rewritten network in the type and the layout that it computes in."""
@@ -103,8 +129,8 @@ class CpuEngine(FastEngine):
 
     adam_step = staticmethod(adam_step)
 
-    def __init__(self, network, weights, size, precision, own_convolutions):
-        super().__init__(network, weights, size, precision)
+    def __init__(self, network, weights, size, precision, own_convolutions, target=None):
+        super().__init__(network, weights, size, precision, target)
         traced = self.rewrite(network, for_triton=False)
         dtype = self.exact if own_convolutions else None
         use_host_kernels(traced, self.norms, dtype, bf16=self.dtype == torch.bfloat16)

@@ -4,8 +4,9 @@
            + tv_l2 TV(y) + l2_scale mean_b |y_b|_2
 
 y: what the network sees of the images, one view for the whole batch (views.py). w_l: first_bn_multiplier for
-the first BatchNorm layer, 1 for the others."""
-from dataclasses import dataclass, fields
+the first BatchNorm layer, 1 for the others. The statistics to match may be others: targets.py. Several
+teachers: several.py."""
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,10 @@ class Weights:
         """-> {term: its coefficient in the loss}."""
         return {"ce": 1.0, "bn": self.r_bn, "tv": self.tv_l2, "l2": self.l2_scale}
 
+    def with_priors_over(self, number):
+        """The same with the coefficients of the priors divided by a number."""
+        return replace(self, tv_l2=self.tv_l2 / number, l2_scale=self.l2_scale / number)
+
 
 TERMS = tuple(field.name for field in fields(Terms))
 WEIGHTS = tuple(field.name for field in fields(Weights))
@@ -48,11 +53,11 @@ def weighted_sum(values, weights):
     return sum(coefficients[name] * value for name, value in values.items())
 
 
-def statistics_distance(features, layer):
-    """|mean - running_mean|_2 + |var - running_var|_2 of an input (N, C, ...), biased variance."""
+def statistics_distance(features, target_mean, target_var):
+    """|mean - target_mean|_2 + |var - target_var|_2 of an input (N, C, ...), biased variance."""
     var, mean = torch.var_mean(features, [d for d in range(features.ndim) if d != 1], correction=0)
-    mean_distance = torch.linalg.vector_norm(mean - layer.running_mean)
-    var_distance = torch.linalg.vector_norm(var - layer.running_var)
+    mean_distance = torch.linalg.vector_norm(mean - target_mean)
+    var_distance = torch.linalg.vector_norm(var - target_var)
     return mean_distance + var_distance
 
 
@@ -83,19 +88,47 @@ class PlainEngine:
 
     name = "plain"
     captures = False
+    period = 1
     adam_step = staticmethod(adam_step)
 
-    def __init__(self, network, weights, precision="fp32"):
+    def __init__(self, network, weights, precision="fp32", target=None):
         self.network = network
         self.weights = weights
         self.precision = precision
-        self.distances = []  # of the forward pass under way, one for each BatchNorm layer that has run
-        for index, layer in enumerate(statistics_layers(network) if weights.r_bn else ()):
-            multiplier = weights.first_bn_multiplier if index == 0 else 1.0
-            layer.register_forward_pre_hook(self.make_hook(multiplier))
+        self.target = target  # a targets.BnTarget; that of groups writes the network's running statistics
+        self.wanted = None    # of it: for each batch, for each BatchNorm layer a pair (mean, var)
+        self.pairs = None     # those of the batch under way
+        self.layers = statistics_layers(network)
+        self.distances = []   # of the forward pass under way, one for each BatchNorm layer that has run
+        for index, layer in enumerate(self.layers if weights.r_bn else ()):
+            layer.register_forward_pre_hook(self.make_hook(index))
 
-    def make_hook(self, multiplier):
-        return lambda layer, inputs: self.distances.append(multiplier * statistics_distance(inputs[0], layer))
+    def make_hook(self, index):
+        multiplier = self.weights.first_bn_multiplier if index == 0 else 1.0
+
+        def hook(layer, inputs):
+            distance = statistics_distance(inputs[0], layer.running_mean, layer.running_var)
+            if self.pairs and not self.target.normalises:
+                share = self.target.weight
+                distance = (1 - share) * distance + share * statistics_distance(inputs[0], *self.pairs[index])
+            self.distances.append(multiplier * distance)
+        return hook
+
+    def at(self, iteration):
+        return self
+
+    def take_up(self, group):
+        if self.target:
+            self.wanted = [[self.target.of(batch, index, layer.running_mean)
+                            for index, layer in enumerate(self.layers)] for batch in group.batches]
+
+    def use_target(self, index):
+        """Let the next forward pass be of this one of the batches taken up."""
+        self.pairs = self.wanted[index] if self.wanted else None
+        if self.pairs and self.target.normalises:
+            for layer, (mean, var) in zip(self.layers, self.pairs):
+                layer.running_mean.copy_(mean)
+                layer.running_var.copy_(var)
 
     def tabulate(self, views):
         return views
@@ -116,14 +149,19 @@ class PlainEngine:
         return Terms(**{name: term.detach() for name, term in vars(terms).items()}), gradient
 
     def loss_and_gradient(self, images, targets, view):
-        found = [self.batch_loss_and_gradient(*batch) for batch in zip(images, targets, view)]
+        found = []
+        for index, batch in enumerate(zip(images, targets, view)):
+            self.use_target(index)
+            found.append(self.batch_loss_and_gradient(*batch))
         terms = {name: torch.stack([getattr(batch, name) for batch, _ in found]) for name in TERMS}
         return Terms(**terms), torch.stack([gradient for _, gradient in found])
 
 
-def check_statistics(network, arch):
-    """Raise UserError for a network without statistics to match. arch: its name."""
-    if not statistics_layers(network):
+def check_statistics(networks, arch):
+    """Raise UserError where none of the networks has statistics to match. arch: the first one's name.
+
+    Of several teachers one without them, such as AlexNet, gives the cross-entropy alone."""
+    if not any(statistics_layers(network) for network in networks):
         raise UserError(f"{arch} has no BatchNorm layer with running statistics, so there is nothing "
                         f"to match; choose a teacher with BatchNorm, such as resnet18, mobilenet_v2, "
                         f"densenet121 or convnet3 (relabel and validate take any network)")

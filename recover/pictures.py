@@ -92,9 +92,11 @@ def save_snapshot(images, folder, iteration):
 
 
 def animate(folder, path):
-    """Make an animated GIF from a folder's snapshots. The last stays for two seconds."""
+    """Make an animated GIF from a folder's snapshots, as large as the last, which stays for two seconds."""
     files = sorted(file for file in folder.iterdir() if re.fullmatch(r"iteration_\d+\.png", file.name))
-    frames = [Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE, colors=128) for file in files]
+    pictures = [Image.open(file) for file in files]
+    pictures = [picture.resize(pictures[-1].size, Image.Resampling.NEAREST) for picture in pictures]
+    frames = [picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=128) for picture in pictures]
     durations = [max(40, GIF_MILLISECONDS // len(frames))] * (len(frames) - 1) + [2000]
     with atomic(path) as tmp:
         frames[0].save(tmp, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)

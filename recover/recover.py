@@ -11,32 +11,26 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from recover import pictures
+from recover import pictures, plan
 from recover.batches import draw, group_batches, image_names, index_ranges, plan_batches
-from recover.engines import ENGINES, choose_groups, make_engine
-from recover.objective import WEIGHTS, Weights, check_statistics
+from recover.blocks import Course, block_list
+from recover.engines import ENGINES, choose_groups, make_engines
+from recover.several import common_weights, r_bn_type, recorded_r_bn
 from recover.state import StateKeeper
 from recover.step import Stepper, pixel_bounds
-from recover.views import draw_view
+from recover.targets import bn_target
+from recover.views import CURRICULA, LEAST_AREA, draw_view, least_areas
 from recover.watch import Watch, load_verifier
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.image_folder import encode
-from sre2l.nets.functions import recorded_name
-from sre2l.nets.models import build_for
 from sre2l.nets.precision import PRECISIONS, start_device
-from sre2l.nets.teacher import check_top1, find_teacher
+from sre2l.nets.teacher import check_top1, find_teachers
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
-from sre2l.run.errors import UserError
-from sre2l.run.flags import Parser, network_name, number
+from sre2l.run.flags import Parser, network_name, number, numbers
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
-
-# What an image depends on, besides the data set's facts and the teacher.
-SETTINGS = ("dataset", "batch_size", "iteration", "lr", "jitter", "signed_jitter", "no_crop_flip",
-            *WEIGHTS, "seed", "precision", "engine", "groups", "lossless")
-FREE = ("precision",)  # may differ between the runs that fill one folder
 
 
 def cosine_rates(lr, iterations):
@@ -44,41 +38,22 @@ def cosine_rates(lr, iterations):
     return [lr * (1 + math.cos(math.pi * t / iterations)) / 2 for t in range(iterations)]
 
 
-def settings_of(args, spec, classes, teacher):
-    """What an image depends on. The IPC range, device, logging and verifier are not among it."""
-    settings = {key: getattr(args, key) for key in SETTINGS}
-    planned = {"arch": recorded_name(args.arch or "resnet18"), "file": args.teacher}
-    described = teacher.describe() if teacher else planned
-    return {**settings, "size": spec.size, "classes": classes, "teacher": described}
+def draw_views_of(args, blocks):
+    """For each iteration the function that draws its view from a generator."""
+    areas = least_areas(args.crop_curriculum, args.crop_scale, args.curriculum_milestone, args.iteration)
+    return [partial(draw_view, block.size, args.jitter, args.signed_jitter, not args.no_crop_flip,
+                    least_area=areas[t])
+            for block in blocks for t in range(block.first, block.stop)]
 
 
-def check_args(args, spec):
-    """Ranges that one flag alone does not tell -> the list of classes."""
-    classes = args.classes or list(range(spec.num_classes))
-    if classes[-1] >= spec.num_classes:
-        last = spec.num_classes - 1
-        raise UserError(f"--classes: class {classes[-1]} is out of range, {args.dataset} has "
-                        f"{spec.num_classes} (0-{last})")
-    if args.ipc_start >= args.ipc_end:
-        raise UserError(f"--ipc-start {args.ipc_start} is not below --ipc-end {args.ipc_end}")
-    if args.jitter > spec.size:
-        raise UserError(f"--jitter {args.jitter} is more than the image size, {spec.size} pixels")
-    return classes
-
-
-def dry_run(args, spec, classes, batches, folder):
-    """--dry-run: print the settings, how many images and how many bytes."""
-    teacher, spec = find_teacher(args, spec)
-    if teacher:
-        check_statistics(teacher.network, teacher.arch)
-    elif args.arch:  # it is still to be trained: without BatchNorm that would be in vain
-        check_statistics(build_for(spec, args.arch, None)[0], args.arch)
-    num_images = (args.ipc_end - args.ipc_start) * len(classes)
-    # Noise-like pixels: PNG stores them as they are, JPEG takes about a third of a byte for each.
-    image_bytes = 100 + (3 * spec.size + 2) * spec.size if args.lossless else 620 + spec.size ** 2 // 3
-    num_computed = sum(len(batch.pairs) for batch in batches)
-    folder.dry_run(settings_of(args, spec, classes, teacher), images=num_images, units=len(batches),
-                   images_computed=num_computed, bytes=num_images * image_bytes)
+def draw_start(group, seed, draw_views, blocks, real, merge, spec):
+    """What a group begins with -> (noise, views, {pixels: real images}, None without): batches.draw, and of
+    the real images those of each block's size that is needed."""
+    noise, views = draw(group, seed, blocks[0].size, draw_views)
+    if real is None:
+        return noise, views, None
+    sizes = {block.size for block in blocks[:None if merge else 1]}
+    return noise, views, {size: real.read(group, size, spec.mean, spec.std) for size in sizes}
 
 
 def missing_images(folder, names):
@@ -100,22 +75,28 @@ def write_images(folder, group, pixels, names, keeper):
 def main(args):
     # Plan: which images, which of them share a batch (a part of the method), and where they go.
     spec = data_spec(args)
-    classes = check_args(args, spec)
-    batches = plan_batches(classes, args.batch_size, args.ipc_start, args.ipc_end)
+    classes = plan.check_args(args, spec)
+    batches = plan_batches(classes, args.batch_size, args.ipc_start, args.ipc_end, args.batch_order)
     root = Path(args.syn_data_path or run_folder(args)) / args.exp_name
-    defaults = {key: value for key, value in vars(get_args([])).items() if key in SETTINGS}
-    folder = OutputFolder(root, "images", args.overwrite, defaults, free=FREE)
+    known = {*plan.SETTINGS, *plan.OPTIONS}
+    defaults = {key: value for key, value in vars(get_args([])).items() if key in known}
+    folder = OutputFolder(root, "images", args.overwrite, defaults, free=plan.FREE)
+    args.r_bn = recorded_r_bn(args.r_bn, folder.earlier_settings())
     if args.dry_run:
-        return dry_run(args, spec, classes, batches, folder)
+        return plan.dry_run(args, spec, classes, batches, folder)
 
     # Prepare: what a flag can get wrong is refused here, before anything is written or deleted.
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
-    teacher, spec = find_teacher(args, spec)
-    check_statistics(teacher.network, teacher.arch)
-    teacher.network.to(device)
+    teachers, spec = find_teachers(args, spec)
+    blocks = plan.prepare_blocks(args, spec, teachers)
+    real = plan.prepare_real(args, spec, batches, root)
+    for teacher in teachers:
+        teacher.network.to(device)
+    matched, target_hashes = plan.match_teachers(args, teachers, batches, spec.size)
     verifier = load_verifier(args, spec, device)
     if processes.rank() == 0 or args.overwrite:  # whoever may delete has measured first
-        check_top1(teacher, spec, args, device)
+        for teacher in teachers:
+            check_top1(teacher, spec, args, device)
 
     # This process's part, and what is missing of it.
     # A batch is computed as a whole, even where a single image of it is missing.
@@ -124,21 +105,25 @@ def main(args):
     own_batches = batches[processes.rank()::processes.world_size()]
     own = {pair: names[pair] for batch in own_batches for pair in batch.pairs if pair in names}
     missing = missing_images(folder, own)
+    if real and missing:
+        real = real.decoded()
 
     # The engine computes loss and gradient; several batches at a time keep a GPU busy.
     # A run with nothing left to do asks for no precision: the record keeps that of the images.
-    weights = Weights(args.r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale)
     earlier = folder.earlier_settings() or {}
     precision = args.precision if missing else None
     precision = precision or earlier.get("precision")
-    engine, note = make_engine(args.engine, teacher.network, weights, spec.size, precision)
+    sizes = sorted({block.size for block in blocks})
+    engines, note = make_engines(args.engine, matched, args.teacher_weights, sizes, precision)
+    engine = engines[sizes[-1]]
 
     # What was chosen is recorded in place of what was asked for: it is what an image depends on.
     args.engine = engine.name
     args.precision = engine.precision
-    chosen = {} if args.groups else {"groups": choose_groups(engine, batches, spec.size, device)}
+    chosen = {} if args.groups else {"groups": choose_groups(engine, batches, sizes[-1], device)}
     part = index_ranges(own, spec.num_classes)
-    settings = folder.begin(settings_of(args, spec, classes, teacher), part, chosen)
+    settings = plan.settings_of(args, spec, classes, teachers, blocks, real, target_hashes)
+    settings = folder.begin(settings, part, chosen)
     args.groups = settings["groups"]
 
     # Another run may have ended since the first look: what it has written is kept.
@@ -149,16 +134,19 @@ def main(args):
 
     log = folder.open_log(args, device)
     log.line(f"{note}, {args.precision}, {args.groups} batch{'es' * (args.groups > 1)} at a time")
+    if len(teachers) > 1:
+        each = [f"{teacher.arch} with r_bn {one.weights.r_bn:g}" for teacher, one in zip(teachers, matched)]
+        log.line(f"{len(teachers)} teachers, {args.teacher_rule}: {', '.join(each)}")
     log.line(f"{len(pairs)} images in batches of {args.batch_size}: {len(batches)} in all, "
              f"{len(unfinished)} left to do -> {root}")
 
     # Everything random about a batch depends on the seed and the batch's index alone.
-    draw_one_view = partial(draw_view, spec.size, args.jitter, args.signed_jitter, not args.no_crop_flip)
-    draw_group = partial(draw, seed=args.seed, size=spec.size, iterations=args.iteration,
-                         draw_one_view=draw_one_view)
-    rates = cosine_rates(args.lr, args.iteration)
+    draw_group = partial(draw_start, seed=args.seed, draw_views=draw_views_of(args, blocks), blocks=blocks,
+                         real=real, merge=args.merge, spec=spec)
     stepper = Stepper(engine, *pixel_bounds(spec.mean, spec.std, device))
+    course = Course(stepper, engines, blocks, cosine_rates(args.lr, args.iteration), args.merge)
     period = args.print_period or max(1, args.iteration // 40)
+    weights = common_weights([one.weights for one in matched])
     watch = Watch(log, stepper, weights, args.precision, args.iteration, period, spec.num_classes, verifier)
     first = f"unit{batches[0].index}." if batches[0].index else ""  # of a range that begins later
     snapshots = pictures.Snapshots(folder.path(f"{first}snapshots"), folder.path(f"{first}gif"),
@@ -170,13 +158,13 @@ def main(args):
         keeper = StateKeeper(root, settings, args.ipc_start, args.save_every_sec, writer, log)
         keeper.forget([batch for batch in own_batches if batch not in unfinished])  # a late kill leaves some
         writing = None
-        for done, (group, (noise, views)) in enumerate(zip(groups, drawn), 1):
-            stepper.start(noise.to(device), group.targets(device), views, rates)
+        for done, (group, (noise, views, start)) in enumerate(zip(groups, drawn), 1):
             first_iteration, tensors = keeper.load(group, device)
             if tensors:
                 log.line(f"{group.name}: continues after iteration {first_iteration}")
-                for tensor, value in zip(stepper.tensors, tensors):
-                    tensor.copy_(value)
+            for each in engines.values():
+                each.take_up(group)
+            course.start(noise.to(device), views, start, group.targets(device), first_iteration, tensors)
             is_pictured = args.snapshot_every and group.batches[0] is batches[0]
             if is_pictured and not tensors:
                 snapshots.clear()
@@ -194,7 +182,7 @@ def main(args):
                         log.line(f"{group.name}: stopped after iteration {iteration}")
                         wait_for(writing)
                         signals.leave()
-                    terms = stepper.step(iteration)
+                    terms = course.step(iteration)
                     watch.after(iteration, terms)
 
             if is_pictured:
@@ -237,11 +225,32 @@ def make_parser():
         help="images optimised together; part of the method")
     add("--lr", type=number(float, above=0), default=0.25, help="learning rate at step 0, cosine to 0")
 
+    # Where it begins, and how it is cut. The total of --blocks replaces --iteration.
+    add("--init", default="noise", metavar="FOLDER",
+        help="begin with these real images, in recover's layout, a folder here or in runs/<name> (default: "
+             "noise)")
+    add("--blocks", type=block_list, metavar="500@200,500",
+        help="steps@pixels of each block, a fresh Adam in each (default: one of --iteration steps)")
+    add("--merge", type=number(float, 0, 1), default=0.0, metavar="A",
+        help="after each block but the last, A times the real image and 1 - A times the image")
+    add("--batch-order", choices=("ipc", "class"), default="ipc",
+        help="class: a batch holds the images of one class after the other")
+
     # The terms of the loss.
-    add("--r-bn", type=number(float, 0), default=0.01,
-        help="weight of the BatchNorm term; depends on the architecture")
+    add("--r-bn", type=r_bn_type, default=0.01, metavar="R[,R]|auto[:R]",
+        help="weight of the BatchNorm term, which depends on the architecture; of several teachers one for "
+             "each, or auto: R (0.01) for the first, and so that the others' terms on noise weigh as much")
     add("--first-bn-multiplier", type=number(float, 0), default=10.0,
         help="weight of the first BatchNorm layer within that term")
+
+    add("--bn-target", type=bn_target, default="running", metavar="running|class:W|group",
+        help="what the statistics are to match: the teacher's running ones, to a share W those of the "
+             "batch's classes (squeeze --class-statistics), or those of its group of picked real images")
+
+    # Several teachers (--teacher A,B).
+    add("--teachers", dest="teacher_rule", choices=("cycle", "sum"), default="cycle",
+        help="several teachers take turns, one an iteration, or are summed in each")
+    add("--teacher-weights", type=numbers, metavar="W,W", help="weights in the sum (default: 1 each)")
 
     # The view of an iteration. recover.sh leaves crop and flip out for CIFAR and digits.
     add("--jitter", "--image_shifting", type=number(int, 0), default=32, help="largest random roll, pixels")
@@ -249,6 +258,13 @@ def make_parser():
     add("--no-crop-flip", action="store_true", help="neither crop nor flip, only roll")
     add("--crop-flip", action="store_false", dest="no_crop_flip", default=False,
         help="crop and flip, where a launcher's table says not to")
+
+    add("--crop-scale", type=number(float, 0, 1, above=0), default=LEAST_AREA, metavar="LOW",
+        help="least area of a crop, as a share of the image")
+    add("--crop-curriculum", choices=CURRICULA, default="none",
+        help="least areas that fall from 1, the whole image, to --crop-scale")
+    add("--curriculum-milestone", type=number(float, 0, 1), metavar="M",
+        help="share of the iterations after which they have fallen (default: 1)")
 
     # Priors, which the published settings do without.
     add("--tv-l2", type=number(float, 0), default=0.0, help="weight of the total variation")

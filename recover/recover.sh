@@ -1,11 +1,48 @@
 #!/bin/sh
-# Recover images from the teacher.   sh recover.sh [dataset] [--flag value ...]      (no data set: imagenet1k)
+# Recover images from the teacher.   sh recover.sh [dataset[+recipe]] [--flag value ...]      (no data set: imagenet1k)
 # GPUS=4 sh recover.sh ... starts four processes, one a GPU; several machines: docs/faq.md
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/sre2l/run/env.sh"
 case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
-case $dataset in                          # the published settings: edit here
+case $dataset in                          # recipes (docs/methods.md): what they change of the settings below
+    tiny-imagenet+cda) set -- --lr 0.4 --r-bn 0.05 --crop-curriculum cosine "$@" ;;
+    imagenet1k+cda | imagenet21k-p+cda) set -- --crop-curriculum cosine "$@" ;;
+    cifar10+fadrm) set -- --ipc-end 10 --init picked --blocks 500,500,500,500 --merge 0.5 --crop-flip --batch-size 10 --lossless "$@" ;;
+    cifar100+fadrm) set -- --ipc-end 10 --init picked --blocks 500,500,500,500 --merge 0.5 --crop-flip --lossless "$@" ;;
+    cifar10+fadrm+ | cifar100+fadrm+)
+        case $dataset in cifar10+*) batch=10 ;; *) batch=100 ;; esac
+        set -- --arch resnet18,densenet121-32,shufflenet_v2_x0_5-32,mobilenet_v2-32 \
+            --ipc-end 10 --init picked --blocks 500,500,500,500 --merge 0.5 --crop-flip --batch-size $batch --lossless "$@" ;;
+    tiny-imagenet+fadrm)
+        set -- --ipc-end 10 --init picked --blocks 500,500 --merge 0.5 --lr 0.01 --r-bn 0.01 --lossless "$@" ;;
+    tiny-imagenet+fadrm+)
+        set -- --arch resnet18,shufflenet_v2_x0_5-32,densenet121-32,mobilenet_v2-32 \
+            --ipc-end 10 --init picked --blocks 500,500,500,500 --merge 0.5 --lr 0.25 --r-bn 0.01 --lossless "$@" ;;
+    imagenette+fadrm | imagewoof+fadrm | imagenet1k+fadrm)
+        case $dataset in imagenette+*) lr=0.05 ;; *) lr=0.25 ;; esac
+        set -- --ipc-end 10 --init picked --blocks 500@200,500@224,500@200,500@224 --merge 0.5 --lr $lr --lossless "$@" ;;
+    imagenette+fadrm+ | imagewoof+fadrm+ | imagenet1k+fadrm+)
+        set -- --arch resnet18,densenet121,shufflenet_v2_x1_0,mobilenet_v2 \
+            --ipc-end 10 --init picked --blocks 500@200,500@224,500@200,500@224 --merge 0.5 --lr 0.25 --lossless "$@" ;;
+    cifar10+edc)                          # published for IPC 10: one batch
+        set -- --arch resnet18,convnet3,mobilenet_v2-32,wrn16_2-32,shufflenet_v2_x0_5-32,convnet1,convnet2,convnet3-w32 \
+            --ipc-end 10 --init picked --iteration 75 --lr 0.05 --crop-flip --jitter 0 --batch-order class --bn-target class:0.5 "$@" ;;
+    cifar100+edc)
+        set -- --arch resnet18,convnet3,mobilenet_v2-32,wrn16_2-32,shufflenet_v2_x0_5-32,convnet1,convnet2,convnet3-w32 \
+            --ipc-end 10 --init picked --iteration 2000 --lr 0.05 --crop-flip --crop-scale 0.5 --jitter 0 \
+            --batch-order class --bn-target class:0.5 --lossless "$@" ;;
+    tiny-imagenet+edc)
+        set -- --arch resnet18,convnet4,mobilenet_v2-64,wrn16_2-64,shufflenet_v2_x0_5-64 \
+            --ipc-end 10 --init picked --iteration 2000 --lr 0.05 --r-bn 0.01 --crop-scale 0.5 --jitter 0 \
+            --batch-order class --bn-target class:0.5 --lossless "$@" ;;
+    cifar10+young)                        # ours
+        set -- --ipc-end 10 --init picked --blocks 150,150,150,150 --merge 0.5 --lr 0.05 --crop-flip --lossless "$@" ;;
+    digits+young)
+        set -- --ipc-end 10 --init picked --blocks 50,50,50,50 --merge 0.5 --lr 0.05 --lossless "$@" ;;
+    *+*) no_recipe ;;
+esac
+case ${dataset%%+*} in                        # the published settings: edit here
     imagenet1k | imagenet100)
         set -- --iteration 4000 --batch-size 100 --lr 0.25 --r-bn 0.01 --first-bn-multiplier 10 --jitter 32 \
             --ipc-start 0 --ipc-end 50 "$@" ;;

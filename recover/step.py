@@ -1,7 +1,9 @@
 """One iteration of recover: view, loss, gradient, Adam, clamp; on a GPU replayed as a CUDA graph."""
+from dataclasses import dataclass
+
 import torch
 
-from recover.objective import TERMS
+from recover.objective import TERMS, Terms
 from sre2l.kernels.adam import adam_rates
 
 NEVER = 2 ** 31 - 1  # the iteration of what has not happened
@@ -14,6 +16,29 @@ def pixel_bounds(mean, std, device):
     return black.view(3, 1, 1), white.view(3, 1, 1)
 
 
+@dataclass
+class Captured:
+    """A CUDA graph of one iteration, with the tensors that it reads and writes at fixed addresses."""
+    graph: torch.cuda.CUDAGraph
+    view: torch.Tensor
+    rate: torch.Tensor
+    terms: Terms
+
+
+class Space:
+    """What an iteration changes in images of one size, and the graphs that have these tensors' addresses."""
+
+    def __init__(self, images):
+        self.images = images.clone()
+        self.first_moment = torch.zeros_like(images)
+        self.second_moment = torch.zeros_like(images)
+        self.graphs = {}  # {Engine: Captured}
+
+    @property
+    def tensors(self):
+        return self.images, self.first_moment, self.second_moment
+
+
 class Stepper:
     """Optimises G batches at a time with an engine. low, high: each channel's valid pixels, (3, 1, 1)."""
 
@@ -21,56 +46,70 @@ class Stepper:
         self.engine = engine
         self.low = low
         self.high = high
-        self.graph = None
-        self.images = None
+        self.space = None
 
-    def start(self, images, targets, views, learning_rates):
-        """Take up new batches: images (G, B, 3, S, S), targets (G, B), T lists of G View, T rates."""
-        if self.images is None or self.images.shape != images.shape:
-            self.allocate(images, targets)
+    def start(self, images, targets, views, learning_rates, first=0, engine=None):
+        """Take up batches, or a new block of them, with a fresh Adam: images (G, B, 3, S, S), targets (G, B),
+        T lists of G View, T rates.
+
+        first: the number of the first of these T iterations; engine: another one, for another size S."""
+        self.engine = engine or self.engine
+        if self.space is None or self.images.shape[:2] != images.shape[:2]:
+            self.allocate(targets)
+        size = images.shape[-1]
+        if size not in self.spaces:
+            self.spaces[size] = Space(images)
+        self.space = self.spaces[size]
         self.images.copy_(images)
         self.targets.copy_(targets)
-        self.first_moment.zero_()
-        self.second_moment.zero_()
-        self.first_nonfinite_step.fill_(NEVER)
+        self.space.first_moment.zero_()
+        self.space.second_moment.zero_()
+        if first == 0:
+            self.first_nonfinite_step.fill_(NEVER)
+        self.first = first
         self.views = self.engine.tabulate(views)
         self.rates = adam_rates(learning_rates).to(images)
 
-    def allocate(self, images, targets):
-        """Tensors for batches of this shape. A captured graph, which has the former ones' addresses, goes."""
-        self.graph = None
-        self.images = images.clone()
+    def allocate(self, targets):
+        """Tensors for as many batches, as large as these. Captured graphs, which have the former ones'
+        addresses, go."""
+        self.spaces = {}  # {size: Space}
         self.targets = targets.clone()
-        self.first_moment = torch.zeros_like(images)
-        self.second_moment = torch.zeros_like(images)
-        whole = {"dtype": torch.int32, "device": images.device}
-        self.first_nonfinite_step = torch.empty((len(images), len(TERMS)), **whole)
+        whole = {"dtype": torch.int32, "device": targets.device}
+        self.first_nonfinite_step = torch.full((len(targets), len(TERMS)), NEVER, **whole)
         self.iteration = torch.zeros((), **whole)
+
+    @property
+    def images(self):
+        """The images as they are now, (G, B, 3, S, S)."""
+        return self.space.images
 
     @property
     def tensors(self):
         """All that an iteration changes in what is optimised: images, first and second moment."""
-        return self.images, self.first_moment, self.second_moment
+        return self.space.tensors
 
     def step(self, iteration):
-        """Iteration 0, 1, ... -> its Terms, before the step."""
-        view = self.views[iteration]
-        rate = self.rates[iteration]
+        """Iteration first, first + 1, ... -> its Terms, before the step."""
+        engine = self.engine.at(iteration)
+        view = self.views[iteration - self.first]
+        rate = self.rates[iteration - self.first]
         self.iteration.fill_(iteration)
-        if not self.engine.captures:
-            return self.iterate(view, rate)
-        if self.graph is None:
-            self.capture(view, rate)
-        self.view.copy_(view)
-        self.rate.copy_(rate)
-        self.graph.replay()
-        return self.terms
+        if not engine.captures:
+            return self.iterate(engine, view, rate)
+        if engine not in self.space.graphs:
+            self.space.graphs[engine] = self.capture(engine, view, rate)
+        captured = self.space.graphs[engine]
+        captured.view.copy_(view)
+        captured.rate.copy_(rate)
+        captured.graph.replay()
+        return captured.terms
 
-    def iterate(self, view, rate):
+    def iterate(self, engine, view, rate):
         """One iteration -> its Terms. A CUDA graph can replay it: it reads tensors alone, and never waits."""
-        terms, gradient = self.engine.loss_and_gradient(self.images, self.targets, view)
+        terms, gradient = engine.loss_and_gradient(self.images, self.targets, view)
         self.record_nonfinite(terms)
-        self.engine.adam_step(*self.tensors, gradient, rate, self.low, self.high)
+        engine.adam_step(*self.tensors, gradient, rate, self.low, self.high)
         return terms
 
     def record_nonfinite(self, terms):
@@ -89,10 +128,11 @@ class Stepper:
             found.append(None if first == NEVER else (first, names))
         return found
 
-    def capture(self, view, rate):
-        """Record one iteration. The two that warm up and the recorded one leave no trace in the images."""
-        self.view = view.clone()
-        self.rate = rate.clone()
+    def capture(self, engine, view, rate):
+        """Record one iteration -> Captured. The two that warm up and the recorded one leave no trace in the
+        images."""
+        view = view.clone()
+        rate = rate.clone()
         changed = *self.tensors, self.first_nonfinite_step
         before = [tensor.clone() for tensor in changed]
 
@@ -101,12 +141,16 @@ class Stepper:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
-                self.iterate(self.view, self.rate)
+                self.iterate(engine, view, rate)
         torch.cuda.current_stream().wait_stream(side)
 
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.terms = self.iterate(self.view, self.rate)
+        # Graphs share one pool of memory: they never run at a time, and a graph's terms are read before
+        # another one is replayed.
+        others = [captured.graph for space in self.spaces.values() for captured in space.graphs.values()]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, others[0].pool() if others else None):
+            terms = self.iterate(engine, view, rate)
 
         for tensor, value in zip(changed, before):
             tensor.copy_(value)
+        return Captured(graph, view, rate, terms)

@@ -17,8 +17,8 @@ class TritonEngine(FastEngine):
 
     adam_step = staticmethod(adam_step)
 
-    def __init__(self, network, weights, size, precision):
-        super().__init__(network, weights, size, precision)
+    def __init__(self, network, weights, size, precision, target=None):
+        super().__init__(network, weights, size, precision, target)
         # cuDNN may try its algorithms: shapes never change.
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         traced = self.rewrite(network, for_triton=True)
@@ -36,6 +36,11 @@ class TritonEngine(FastEngine):
     def see(self, images, view):
         """(G, B, 3, S, S) -> what the network sees of them, (G B, 3 or 4, S, S) in its type, NHWC."""
         return ApplyView.apply(images, view, self.channels, self.dtype, 1 / self.loss_scale)
+
+    def take_up(self, group):
+        super().take_up(group)
+        if self.finisher.groups == len(group.batches):  # else it is laid out anew, and reads them then
+            self.finisher.read_targets()
 
     def finish(self):
         """After a forward pass: the BatchNorm term of each batch, (G,), and what backward passes need."""

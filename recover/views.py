@@ -1,6 +1,7 @@
 """The view of one iteration: one crop window, one flip and one roll for the whole batch.
 
 It exists as a record, as an operation on images, and as a table for the GPU."""
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 
 from sre2l.data.augment import draw_resized_window
 
-SCALE = (0.08, 1.0)  # of the crop's area, as RandomResizedCrop's default
+LEAST_AREA = 0.08  # of a crop, as RandomResizedCrop's default; the largest is 1, the whole image
+CURRICULA = ("none", "cosine", "linear", "step")
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,28 @@ class View:
     roll: tuple  # rows, columns, pixels
 
 
-def draw_view(size, jitter, signed, crop_flip, rng):
+WHOLE_IMAGE = View(None, False, (0, 0))
+
+
+def least_areas(curriculum, low, milestone, iterations):
+    """The lower bound of the crop's area in each iteration: CDA's curriculum (arXiv 2311.18838), which begins
+    with the whole image and has come down to `low` when the share `milestone` of the iterations is over."""
+    fall = {"step": lambda share: 1.0, "linear": lambda share: 1 - share,
+            "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2}
+    bounds = [low] * iterations
+    if curriculum != "none":
+        end = milestone * iterations
+        for t in range(min(iterations, math.ceil(end))):
+            bounds[t] = low + (1 - low) * fall[curriculum](t / end)
+    return bounds
+
+
+def draw_view(size, jitter, signed, crop_flip, rng, least_area=LEAST_AREA):
     """One crop window, one flip and one roll of 0..jitter pixels; signed: of -jitter..jitter."""
     window = None
     flip = False
     if crop_flip:
-        window = draw_resized_window(size, size, SCALE, rng)
+        window = draw_resized_window(size, size, (least_area, 1.0), rng)
         flip = bool(rng.random() < 0.5)
     roll = tuple(rng.integers(-jitter if signed else 0, jitter + 1, size=2).tolist())
     return View(window, flip, roll)

@@ -1,4 +1,5 @@
 """What is seen of the batches under way: progress bar, log, metrics, warnings."""
+import collections
 import contextlib
 import time
 from dataclasses import dataclass
@@ -7,7 +8,8 @@ import torch
 from tqdm import tqdm
 
 from recover.health import LogLine, advice, describe_fault, find_all_warnings
-from recover.objective import PRIORS, TERMS, Weights, weighted_sum
+from recover.objective import PRIORS, TERMS, Terms, Weights, weighted_sum
+from recover.several import average_terms
 from recover.step import Stepper
 from sre2l.nets.teacher import Teacher, load_teacher
 from sre2l.run.errors import UserError
@@ -46,7 +48,7 @@ class Watch:
     """Follows one group of batches after another."""
     log: RunLog
     stepper: Stepper   # what optimises them
-    weights: Weights
+    weights: Weights   # several.common_weights of the teachers
     precision: str
     iterations: int    # of each group
     period: int        # iterations between log lines
@@ -61,6 +63,7 @@ class Watch:
         self.done = done
         self.since = time.monotonic()
         self.lines = []  # a LogLine for each line of the log, with the values of each batch
+        self.recent = collections.deque(maxlen=self.stepper.engine.period)  # (Terms, Weights) of iterations
         hidden = True if rank() > 0 else None  # None: shown on a terminal alone
         self.bar = tqdm(total=self.iterations, initial=done, desc=group.name, disable=hidden, leave=False)
         with self.bar:
@@ -69,13 +72,15 @@ class Watch:
     def after(self, iteration, terms):
         """Look at an iteration that was just done. terms: those before its step, (G,) each."""
         self.bar.update(iteration + 1 - self.bar.n)
-        is_logged = iteration % self.period == 0 or iteration == self.iterations - 1
+        is_logged = self.is_logged(iteration)
+        self.keep(iteration, terms)
         if is_logged or self.stepper.images.device.type == "cpu":  # a GPU would have the host wait for it
             self.check_finite(iteration)
         if not is_logged:
             return
 
-        found = {key: getattr(terms, key).tolist() for key in TERMS}  # syncs the GPU
+        shown = average_terms(self.recent, [1.0] * len(self.recent), self.weights.r_bn)
+        found = {key: getattr(shown, key).tolist() for key in TERMS}  # syncs the GPU
         if self.verifier:
             images = self.stepper.images
             found["verifier_top1"] = verifier_top1(self.verifier, images, self.group.targets(images.device))
@@ -86,6 +91,18 @@ class Watch:
         r_bn = self.weights.r_bn
         for warning in find_all_warnings(self.lines, self.names, self.iterations, r_bn, self.num_classes):
             self.log.line(warning)
+
+    def is_logged(self, iteration):
+        return iteration % self.period == 0 or iteration == self.iterations - 1
+
+    def keep(self, iteration, terms):
+        """Keep the terms for a line of the log: of teachers that take turns it shows the mean over the last
+        iteration of each. The next iterations overwrite those of a CUDA graph."""
+        engine = self.stepper.engine
+        if any(self.is_logged(iteration + later) for later in range(engine.period)):
+            if engine.period > 1:
+                terms = Terms(**{key: getattr(terms, key).clone() for key in TERMS})
+            self.recent.append((terms, engine.at(iteration).weights))
 
     def check_finite(self, iteration):
         """Raise UserError where a term or an image has not been finite. Syncs the GPU.

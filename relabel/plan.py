@@ -6,7 +6,7 @@ import numpy as np
 from sre2l.check.manifest import LABEL_FORMAT, ORDER_RULE, check_images, manifest_of
 from sre2l.check.verify import read_checked, verify_images
 from sre2l.data.loader import Batches
-from sre2l.nets.teacher import find_teacher
+from sre2l.nets.teacher import find_teachers
 from sre2l.run.errors import UserError
 from sre2l.run.flags import check_folders
 from sre2l.run.output import check_dataset
@@ -17,9 +17,26 @@ def check_args(args, spec):
     if args.min_scale_crops > args.max_scale_crops:
         raise UserError(f"--min-scale-crops {args.min_scale_crops} is above "
                         f"--max-scale-crops {args.max_scale_crops}")
+    if args.batch_statistics > args.batch_size:
+        raise UserError(f"--batch-statistics {args.batch_statistics} is above --batch-size "
+                        f"{args.batch_size}; a part is at most the batch")
     if (args.padding or 0) > spec.size // 2:
         raise UserError(f"--padding {args.padding} is more than half of the images' {spec.size} pixels")
     check_folders(args.data)
+
+
+def part_of(args):
+    """How many images BatchNorm sees at a time under --batch-statistics PART; None for the whole batch."""
+    return None if isinstance(args.batch_statistics, bool) else args.batch_statistics
+
+
+def weights_of(args, teachers):
+    """--teacher-weights, by default 1 for each teacher. Raises UserError for another number of them."""
+    weights = args.teacher_weights or [1.0] * len(teachers)
+    if len(weights) != len(teachers):
+        raise UserError(f"--teacher-weights has {len(weights)} numbers for {len(teachers)} "
+                        f"teacher{'s' * (len(teachers) > 1)}; give one for each, between commas")
+    return weights
 
 
 def find_images(args, spec):
@@ -43,13 +60,16 @@ def make_settings(args, spec):
             "padding": spec.padding if args.padding is None else args.padding,
             "scale": [args.min_scale_crops, args.max_scale_crops],
             "flip": spec.flip and not args.no_flip}
+    derived = {"augment": args.augment, "patch_shuffle": args.patch_shuffle}
+    derived = {key: value for key, value in derived.items() if value not in ("none", 1)}
     alphas = {"none": None, "mixup": args.mixup, "cutmix": args.cutmix}
     return {"format": LABEL_FORMAT, "dataset": spec.name, "num_classes": spec.num_classes,
             "batch_size": args.batch_size, "epochs": args.epochs,
             "order_seed": args.fkd_seed, "order_rule": ORDER_RULE, "seed": args.seed,
             "mix": args.mix_type, "mix_alpha": alphas[args.mix_type], "crop": crop,
             "input_size": spec.size, "mean": spec.mean, "std": spec.std,
-            "logits": args.label_precision, "batch_statistics": args.batch_statistics}
+            "logits": args.label_precision, "batch_statistics": args.batch_statistics,
+            **derived}  # left out where they have their defaults
 
 
 def check_padding(images, crop, size):
@@ -78,14 +98,17 @@ def num_label_bytes(num_images, settings):
 
 def dry_run(args, spec, images, labels):
     """--dry-run: the settings, how many label files and how many bytes."""
-    teacher, spec = find_teacher(args, spec)
+    teachers, spec = find_teachers(args, spec)
+    described = [teacher.describe() for teacher in teachers]
+    weights = weights_of(args, teachers) if teachers else None
+    several = {"teachers": described, "teacher_weights": weights} if len(teachers) > 1 else {}
     settings = make_settings(args, spec)
     count = num_batches = num_bytes = None
     if images:
         count = len(images)
         num_batches = len(Batches(count, args.batch_size, args.fkd_seed, args.epochs))
         num_bytes = num_label_bytes(count, settings)
-    labels.dry_run(settings, images=count, teacher=teacher and teacher.describe(),
+    labels.dry_run(settings, images=count, teacher=described[0] if described else None, **several,
                    batches=num_batches, bytes=num_bytes)
 
 

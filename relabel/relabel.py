@@ -14,27 +14,36 @@ import torch
 from tqdm import tqdm
 
 from relabel import plan, room
-from relabel.teacher_form import describe_form, prepare_teacher, teacher_logits, use_batch_statistics
+from relabel.teacher_form import (
+    describe_forms,
+    describe_precisions,
+    describe_teachers,
+    mean_logits,
+    prepare_teachers,
+    use_batch_statistics,
+)
 from sre2l.check import manifest
 from sre2l.check.agreement import agreement
 from sre2l.data import loader
 from sre2l.data.augment import draw_crops, draw_mix, unit_rng
+from sre2l.data.derived import AUGMENTS, check_patches, derived_of
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.label_files import LabelBatch, encode_label_batch, label_name
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.nets.precision import PRECISIONS, dtype_of, memory_format_of, start_device
-from sre2l.nets.teacher import check_top1, find_teacher
+from sre2l.nets.teacher import check_top1, find_teachers
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.device import versions
 from sre2l.run.errors import UserError
-from sre2l.run.flags import Parser, number
+from sre2l.run.flags import Parser, number, numbers
 from sre2l.run.log import eta
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
 
-DEFAULTS = {"batch_statistics": False}  # settings that older label folders do not record
+# Settings that older label folders do not record.
+DEFAULTS = {"batch_statistics": False, "augment": "none", "patch_shuffle": 1}
 NUM_WRITERS = 2  # threads that write label files; one keeps up with a GPU, two hide a slow disk
 
 
@@ -61,14 +70,14 @@ def to_host(logits, dtype):
     return on_host, copied
 
 
-def label_batches(network, stream, spec, precision, dtype):
-    """Label one batch after the other, until a signal asks to stop.
+def label_batches(labellers, stream, spec, part, dtype):
+    """Label one batch after the other, until a signal asks to stop. part: as in teacher_logits.
 
     Yields (Batch, LabelBatch with logits on the CPU, event as in to_host)."""
     for batch, pixels, label_batch in stream:
         if signals.stop_requested():
             return
-        logits = teacher_logits(network, pixels, label_batch, spec, precision)
+        logits = mean_logits(labellers, pixels, label_batch, spec, part)
         logits, copied = to_host(logits, dtype)
         yield batch, label_batch._replace(logits=logits), copied
 
@@ -98,38 +107,40 @@ def main(args):
     if args.dry_run:
         return plan.dry_run(args, spec, images, labels)
 
-    # Prepare: images and teacher have to be usable before anything is written or deleted.
+    # Prepare: images and teachers have to be usable before anything is written or deleted.
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
-    teacher, spec = find_teacher(args, spec)
-    teacher.network.to(device, memory_format=memory_format_of(device))
-    top1 = None
+    teachers, spec = find_teachers(args, spec)
+    weights = plan.weights_of(args, teachers)
+    for teacher in teachers:
+        teacher.network.to(device, memory_format=memory_format_of(device))
+    top1 = [None]
     if processes.rank() == 0 or args.overwrite:  # whoever may delete has measured first
-        top1 = check_top1(teacher, spec, args, device)
+        top1 = [check_top1(teacher, spec, args, device) for teacher in teachers]
     described = manifest.describe_images(images)
     recorded = plan.read_recorded(args, described, images.root)
     settings = plan.make_settings(args, spec)
     batches = loader.Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
-    draw = partial(draw_label_batch, settings)
-    # A precision, and a faster form of the network, are taken only where the logits of the first batch are
-    # close to fp32's.
-    first = loader.BatchDataset(images, spec.size, draw)[next(iter(batches))]
     images, where_decoded = keep_decoded(images, device)
     plan.check_padding(images, settings["crop"], spec.size)
-    if args.batch_statistics:
-        use_batch_statistics(teacher)
+    check_patches(images, args.patch_shuffle)
+    shown = loader.BatchDataset(images, spec.size, partial(draw_label_batch, settings), derived_of(settings))
+    # A precision, and a faster form of the network, are taken only where the logits of the first batch are
+    # close to fp32's.
+    first = shown[next(iter(batches))]
+    part = plan.part_of(args)
+    notes = use_batch_statistics(teachers) if args.batch_statistics else []
     # Only a run that begins may choose: one that continues takes the precision that its labels have.
-    network, precision, form = prepare_teacher(teacher.network, first, spec, args.precision,
-                                               recorded.get("precision"), device)
+    labellers = prepare_teachers(teachers, weights, first, spec, args.precision, recorded.get("precision"),
+                                 device, part)
+    precision = describe_precisions(labellers)
 
     # Begin: the manifest says what the labels depend on, and ties them to these images.
     labels.begin({**settings, **described, "epochs": max(args.epochs, recorded.get("epochs", 0)),
-                  "teacher": teacher.describe(), "teacher_classes": teacher.class_names,
-                  "measured_top1": top1, "precision": precision,
-                  "half_against_fp32": form if precision in ("fp16", "bf16") else None,
+                  **describe_teachers(teachers, weights, labellers, top1[0]),
                   "images_seed": (OutputFolder(args.data, "images").earlier_settings() or {}).get("seed"),
                   "versions": versions(device)})
     log = labels.open_log(args, device)
-    log.line("\n".join((where_decoded, *describe_form(precision, form))))
+    log.line("\n".join((where_decoded, *notes, *describe_forms(teachers, labellers))))
 
     # Each process labels every world-th batch, where its file is not there as it was recorded.
     planned = {label_name(batch.epoch, batch.index): batch for batch in batches}
@@ -142,8 +153,8 @@ def main(args):
              f"logits in {args.label_precision} -> {labels.root}")
 
     # Loop: threads prepare the next batches and write the last files while the teacher labels.
-    stream = loader.load_batches(loader.BatchDataset(images, spec.size, draw), todo, args.workers, device)
-    labelled = label_batches(network, stream, spec, precision, dtype_of(args.label_precision))
+    stream = loader.load_batches(shown, todo, args.workers, device)
+    labelled = label_batches(labellers, stream, spec, part, dtype_of(args.label_precision))
     where = f"{precision} and --label-precision {args.label_precision}"
     written = in_order(partial(store_labels, labels, where), labelled, NUM_WRITERS)
     # Each batch draws from a generator of its own: a run that was stopped, or shared by several processes,
@@ -195,16 +206,24 @@ def make_parser():
         help="Beta(alpha, alpha) of cutmix")
     add("--mixup", type=number(float, above=0), default=0.8, metavar="ALPHA",
         help="Beta(alpha, alpha) of mixup")
-    add("--crop", choices=("resized", "padded"), help="kind of crop (default: the data set's)")
+    add("--crop", choices=("resized", "padded", "none"),
+        help="kind of crop, none: the whole image (default: the data set's)")
     add("--min-scale-crops", type=number(float, 0, 1), default=0.08, help="least area of a resized crop")
     add("--max-scale-crops", type=number(float, 0, 1), default=1.0, help="largest area of a resized crop")
     add("--padding", type=number(int, 0),
         help="largest shift of a padded crop, pixels (default: the data set's)")
     add("--no-flip", action="store_true", help="never flip")
+    add("--patch-shuffle", type=number(int, 1), default=1, metavar="F",
+        help="cut each image into F x F patches and permute their rows and columns before the crop, as RDED")
+    add("--augment", choices=AUGMENTS, default="none",
+        help="randaugment: two random operations on each crop; the student sees the same")
 
-    # The teacher and what is stored of it. --use-fp16 is the released spelling.
-    add("--batch-statistics", action="store_true",
-        help="the teacher's BatchNorm as in train mode, by each batch's own: as in the released CIFAR script")
+    # The teachers and what is stored of them. --use-fp16 is the released spelling.
+    add("--teacher-weights", type=numbers, metavar="W,W",
+        help="of several teachers, in the mean of their raw logits (default: the same for each)")
+    add("--batch-statistics", nargs="?", type=number(int, 2), const=True, default=False, metavar="PART",
+        help="the teacher's BatchNorm as in train mode, by each batch's own: as in the released CIFAR "
+             "script; with PART by so many images at a time, the student's micro-batch")
     add("--precision", choices=PRECISIONS,
         help="of the teacher (default: fp16 on a GPU if its labels are close enough, else tf32; CPU: fp32)")
     add("--label-precision", choices=("fp16", "fp32"), default="fp16", help="type of the stored logits")

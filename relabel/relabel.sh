@@ -1,11 +1,46 @@
 #!/bin/sh
-# Store the teacher's soft labels.   sh relabel.sh [dataset] [--flag value ...]      (no data set: imagenet1k)
+# Store the teacher's soft labels.   sh relabel.sh [dataset[+recipe]] [--flag value ...]      (no data set: imagenet1k)
 # GPUS=4 sh relabel.sh ... starts four processes, one a GPU; several machines: docs/faq.md
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/sre2l/run/env.sh"
 case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
-case $dataset in                          # the published settings: edit here
+case $dataset in                          # recipes (docs/methods.md): what they change of the settings below
+    imagenet1k+cda) set -- --batch-size 128 "$@" ;;
+    tiny-imagenet+cda | imagenet21k-p+cda) ;;
+    cifar10+rded | cifar100+rded)         # of its crops one quarter or more; at 32 pixels the whole image
+        set -- --epochs 300 --batch-size 50 --mix-type cutmix --crop none "$@" ;;
+    tiny-imagenet+rded) set -- --epochs 300 --batch-size 100 --mix-type cutmix --crop none "$@" ;;
+    imagenette+rded | imagewoof+rded | imagenet1k+rded)
+        set -- --batch-size 50 --patch-shuffle 2 --min-scale-crops 0.5 "$@" ;;
+    cifar10+fadrm | cifar100+fadrm)
+        set -- --epochs 1000 --batch-size 16 --batch-statistics 8 --mix-type cutmix --crop resized "$@" ;;
+    cifar10+fadrm+ | cifar100+fadrm+)
+        set -- --arch resnet18,densenet121-32,shufflenet_v2_x0_5-32,mobilenet_v2-32 \
+            --epochs 1000 --batch-size 16 --batch-statistics 8 --mix-type cutmix --crop resized "$@" ;;
+    tiny-imagenet+fadrm) set -- --epochs 300 --batch-size 16 --mix-type cutmix "$@" ;;
+    tiny-imagenet+fadrm+)
+        set -- --arch resnet18,shufflenet_v2_x0_5-32,densenet121-32,mobilenet_v2-32 \
+            --epochs 300 --batch-size 16 --batch-statistics 8 --mix-type cutmix "$@" ;;
+    imagenette+fadrm | imagewoof+fadrm) set -- --batch-statistics 5 "$@" ;;
+    imagenet1k+fadrm) set -- --batch-size 16 --batch-statistics 8 "$@" ;;
+    imagenette+fadrm+ | imagewoof+fadrm+)
+        set -- --arch resnet18,densenet121,shufflenet_v2_x1_0,mobilenet_v2 --batch-statistics 5 "$@" ;;
+    imagenet1k+fadrm+)
+        set -- --arch resnet18,densenet121,shufflenet_v2_x1_0,mobilenet_v2 --batch-size 16 --batch-statistics 8 "$@" ;;
+    cifar10+edc | cifar100+edc)
+        case $dataset in cifar10+*) crops="--batch-size 25" ;; *) crops="--batch-size 50 --min-scale-crops 0.5" ;; esac
+        set -- --arch resnet18,convnet3,mobilenet_v2-32,wrn16_2-32,shufflenet_v2_x0_5-32,convnet1,convnet2,convnet3-w32 \
+            --epochs 1000 --mix-type cutmix --crop resized $crops --augment randaugment "$@" ;;
+    tiny-imagenet+edc)
+        set -- --arch resnet18,convnet4,mobilenet_v2-64,wrn16_2-64,shufflenet_v2_x0_5-64 \
+            --epochs 300 --batch-size 100 --mix-type cutmix --min-scale-crops 0.5 --augment randaugment "$@" ;;
+    cifar10+young)
+        set -- --epochs 300 --batch-size 10 --batch-statistics --mix-type cutmix --crop resized "$@" ;;
+    digits+young) set -- --batch-size 10 --batch-statistics "$@" ;;
+    *+*) no_recipe ;;
+esac
+case ${dataset%%+*} in                        # the published settings: edit here
     imagenet1k | imagenet21k-p)
         set -- --epochs 300 --batch-size 1024 --mix-type cutmix --cutmix 1.0 --fkd-seed 42 \
             --min-scale-crops 0.08 --max-scale-crops 1 --label-precision fp16 --workers 8 "$@" ;;

@@ -1,4 +1,4 @@
-"""The whole method on one data set: teacher, images, labels, student, a check, two controls, a summary.
+"""The whole method on one data set: teacher, images, labels, student, a check, the controls, a summary.
 
 Run: sh run.sh digits      (each stage by its own launcher; the same command again continues)
 Result: runs/<name>/ with all that the stages leave, summary.json and report.html.
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from recover import recover
+from recover import pick, recover
 from relabel import check, relabel
 from report import summary
 from report.estimate import estimate
@@ -40,19 +40,22 @@ FOR_ALL = ("--name", "--dataset", "--dry-run")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A flag of one of these names means something else in each stage that has it.
 AMBIGUOUS = ("--epochs", "--lr", "--batch-size", "-b", "--seed", "--precision", "--momentum",
-             "--weight-decay", "--warmup-epochs")
-STAGES = {"squeeze": squeeze, "recover": recover, "relabel": relabel, "check": check, "validate": train,
-          "random_real": random_real, "summary": summary}
-PLANNED = ("squeeze", "recover", "relabel", "validate")  # the stages whose --dry-run an estimate needs
+             "--weight-decay", "--warmup-epochs", "--lr-schedule")
+STAGES = {"squeeze": squeeze, "pick": pick, "recover": recover, "relabel": relabel, "check": check,
+          "validate": train, "random_real": random_real, "summary": summary}
+PLANNED = ("squeeze", "pick", "recover", "relabel", "validate")  # whose --dry-run an estimate needs
+STARTS = {"noise": ("recover",), "picked": ("pick", "recover"), "only-picked": ("pick",)}
 # Each step: its name, the stage whose flags it takes, its launcher or module, and flags of its own.
 STEPS = (
     ("squeeze", "squeeze", "squeeze/squeeze.sh", ()),
+    ("pick", "pick", "recover/pick.sh", ()),
     ("recover", "recover", "recover/recover.sh", ()),
     ("relabel", "relabel", "relabel/relabel.sh", ()),
     ("check", "check", "relabel/check.sh", ()),
     ("validate", "validate", "validate/train.sh", ()),
     ("hard labels", "validate", "validate/train.sh", ("--hard-labels",)),
     ("random real images", "random_real", "validate/random_real.sh", ()),
+    ("picked real images", "random_real", "validate/random_real.sh", ("--picked",)),
     ("summary", "summary", "report.summary", ()),
 )
 
@@ -118,10 +121,20 @@ def split_flags(words):
     return flags
 
 
-def make_commands(dataset, flags):
-    """The command of every step -> {name: words}. flags: of split_flags."""
+def steps_of(start):
+    """The steps of a chain whose images begin as noise, begin as picked real ones or stay these.
+
+    start: a key of STARTS."""
+    absent = {"pick", "recover", "picked real images"} - {*STARTS[start]}
+    if start == "picked":
+        absent.discard("picked real images")
+    return [step for step in STEPS if step[0] not in absent]
+
+
+def make_commands(dataset, flags, start="noise"):
+    """The command of every step -> {name: words}. flags: of split_flags; start: a key of STARTS."""
     found = {}
-    for name, stage, program, own in STEPS:
+    for name, stage, program, own in steps_of(start):
         start = ["sh", str(ROOT / program), dataset]
         if not program.endswith(".sh"):
             start = [sys.executable, "-m", program, "--dataset", dataset]
@@ -157,20 +170,21 @@ def plan_stages(args, flags, row, of_squeeze):
     """What the stages plan, by their own --dry-run -> {stage: what it printed}.
 
     row: the data set's; of_squeeze: squeeze's arguments. Raises UserError for what one of them refuses."""
+    planned = [name for name, *_ in steps_of(args.start) if name in PLANNED]
     with tempfile.TemporaryDirectory() as folder:
         # The facts of a data set of one's own, which squeeze would record, stand in an empty run meanwhile.
         instead = {}
         if row.source and not facts_path(run_folder(of_squeeze)).exists():
             write_facts(folder, row)
             instead = {stage: [*words, "--name", folder] for stage, words in flags.items()}
-        steps = make_commands(args.dataset, flags | instead)
+        steps = make_commands(args.word, flags | instead, args.start)
         alone = {**os.environ, "GPUS": "1"}
 
         def plan(name):
             return subprocess.run(steps[name], capture_output=True, text=True, check=False, env=alone)
 
         with ThreadPoolExecutor() as pool:
-            ended = dict(zip(PLANNED, pool.map(plan, PLANNED)))
+            ended = dict(zip(planned, pool.map(plan, planned)))
     for name, stage in ended.items():
         if stage.returncode:
             raise UserError(f"{name}: {stage.stderr.strip().removeprefix('error: ')}")
@@ -179,7 +193,7 @@ def plan_stages(args, flags, row, of_squeeze):
 
 def check_control(num_images, classes, row, path):
     """Raise UserError where the control of a data set of one's own would not find as many images of a class
-    as recover makes. num_images: of all `classes`, None = every one; path: of the real images."""
+    as are made. num_images: of all `classes`, None = every one; path: of the real images."""
     images = find_split(row, path, "train")
     counts = np.bincount(images.labels)
     classes = classes or list(range(len(counts)))
@@ -194,18 +208,19 @@ def check_control(num_images, classes, row, path):
 def print_plan(args, flags, plans, row, of_squeeze):
     """--dry-run: what each stage would write, how long it would take on this machine, the sums."""
     of_validate = train.get_args(flags["validate"])
-    typed = [name for name in (of_squeeze.arch, of_validate.model) if name]
-    found = estimate(plans, override(row, of_squeeze), of_squeeze.real_data, pick_device(of_squeeze.device),
-                     typed)
+    typed = [name for name in (*of_squeeze.arch.split(","), of_validate.model) if name]
+    device = pick_device(of_squeeze.device)
+    found = estimate(plans, override(row, of_squeeze), of_squeeze.real_data, device, typed)
     plain = {stage: [word for word in words if word != "--dry-run"] for stage, words in flags.items()}
-    steps = make_commands(args.dataset, plain)
-    print(f"{'step':<20} {'minutes':>9} {'MB':>11}   command")
+    steps = make_commands(args.word, plain, args.start)
+    print(f"{'step':<20} {'minutes':>9} {'MB':>11}   command (minutes of this machine's {device})")
     for name, (seconds, num_bytes) in found.items():
         minutes = "?" if seconds is None else f"{seconds / 60:.1f}"
         print(f"{name:<20} {minutes:>9} {num_bytes / 1e6:>11,.1f}   {as_text(steps[name])}")
     known = [seconds for seconds, _ in found.values() if seconds is not None]
     total = sum(num_bytes for _, num_bytes in found.values())
-    print(f"{'sum':<20} {sum(known) / 60:>9.1f} {total / 1e6:>11,.1f}")
+    days = sum(known) / 86400
+    print(f"{'sum':<20} {sum(known) / 60:>9.1f} {total / 1e6:>11,.1f}" + f"   {days:,.0f} days" * (days > 2))
     if len(known) < len(found):
         print("?: without the real images, --real-data DIR, nobody can tell")
 
@@ -226,34 +241,37 @@ def num_processes():
 
 def way_on(args, done):
     """The command that goes on after the steps `done`: --overwrite is for the others alone."""
-    stages = {stage for name, stage, *_ in STEPS if name in done}
+    steps = steps_of(args.start)
+    stages = {stage for name, stage, *_ in steps if name in done}
     afresh = {"--overwrite", *(f"--{stage}.overwrite" for stage in stages)}
     words = [word for word in args.words if word not in afresh]
     if "--overwrite" in args.words:
-        left = [stage for name, stage, *_ in STEPS if name not in done][1:]  # not the one that has begun
-        words += [f"--{stage}.overwrite" for stage in ("relabel", "validate", "random_real") if stage in left]
+        left = [stage for name, stage, *_ in steps if name not in done][1:]  # not the one that has begun
+        deleting = ("pick", "recover", "relabel", "validate", "random_real")
+        words += [f"--{stage}.overwrite" for stage in deleting if stage in left]
     gpus = num_processes()
-    return f"GPUS={gpus} " * (gpus != 1) + shlex.join(["sh", "run.sh", args.dataset, *words])
+    return f"GPUS={gpus} " * (gpus != 1) + shlex.join(["sh", "run.sh", args.word, *words])
 
 
 def plan_and_check(args, flags, of_squeeze):
     """-> (the data set's row, the stages' plans). Raises UserError for what one of them would refuse."""
-    print(f"{args.dataset}: reading the images and asking every stage for its plan ...", file=sys.stderr)
+    print(f"{args.word}: reading the images and asking every stage for its plan ...", file=sys.stderr)
     row = row_to_squeeze(of_squeeze)
     planning = {stage: [*words, "--dry-run"] for stage, words in flags.items()}
     plans = plan_stages(args, planning, row, of_squeeze)
     steps = plans["validate"]["settings"]["gradient_accumulation_steps"]
-    num_images = plans["recover"]["images"]
+    made_by = STARTS[args.start][-1]
+    num_images = plans[made_by]["images"]
     check_micro_batches(steps, num_processes(), plans["relabel"]["settings"]["batch_size"], num_images)
     if row.source:
-        of_recover = recover.get_args(["--dataset", args.dataset, *flags["recover"]])
-        check_control(num_images, of_recover.classes, row, of_squeeze.real_data)
+        of_images = STAGES[made_by].get_args(["--dataset", args.word, *flags[made_by]])
+        check_control(num_images, of_images.classes, row, of_squeeze.real_data)
     return row, plans
 
 
 def main(args):
     flags = split_flags(args.words)
-    of_squeeze = squeeze.get_args(["--dataset", args.dataset, *flags["squeeze"]])
+    of_squeeze = squeeze.get_args(["--dataset", args.word, *flags["squeeze"]])
     is_dry = "--dry-run" in args.words
     if not is_dry:
         check_real_images(args, of_squeeze)
@@ -263,7 +281,7 @@ def main(args):
             return print_plan(args, flags, plans, row, of_squeeze)
     done = []
     stage_of = {name: stage for name, stage, *_ in STEPS}
-    for name, command in make_commands(args.dataset, flags).items():
+    for name, command in make_commands(args.word, flags, args.start).items():
         print(f"\n== {name}: {as_text(command)}", flush=True)
         code = run_step(command)
         if code:
@@ -276,9 +294,13 @@ def main(args):
 
 def get_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--dataset", action=Once, required=True, metavar="NAME",
+    parser.add_argument("--dataset", action=Once, required=True, metavar="NAME[+RECIPE]",
                         help=f"{', '.join(DATASETS)}, or a name of your own with --real-data DIR")
+    parser.add_argument("--start", choices=STARTS, default="noise",
+                        help="what the images begin as; only-picked: real images, not optimised")
+    parser.set_defaults(name=None)
     args, args.words = parser.parse_known_args(argv)
+    args.word = args.name or args.dataset  # as the launchers take it
     return args
 
 

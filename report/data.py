@@ -6,6 +6,7 @@ from sre2l.run.files import read_json, sidecar
 from sre2l.run.log import keyed, stage_seconds
 from sre2l.run.output import recorded
 from sre2l.run.paths import student_name
+from validate.results import is_of_earlier_images, teacher_top1
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Student:
 
     @property
     def is_control(self):
-        return "hard labels" in self.label or "random real" in self.label
+        return "hard labels" in self.label or " real images" in self.label
 
 
 @dataclass
@@ -50,23 +51,17 @@ def folder_used(args, key, default):
 def kind_of(images):
     """What a folder of images holds, by its manifest."""
     made = recorded(sidecar(images, "manifest.json")) or {}
-    if "source" in made:
-        return "random real images"
+    if "source" in made:  # of older folders no score is recorded
+        return f"{'random' if made.get('score', 'random') == 'random' else 'picked'} real images"
     return "distilled images" if "r_bn" in made else "images of other origin"
-
-
-def is_of_earlier_images(protocol, labels):
-    """Was a student trained on other images than those that the folder's labels belong to now?"""
-    then = (protocol["labels"] or {}).get("images_sha256")
-    now = recorded(sidecar(labels, "manifest.json"), "images_sha256")
-    return None not in (then, now) and then != now
 
 
 def read_student(folder, run_folder):
     """The student in a folder of the run."""
     results = read_json(folder / "results.json")
     args = read_json(folder / "args.json") if (folder / "args.json").exists() else {}
-    images = folder_used(args, "train_dir", folder.parent / "images")
+    own_images = run_folder / "picked" if folder.parent.name == "picked_real" else folder.parent / "images"
+    images = folder_used(args, "train_dir", own_images)
     labels = folder_used(args, "fkd_path", folder.parent / "labels")
     protocol = results["protocol"]
     kind = kind_of(images)
@@ -78,13 +73,14 @@ def read_student(folder, run_folder):
 
 
 def read_run(folder):
-    """-> Run, its students in the order: distilled images, random real ones, hard labels. The first is one
-    that has controls, and the name that train.sh gives."""
-    patterns = ("results.json", "*/results.json", "random_real/*/results.json")
+    """-> Run, its students in the order: distilled images, picked real ones, random ones, hard labels. The
+    first is one that has controls, and the name that train.sh gives."""
+    patterns = ("results.json", "*/results.json", "random_real/*/results.json", "picked_real/*/results.json")
     found = sorted(path.parent for pattern in patterns for path in folder.glob(pattern))
     students = [read_student(path, folder) for path in found]
     controlled = [student.model for student in students if student.is_control]
     students.sort(key=lambda student: ("hard labels" in student.label, "random real" in student.label,
+                                       "picked real" in student.label,
                                        controlled.count(student.model) == 0,
                                        student.name != student_name(student.model)))
 
@@ -95,14 +91,6 @@ def read_run(folder):
                teacher=recorded(folder / "teacher" / "settings.json"),
                recover=recorded(sidecar(images, "manifest.json")),
                relabel=recorded(sidecar(labels, "manifest.json")))
-
-
-def teacher_top1(labels):
-    """The settings of labels -> top-1 of their teacher in percent, None if unknown; where that is from."""
-    measured = labels.get("measured_top1")
-    if measured is not None:
-        return measured, "as relabel measured it"
-    return (labels.get("teacher") or {}).get("top1"), "as its checkpoint says"
 
 
 def describe_measure(chance, num_images):

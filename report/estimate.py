@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from recover.engines import WHOLE_IMAGE, make_engine
+from recover.engines import Matched, make_engine
 from recover.objective import Weights, statistics_layers
 from recover.step import Stepper
+from recover.views import WHOLE_IMAGE
 from relabel.plan import num_label_bytes
 from sre2l.data.datasets import DATASETS
 from sre2l.data.real_images import find_split
@@ -64,7 +65,7 @@ def measure_rates(arch, stem, spec, batch_size, device):
     seconds["forward"] = seconds_for(forward, device)
     if not statistics_layers(network):
         return Rates(seconds["train"] / batch, seconds["forward"] / batch, math.nan)
-    engine, _ = make_engine("fast", network, Weights(0.01, 1.0, 0.0, 0.0), spec.size, None)
+    engine, _ = make_engine("fast", [Matched(network, Weights(0.01, 1.0, 0.0, 0.0))], None, spec.size, None)
     low, high = (edge.expand(3, 1, 1).contiguous() for edge in (images.amin(), images.amax()))
     stepper = Stepper(engine, low, high)
     stepper.start(images[None], targets[None], [[WHOLE_IMAGE]], [0.1])
@@ -82,23 +83,44 @@ def count_images(spec, path, split):
     return len(find_split(spec, path, split))
 
 
+def picking(settings, num_train, num_classes, rates):
+    """Seconds of pick's forward passes; None without the number of real images. settings: of its plan."""
+    if settings["score"] == "random":
+        return 0.0
+    if num_train is None:
+        return None
+    scored = min(num_train, (settings["most"] or num_train) * num_classes)
+    return scored * max(1, settings["crops"]) * rates.forward
+
+
+def mean_of_matching(rates):
+    """Seconds of an iteration of recover for one image, where teachers take turns: the mean over those that
+    have BatchNorm."""
+    matching = [rate.recover for rate in rates if not math.isnan(rate.recover)]
+    return sum(matching) / len(matching) if matching else math.nan
+
+
 def estimate(plans, spec, path, device, typed=()):
     """What each step would take and write -> {step: (seconds, bytes)}; seconds None where nobody can tell.
 
-    plans: what --dry-run of squeeze, recover, relabel and validate printed; path: of the real images; typed:
-    the networks as the user names them, where plans do not say in which folder a file is."""
+    plans: what --dry-run of squeeze, pick, recover, relabel and validate printed, without those that the
+    chain leaves out; path: of the real images; typed: the networks as the user names them, where plans do not
+    say in which folder a file is."""
     settings = {name: plan["settings"] for name, plan in plans.items()}
     paths = {recorded_name(name): name for name in typed}
-    teacher = settings["squeeze"]["arch"], settings["squeeze"].get("stem", "torchvision")
-    student = settings["validate"]["model"], settings["validate"]["stem"]
-    teacher, student = ((paths.get(name, name), stem) for name, stem in (teacher, student))
-    of_teacher = of_student = measure_rates(*teacher, spec, settings["recover"]["batch_size"], device)
-    if student != teacher:
-        of_student = measure_rates(*student, spec, min(128, settings["relabel"]["batch_size"]), device)
+    planned = plans["squeeze"].get("teachers", [(settings["squeeze"]["arch"], "torchvision")])
+    *teachers, student = ((paths.get(name, name), stem) for name, stem in
+                          (*planned, (settings["validate"]["model"], settings["validate"]["stem"])))
+    batch = settings.get("recover", settings["relabel"])["batch_size"]
+    rates = {teacher: measure_rates(*teacher, spec, batch, device) for teacher in teachers}
+    if student not in rates:
+        rates[student] = measure_rates(*student, spec, min(128, settings["relabel"]["batch_size"]), device)
+    of_student = rates[student]
+    of_teachers = [rates[teacher] for teacher in teachers]
     num_train = count_images(spec, path, "train")
     num_val = count_images(spec, path, "val")
-    num_images = plans["recover"]["images"]
-    image_iterations = settings["recover"]["iteration"] * plans["recover"]["images_computed"]
+    made = plans.get("recover", plans.get("pick"))  # the images that are labelled
+    num_images = made["images"]
 
     def training(plan, images, rates):
         if plan["epochs"] and None in (images, num_val):
@@ -106,17 +128,26 @@ def estimate(plans, spec, path, device, typed=()):
         passes = plan["epochs"] * (images or 0)
         return passes * rates.train + plan.get("evaluations", 0) * (num_val or 0) * rates.forward
 
-    seconds = {"squeeze": training(plans["squeeze"], num_train, of_teacher),
-               "recover": image_iterations * of_teacher.recover,
-               "relabel": settings["relabel"]["epochs"] * num_images * of_teacher.forward,
-               "validate": training(plans["validate"], num_images, of_student)}
+    trained = [training(plans["squeeze"], num_train, rate) for rate in of_teachers]
+    seconds = {"squeeze": None if None in trained else sum(trained)}
+    if "pick" in plans:
+        seconds["pick"] = picking(settings["pick"], num_train, spec.num_classes, of_teachers[0])
+    if "recover" in plans:
+        image_iterations = settings["recover"]["iteration"] * plans["recover"]["images_computed"]
+        seconds["recover"] = image_iterations * mean_of_matching(of_teachers)
+    forward = sum(rate.forward for rate in of_teachers)
+    seconds |= {"relabel": settings["relabel"]["epochs"] * num_images * forward,
+                "validate": training(plans["validate"], num_images, of_student)}
     sizes = {name: plan["bytes"] for name, plan in plans.items()}
     # relabel cannot count images that are not there yet.
     sizes["relabel"] = num_label_bytes(num_images, settings["relabel"])
 
-    # The controls repeat the last stages: one the student, the other images, labels and student.
+    # The controls repeat the last stages: one the student, the others images, labels and student.
     of_control = None if seconds["validate"] is None else seconds["relabel"] + seconds["validate"]
     seconds |= {"hard labels": seconds["validate"], "random real images": of_control}
     sizes |= {"hard labels": sizes["validate"],
-              "random real images": sizes["recover"] + sizes["relabel"] + sizes["validate"]}
+              "random real images": made["bytes"] + sizes["relabel"] + sizes["validate"]}
+    if "pick" in plans and "recover" in plans:
+        seconds["picked real images"] = of_control
+        sizes["picked real images"] = sizes["relabel"] + sizes["validate"]
     return {name: (seconds[name], sizes[name]) for name in seconds}

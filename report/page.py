@@ -227,7 +227,7 @@ def write_report(run, student=None):
     """Write report.html into a run folder -> its path.
 
     student: the folder that was written last. One outside of the run folder gets a page of its own."""
-    is_inside = student is None or student.parent in (run, run / "random_real")
+    is_inside = student is None or student.parent in (run, run / "random_real", run / "picked_real")
     folder = run if is_inside else student
     for path in folder.glob("report.html.*.tmp"):  # a kill left it
         path.unlink(missing_ok=True)

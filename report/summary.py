@@ -1,4 +1,4 @@
-"""One table of a run: teacher, student, both controls, bytes and seconds.
+"""One table of a run: teacher, student, its controls, bytes and seconds.
 
 Run: python3 -m report.summary --dataset digits      (after all stages and both controls, as in demo.sh)
 Result: the table on the screen, runs/<name>/summary.json, and report.html anew.
@@ -9,6 +9,7 @@ from sre2l.data.flags import add_run_flags
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, write_json
 from sre2l.run.flags import Parser
+from sre2l.run.log import stage_seconds
 from sre2l.run.output import print_plan
 from sre2l.run.paths import run_folder, student_name
 from sre2l.run.start import run_script
@@ -16,6 +17,7 @@ from sre2l.run.start import run_script
 ACCURACIES = {"teacher_top1": "teacher, real images",
               "distilled_top1": "student, distilled images, soft labels",
               "random_real_top1": "student, random real images, soft labels",
+              "picked_real_top1": "student, picked real images, soft labels",
               "hard_label_top1": "student, distilled images, hard labels"}
 
 
@@ -26,6 +28,12 @@ def read_results(folder, script):
     return read_json(folder / "results.json")
 
 
+def seconds_of_control(results):
+    """Seconds of a control's labels and student; None where the metrics file of either is gone."""
+    parts = (results["seconds"].get("relabel"), results["seconds"].get("validate"))
+    return None if None in parts else sum(parts)
+
+
 def collect(run, model):
     """The figures of a run folder -> {name: value}.
 
@@ -33,20 +41,26 @@ def collect(run, model):
     student = read_results(run / student_name(model), "train.sh")
     hard = read_results(run / f"{student_name(model)}_hard", "train.sh with --hard-labels")
     real = read_results(run / "random_real" / student_name(model), "random_real.sh")
+    controls = [("train.sh", student, run), ("train.sh with --hard-labels", hard, run),
+                ("random_real.sh", real, run / "random_real")]
+    picked = None
+    if (run / "picked_real").exists():  # of a run whose images began as real ones
+        picked = read_results(run / "picked_real" / student_name(model), "random_real.sh with --picked")
+        controls.append(("random_real.sh with --picked", picked, run / "picked_real"))
     labels = student["protocol"]["labels"]
-    for name, results, folder in (("train.sh", student, run), ("train.sh with --hard-labels", hard, run),
-                                  ("random_real.sh", real, run / "random_real")):
+    for name, results, folder in controls:
         if is_of_earlier_images(results["protocol"], folder / "labels"):
             raise UserError(f"{folder}: a student was trained on other images than the labels there belong "
                             f"to now; run {name} again, with --overwrite")
 
-    # A stage whose metrics file is gone has no time; then the control has none either.
-    of_real = (real["seconds"].get("relabel"), real["seconds"].get("validate"))
-    seconds = {**student["seconds"],
+    seconds = {**({"pick": stage_seconds(run / "picked.metrics.jsonl")} if picked else {}),
+               **student["seconds"],
                "hard_label_control": hard["seconds"].get("validate"),
-               "random_real_control": None if None in of_real else sum(of_real)}
+               "random_real_control": seconds_of_control(real),
+               **({"picked_real_control": seconds_of_control(picked)} if picked else {})}
     return {"teacher_top1": teacher_top1(labels)[0], "distilled_top1": student["top1"]["mean"],
             "random_real_top1": real["top1"]["mean"], "hard_label_top1": hard["top1"]["mean"],
+            **({"picked_real_top1": picked["top1"]["mean"]} if picked else {}),
             "seeds": len(student["seeds"]), "chance_top1": 100 / student["protocol"]["num_classes"],
             "val_images": (student["protocol"]["val"] or {}).get("num_images"),
             "images": labels["num_images"],
@@ -59,6 +73,8 @@ def table(name, values):
     lines = [f"{name}: {values['images']} images, {values['image_bytes']:,} bytes; "
              f"labels {values['label_bytes']:,} bytes", ""]
     for key, text in ACCURACIES.items():
+        if key not in values:  # nothing was picked
+            continue
         lines.append(f"  {text:<42} " + ("not measured" if values[key] is None else f"{values[key]:6.2f}%"))
     lines.append(f"  {describe_measure(values['chance_top1'], values['val_images'])}")
     timed = [f"{stage} {value:.0f}" for stage, value in values["seconds"].items() if value is not None]

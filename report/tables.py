@@ -33,9 +33,16 @@ def protocol(results):
     optimizer = found["optimizer"]
     batch = min(labels["batch_size"], labels["num_images"])
     mix = labels["mix"] if labels["mix"] not in (None, "none") else "no mix"
-    loss = ", loss x T^2" if found["loss"] == "KL times T^2" else ""
-    return (f"{found['epochs']} epochs, batch {batch}, {mix}, {optimizer['name']} {optimizer['lr']:g}, "
-            f"T {found['temperature']:g}{loss}, {found['precision']}")
+    words = [f"{found['epochs']} epochs", f"batch {batch}", mix, f"{optimizer['name']} {optimizer['lr']:g}"]
+    if found["schedule"] != "cosine per epoch":
+        words.append(found["schedule"])
+    if found["temperature"] is not None:
+        words.append(f"T {found['temperature']:g}")
+    if found["loss"] != "KL":
+        words.append("loss x T^2" if found["loss"] == "KL times T^2" else found["loss"])
+    if "ema" in found:
+        words.append(f"weights averaged by {found['ema']:g}")
+    return ", ".join([*words, found["precision"]])
 
 
 def devices_of(log):

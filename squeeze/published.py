@@ -15,7 +15,7 @@ def check_torchvision(args, spec):
         note = "nothing to train: IMAGENET1K_V1 weights are checked"
         settings = {"dataset": spec.name, "arch": recorded_name(args.arch)}
         return print_plan(settings, epochs=0, bytes=0, note=note)
-    useless = ("compile", "tensorboard", "overwrite", "weights")
+    useless = ("compile", "tensorboard", "overwrite", "weights", "keep_epochs", "class_statistics")
     refuse_useless(args, useless, "imagenet1k: torchvision's teacher is only checked")
     device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
     start(device)

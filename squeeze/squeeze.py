@@ -5,6 +5,7 @@ Time: digits about 40 s on two CPU cores. imagenet1k: nothing is trained, torchv
 Result: runs/<name>/teacher/teacher.pth with class names in order, normalisation, size and top-1.
 """
 import time
+from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -21,22 +22,25 @@ from sre2l.data.image_folder import fingerprint
 from sre2l.data.label_files import LabelBatch
 from sre2l.data.own import describe, record_facts, row_to_squeeze
 from sre2l.data.pixel_store import keep_decoded
-from sre2l.data.real_images import read_real, read_val, to_train_on
-from sre2l.nets import checkpoints, models, parallel, training
+from sre2l.data.real_images import read_real, read_val, shown_at, to_train_on
+from sre2l.kernels.norms import statistics_layers
+from sre2l.nets import checkpoints, models, parallel, statistics, training
 from sre2l.nets.evaluation import describe_chance, evaluate, keep_on_device
-from sre2l.nets.functions import recorded_name, source_sha256
+from sre2l.nets.functions import describe_arch, recorded_name, source_sha256
 from sre2l.nets.precision import PRECISIONS, autocast, dtype_of, memory_format_of, start_device
+from sre2l.nets.teacher import load_teacher
 from sre2l.run import processes, signals
 from sre2l.run.device import upload
 from sre2l.run.errors import UserError
 from sre2l.run.files import hash_json, save_torch
-from sre2l.run.flags import Parser, existing_folder, network_name, number
+from sre2l.run.flags import Parser, existing_folder, network_names, number, number_list
 from sre2l.run.log import eta
 from sre2l.run.output import OutputFolder
-from sre2l.run.paths import run_folder
+from sre2l.run.paths import run_folder, teacher_names
 from sre2l.run.start import run_script
 
 SCALE = (0.08, 1.0)  # of RandomResizedCrop
+SCHEDULES = {"cosine": training.cosine_factor, "constant": training.constant_factor}
 
 
 def make_settings(args, spec, stem, train=None, val=None, precision=None, resized=None):
@@ -46,7 +50,9 @@ def make_settings(args, spec, stem, train=None, val=None, precision=None, resize
     flags = ("dataset", "arch", "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup_epochs",
              "seed")
     newer = {"weights": args.weights, "resized": resized, "mean": args.mean, "std": args.std,
-             "arch_sha256": source_sha256(args.arch)}
+             "arch_sha256": source_sha256(args.arch),
+             "lr_schedule": args.lr_schedule != "cosine" and args.lr_schedule,
+             "optimizer": args.optimizer != "sgd" and args.optimizer}
     return {
         **{key: getattr(args, key) for key in flags},
         "arch": recorded_name(args.arch),
@@ -90,47 +96,147 @@ def save(path, identity, seed, values, network, optimizer, scaler):
 
 def build_teacher(args, spec):
     """-> (a network with the weights that training starts from, its stem, lines for the log about them)."""
-    network, stem = models.build_for(spec, args.arch, args.stem)
-    models.check_shapes(network, args.arch, spec.num_classes, spec.size)
+    network, stem = models.build_for_training(spec, args.arch, args.stem)
+    if args.class_statistics and not statistics_layers(network):
+        raise UserError(f"--class-statistics: {args.arch} has no BatchNorm layer with running statistics, so "
+                        f"there is nothing to measure; leave it away")
     if not args.weights:
         return network, stem, []
     afresh = ", ".join(checkpoints.start_from_imagenet(network, args.arch))
     return network, stem, [f"torchvision's {args.weights} weights of {args.arch}; afresh: {afresh}"]
 
 
-def dry_run(args, spec, folder):
-    """--dry-run: print the settings, how many epochs and how many bytes. Nothing is loaded."""
-    network, stem = models.build_for(spec, args.arch, args.stem)
-    num_bytes = 3 * checkpoints.num_weight_bytes(network)  # the teacher, and a checkpoint with momentum
-    folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs,
+def make_optimizer(args, network, device):
+    make = training.make_adam if args.optimizer == "adam" else training.make_sgd
+    return make(network.parameters(), args.lr, args.momentum, args.weight_decay, device)
+
+
+def check_recipe(args):
+    """Raise UserError where --keep-epochs, --warmup-epochs or --momentum do not fit the rest."""
+    training.check_warmup(args)
+    outside = [epoch for epoch in args.keep_epochs if not 1 <= epoch <= args.epochs]
+    if outside:
+        raise UserError(f"--keep-epochs {outside[0]}: the training has the epochs 1 to {args.epochs}")
+    if args.optimizer == "adam" and args.momentum == 1:
+        raise UserError("--momentum 1: Adam's beta1 has to be below 1; 0.9 is usual")
+
+
+def describe_past(args, first, folder):
+    """A warning for the log where a teacher is wanted of an epoch that is past and was not kept; else none.
+
+    first: how many epochs are done. -> a list of lines"""
+    past = [epoch for epoch in args.keep_epochs if epoch <= first and epoch < args.epochs
+            and not folder.path(name_of_age(epoch)).exists()]
+    if not past:
+        return []
+    return [f"warning: --keep-epochs {','.join(map(str, past))}: already past, for this run continues after "
+            f"epoch {first}; another --name trains them, or --overwrite, which deletes this one"]
+
+
+def name_of_age(epoch):
+    """The file of the teacher as it is after so many epochs."""
+    return f"teacher.e{epoch}.pth"
+
+
+def describe_teacher(args, spec, stem, images):
+    """What a teacher's file says of it besides its weights and the metrics of its last epoch."""
+    return {"format": checkpoints.TEACHER_FORMAT, **describe_arch(args.arch), "stem": stem,
+            "class_names": images.class_names, "dataset": spec.name, "seed": args.seed,
+            "mean": spec.mean, "std": spec.std, "size": spec.size, "num_classes": spec.num_classes}
+
+
+def save_teacher(path, facts, values, network):
+    """Let process 0 write a teacher. facts: of describe_teacher; values: the metrics of its last epoch."""
+    if processes.rank() == 0:
+        save_torch(path, {**facts, **values, "model": network.state_dict()})
+
+
+def measure_classes(args, spec, images, folder, device, log):
+    """--class-statistics: write the class statistics of each teacher in the folder that has none yet.
+
+    images: the real training images, shown as in an evaluation; each process takes its part of them."""
+    processes.barrier()  # process 0 has written the teachers
+    images = shown_at(images, spec.size, round(spec.size * spec.resize_ratio))
+    for path in sorted({*folder.root.glob("teacher*.pth")} - {*folder.root.glob("*.class_statistics.pth")}):
+        teacher = load_teacher(spec, path, args.arch, args.stem)
+        target = statistics.class_statistics_path(path)
+        if statistics.are_stored(target, teacher, "class"):
+            continue
+        network = teacher.network.to(device, memory_format=memory_format_of(device))
+        found = statistics.class_statistics(network, images, spec.num_classes, spec.mean, spec.std, device)
+        if processes.rank() == 0:
+            statistics.save(target, found, teacher.sha256, "class")
+        log.line(f"class statistics of {path.name}, of {len(images)} images: {target}")
+
+
+def plan_bytes(args, network, num_classes):
+    """About how many bytes a teacher's folder takes."""
+    num_teachers = 1 + len(args.keep_epochs)
+    # A checkpoint holds the network and what the optimiser keeps: momenta, and Adam's squares as well.
+    copies = num_teachers + (3 if args.optimizer == "adam" else 2)
+    num_bytes = copies * checkpoints.num_weight_bytes(network)
+    if args.class_statistics:
+        num_bytes += num_teachers * statistics.num_class_bytes(network, num_classes)
+    return num_bytes
+
+
+def dry_run(plans):
+    """--dry-run: print the first teacher's settings, how many epochs and how many bytes for all of them.
+
+    plans: of `plan`, for each teacher."""
+    networks = [models.build_for_training(spec, args.arch, args.stem) for args, _, spec, _ in plans]
+    num_bytes = sum(plan_bytes(args, network, spec.num_classes)
+                    for (args, _, spec, _), (network, _) in zip(plans, networks))
+    args, _, spec, folder = plans[0]
+    folder.dry_run(make_settings(args, spec, networks[0][1]), epochs=args.epochs,
+                   teachers=[[recorded_name(of.arch), stem] for (of, *_), (_, stem) in zip(plans, networks)],
                    evaluations=-(-args.epochs // args.eval_every), bytes=num_bytes)
 
 
-def main(args):
-    # Plan: what a flag can get wrong is refused before anything is loaded.
+def plan(args, name):
+    """What a teacher is trained from, as far as flags and rows say -> (args, the data set's row, the row with
+    the flags' values, its OutputFolder). name: of its folder in the run. Raises UserError."""
     row = row_to_squeeze(args)
     if args.weights and not models.is_torchvision(args.arch):
         raise UserError(f"--weights {args.weights}: torchvision has none of {args.arch}; leave it away")
     if args.weights:  # which know pixels in ImageNet's normalisation
         row = replace(row, mean=IMAGENET[0], std=IMAGENET[1])
     spec = data_spec(args, row)
-    if spec.name == "imagenet1k":
-        return check_torchvision(args, spec)
-    folder = OutputFolder(run_folder(args) / "teacher", "teacher", args.overwrite, vars(get_args([])))
-    training.check_warmup(args)
-    if args.dry_run:
-        return dry_run(args, spec, folder)
+    folder = OutputFolder(run_folder(args) / name, "teacher", args.overwrite, vars(get_args([])))
+    check_recipe(args)
+    return args, row, spec, folder
 
+
+def main(args):
+    # Plan: what a flag can get wrong is refused before anything is loaded.
+    archs = args.arch.split(",")
+    plans = [plan(Namespace(**{**vars(args), "arch": arch}), name)
+             for arch, name in zip(archs, teacher_names(archs))]
+    if plans[0][2].name == "imagenet1k":
+        for one, _, spec, _ in plans[:1] if args.dry_run else plans:
+            check_torchvision(one, spec)
+    elif args.dry_run:
+        dry_run(plans)
+    else:
+        for one, _, spec, _ in plans[1:]:  # a network that cannot be built is said before the first trains
+            build_teacher(one, spec)
+        for planned in plans:
+            train_teacher(*planned)
+
+
+def train_teacher(args, row, spec, folder):
+    """Train one network, or go on where an earlier run stopped, and write it. Parameters: of `plan`."""
     # Prepare: build the network and read the images. Nothing is written yet.
     device, precision = start_device(args.device, args.precision, args.deterministic, compiled=args.compile)
     processes.start(device)
     # The weights come first from this seed: they depend on nothing that was read or measured.
     torch.manual_seed(args.seed)
     network, stem, origin = build_teacher(args, spec)
+    checkpoints.check_same_weights(network, args.arch)
     order = args.class_order or "text"
-    images = read_real(spec, args.real_data, "train", None, spec.class_names, "dataset.json", order)
-    val = read_val(spec, args.real_data, None, images.class_names, "train")
-    images, resized = to_train_on(images, spec)
+    real = read_real(spec, args.real_data, "train", None, spec.class_names, "dataset.json", order)
+    val = read_val(spec, args.real_data, None, real.class_names, "train")
+    images, resized = to_train_on(real, spec)
     images, note = keep_decoded(images, device)
     settings = make_settings(args, spec, stem, images, val, precision, resized)
     # The settings name the whole validation set. From here on this process has the part that it measures.
@@ -143,7 +249,7 @@ def main(args):
     log = folder.open_log(args, device)
     log.line("\n".join([*describe(spec, images.class_names, args.class_order, len(val)), note, *origin]))
     network = start_network(args, network, device, log)
-    optimizer = training.make_sgd(network.parameters(), args.lr, args.momentum, args.weight_decay, device)
+    optimizer = make_optimizer(args, network, device)
     scaler = training.make_scaler(precision, device)
 
     # Continue after the last saved epoch. The hash tells another run's checkpoint from this one's.
@@ -155,8 +261,16 @@ def main(args):
     forward = network
     if args.compile:
         forward = training.compile_network(network, one_pass=processes.world_size() == 1)
-    log.line(f"{args.arch}, stem {stem}: {args.epochs - first} of {args.epochs} epochs left on {len(images)} "
+    facts = describe_teacher(args, spec, stem, images)
+    falls = SCHEDULES[args.lr_schedule]
+    changed = f", stem {stem}" if stem != "torchvision" else ""
+    log.line(f"{args.arch}{changed}: {args.epochs - first} of {args.epochs} epochs left on {len(images)} "
              f"images of {images.root}, {precision}")
+    for line in describe_past(args, first, folder):
+        log.line(line)
+    if not statistics_layers(network):
+        log.line(f"warning: {args.arch} has no BatchNorm layer with running statistics: recover cannot use "
+                 f"this teacher, relabel can")
 
     # Train.
     batches = loader.Batches(len(images), args.batch_size, args.seed, args.epochs, first)
@@ -168,7 +282,8 @@ def main(args):
     with signals.finishing_steps():
         for epoch in range(first, args.epochs):
             # The rate falls once an epoch, as published, so a checkpoint needs no state of a schedule.
-            training.set_lr(optimizer, args.lr * training.lr_factor(epoch, args.epochs, args.warmup_epochs))
+            factor = training.lr_factor(epoch, args.epochs, args.warmup_epochs, falls)
+            training.set_lr(optimizer, args.lr * factor)
             network.train()
             # On the device: to read it in every step would make the host wait for the GPU.
             loss_sum = torch.zeros((), device=device)  # over the images of this process
@@ -202,26 +317,27 @@ def main(args):
             training.check_finite(mean_loss, network, epoch + 1, "--lr", precision)
             values = {"epoch": epoch + 1, "loss": round(mean_loss, 5)}
             is_last = epoch + 1 == args.epochs
-            if is_last or (epoch + 1) % args.eval_every == 0:
+            is_kept = epoch + 1 in args.keep_epochs
+            if is_last or is_kept or (epoch + 1) % args.eval_every == 0:
                 top1, top5 = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
                 values |= {"top1": top1, "top5": top5}
             log.metrics(**values)
             numbers = "  ".join(f"{key} {value}" for key, value in values.items())
             log.line(f"{numbers}  {eta(epoch + 1 - first, args.epochs - first, begin)}")
+            if is_kept and not is_last:  # before the checkpoint, after which the epoch is not done again
+                save_teacher(folder.path(name_of_age(epoch + 1)), facts, values, network)
             if is_last or signals.stop_requested() or time.monotonic() - saved >= training.CHECKPOINT_SEC:
                 save(path, identity, args.seed, values, network, optimizer, scaler)
                 saved = time.monotonic()
 
     # Finish: process 0 writes the teacher. After a finished run the bytes are the same again.
-    if processes.rank() == 0:
-        facts = {"format": checkpoints.TEACHER_FORMAT, "arch": recorded_name(args.arch), "stem": stem,
-                 "class_names": images.class_names, "dataset": spec.name, "seed": args.seed,
-                 "mean": spec.mean, "std": spec.std, "size": spec.size, "num_classes": spec.num_classes}
-        save_torch(folder.path("teacher.pth"), {**facts, **values, "model": network.state_dict()})
-        warning = describe_chance(values["top1"], spec.num_classes, len(val),
-                                  "too few epochs, or a learning rate that is too large")
-        log.line(f"done: {folder.path('teacher.pth')}, top-1 {values['top1']:.2f}% on {len(val)} images"
-                 f"{warning}")
+    for name in ["teacher.pth"] + [name_of_age(epoch) for epoch in args.keep_epochs if epoch == args.epochs]:
+        save_teacher(folder.path(name), facts, values, network)
+    if args.class_statistics:
+        measure_classes(args, spec, real, folder, device, log)
+    warning = describe_chance(values["top1"], spec.num_classes, len(val),
+                              "too few epochs, or a learning rate that is too large")
+    log.line(f"done: {folder.path('teacher.pth')}, top-1 {values['top1']:.2f}% on {len(val)} images{warning}")
 
 
 def make_parser():
@@ -236,19 +352,31 @@ def make_parser():
     add("--val-fraction", type=number(float, above=0, high=0.5), metavar="F",
         help="measure on this part of each class, held out of the training images (default: 0.1 where a data "
              "set of your own has no val/)")
-    add("-a", "--arch", "--arch-name", type=network_name, default="resnet18",
-        help="the network: torchvision's name, a small one's, PATH.py:function (docs/networks.md)")
+    add("-a", "--arch", "--arch-name", type=network_names, default="resnet18", metavar="ARCH[,ARCH]",
+        help="the network: torchvision's name, a small one's, PATH.py:function or package.module:function "
+             "(docs/networks.md); of several the first is in teacher/, each other one in teacher_<ARCH>/")
     add("--weights", choices=(checkpoints.V1,),
         help="start from torchvision's ImageNet weights, with a last layer of its own: for few images")
 
     # The recipe. squeeze.sh has that of each data set.
     add("--epochs", type=number(int, 1), default=90)
     add("-b", "--batch-size", type=number(int, 2), default=256)
-    add("--lr", type=number(float, above=0), default=0.1, help="learning rate of SGD, cosine to 0")
-    add("--momentum", type=number(float, 0, 1), default=0.9)
+    add("--optimizer", choices=("sgd", "adam"), default="sgd",
+        help="adam: torch's, usually with --lr 1e-3 --weight-decay 1e-4")
+    add("--lr", type=number(float, above=0), default=0.1, help="learning rate")
+    add("--lr-schedule", choices=SCHEDULES, default="cosine",
+        help="after the warm-up: a cosine to 0 over all epochs, or the same rate throughout")
+    add("--momentum", type=number(float, 0, 1), default=0.9, help="of SGD; Adam's beta1")
     add("--weight-decay", type=number(float, 0), default=1e-4)
     add("--warmup-epochs", type=number(int, 0), default=0,
         help="epochs of linear warm-up from 0.01 of the rate")
+
+    # What is written besides teacher.pth.
+    add("--keep-epochs", type=number_list, default=[], metavar="1,2,5",
+        help="write the teacher as it is after these epochs, too: teacher.e2.pth")
+    add("--class-statistics", action="store_true",
+        help="at the end, one pass over the real images for the class targets of recover; also after a "
+             "finished run")
 
     # How it computes, and what it tells meanwhile.
     add("--precision", choices=PRECISIONS,

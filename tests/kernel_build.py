@@ -9,8 +9,8 @@ from sre2l.kernels.triton import moments, norms, pool, view
 TARGET = GPUTarget("cuda", 90, 32)
 NUMBERS = {"low": "fp32", "high": "fp32", "factor": "fp32"}  # the others are whole numbers or pointers
 DATA = ("x", "other", "y", "thin", "g1", "g2", "gx", "gother", "seen")  # in the network's type
-EXACT = ("partial", "mean", "scale", "shift", "coefficients", "means", "variances", "moments", "distances",
-         "factors", "images", "out", "first", "second", "rate")
+EXACT = ("partial", "mean", "scale", "shift", "coefficients", "means", "shifts", "variances", "moments",
+         "distances", "factors", "images", "out", "first", "second", "rate")
 PASSES = (norms.norm_forward, norms.norm_backward, pool.pool_forward, pool.pool_backward)
 VIEWS = (view.view_forward, view.view_backward)
 FLAGS = ("HAS_OTHER", "THIN", "STATS", "TWO", "CLAMPS", "WRITE_OTHER")
@@ -54,8 +54,10 @@ def main():
     for data, exact in (("fp16", "fp32"), ("fp64", "fp64")):
         for function in VIEWS:
             build(function, data, exact)
-        for function in (moments.sum_parts, moments.coefficients_of, view.adam):
+        for function in (moments.sum_parts, view.adam):
             build(function, exact, exact)
+        for on in (False, True):
+            build(moments.coefficients_of, exact, exact, ADD=on)
     print("every kernel compiled")
 
 

@@ -16,7 +16,7 @@ from sre2l.kernels import adam  # noqa: E402
 from sre2l.kernels.triton import view  # noqa: E402
 from tests.nets import calibrated  # noqa: E402
 from tests.oddnets import SIZE, odd_network  # noqa: E402
-from tests.parity import ALL, PARTS, check_parity, network_of  # noqa: E402
+from tests.parity import ALL, PARTS, check_parity, check_target_parity, network_of, target_of  # noqa: E402
 
 SMALL_SIZE = 6  # pixels: even, for the stem's pool; 3 after it
 KERNEL_PATTERNS = ("hardtanh", "thin twice", "pool of relu6", "pool, two ways", "pool and not", "lines",
@@ -65,6 +65,15 @@ def check_shapes_in_turn():
         check_parity(network, 4, groups, batch, engine=engine, seed=batch)
 
 
+def check_targets():
+    """Statistics of each batch's own as targets and as what normalises, also in the pool's kernels."""
+    for kind in ("class:0.3", "group"):
+        network = odd_network("pool, two ways", SMALL_SIZE)
+        check_target_parity(network, SMALL_SIZE, target_of(kind, network), ((2, 1), (2, 1), (1, 2)))
+    network = network_of("small", 9)
+    check_target_parity(network, 9, target_of("group", network), ((2, 1),))
+
+
 def check_adam():
     """view.adam_step against adam.adam_step, with clamps and a value that is not a number."""
     g = torch.Generator().manual_seed(0)
@@ -86,6 +95,7 @@ def main():
     check_weights()
     check_patterns()
     check_shapes_in_turn()
+    check_targets()
     check_adam()
     print("every kernel equal")
 

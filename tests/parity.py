@@ -5,10 +5,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from recover.batches import BatchGroup, ImageBatch
 from recover.engines import make_fast_engine
 from recover.objective import TERMS, PlainEngine, Weights
+from recover.targets import BnTarget
 from recover.views import View, draw_view
+from sre2l.kernels.norms import statistics_layers
 from sre2l.nets.models import get_network
+from sre2l.nets.statistics import Statistics
 from tests.nets import SmallNet, calibrated
 
 ALL = Weights(0.1, 10.0, 0.02, 0.05)
@@ -17,6 +21,8 @@ PARTS = {"published": Weights(0.01, 10.0, 0.0, 0.0), "tv": Weights(0.3, 0.5, 0.1
          "no statistics": Weights(0.0, 10.0, 0.02, 0.05), "cross-entropy alone": Weights(0.0, 10.0, 0.0, 0.0),
          "first layer off": Weights(0.1, 0.0, 0.02, 0.05),
          "statistics above all": Weights(1e3, 1.0, 0.0, 0.0)}
+KINDS = {  # of --bn-target: W, and whether the statistics normalise
+    "class:0": (0.0, False), "class:0.3": (0.3, False), "class:1": (1.0, False), "group": (1.0, True)}
 
 
 def network_of(arch, size):
@@ -73,4 +79,42 @@ def check_parity(network, size, groups=1, batch=2, weights=ALL, engine=None, see
         loss, term, gradient = differences(found, wanted, weights)
         assert loss < 1e-12 and gradient < 1e-10, (loss, gradient)
         assert term < 1e-11, term  # one term may be small, and the loss large
+    return engine
+
+
+def draw_statistics(network, number=5, seed=0):
+    """Statistics of `number` classes or groups, near the running ones and all different; fp64."""
+    g = torch.Generator().manual_seed(seed)
+    layers = statistics_layers(network)
+
+    def rand(layer):
+        return torch.rand(number, layer.num_features, dtype=torch.float64, generator=g)
+
+    return Statistics([layer.running_mean.cpu() + 0.6 * (rand(layer) - 0.5) for layer in layers],
+                      [layer.running_var.cpu() * (0.5 + rand(layer)) for layer in layers])
+
+
+def target_of(kind, network, seed=0):
+    return BnTarget(*KINDS[kind], draw_statistics(network, seed=seed))
+
+
+def group_of(targets, first_ipc=0):
+    """Class numbers (G, B) -> a BatchGroup. Its batches have the ipc indices first_ipc, first_ipc + 1, ..."""
+    return BatchGroup(tuple(ImageBatch(i, tuple((first_ipc + i, label) for label in labels))
+                            for i, labels in enumerate(torch.as_tensor(targets).tolist())))
+
+
+def check_target_parity(network, size, target, shapes):
+    """One fast engine for batches of these shapes (G, B) in turn finds what a fresh plain one finds."""
+    device = next(network.parameters()).device
+    engine = make_fast_engine(network, ALL, size, target=target)
+    for seed, (groups, batch) in enumerate(shapes):
+        images, targets, views = draw_case(size, groups, batch, seed)
+        images, targets = images.to(device), targets.to(device)
+        found = []
+        for one in (engine, PlainEngine(copy.deepcopy(network), ALL, target=target)):
+            one.take_up(group_of(targets, first_ipc=seed % 2))
+            found.append(one.loss_and_gradient(images, targets, one.tabulate([views])[0]))
+        loss, term, gradient = differences(*found, ALL)
+        assert loss < 1e-12 and term < 1e-11 and gradient < 1e-10, (loss, term, gradient)
     return engine

@@ -1,17 +1,20 @@
 """Networks of the user's own, the small ones of the field, and networks without BatchNorm."""
 import json
 import math
+import os
+import sys
 
 import pytest
 import torch
 
 from recover import recover
-from recover.engines import make_engine
+from recover.engines import Matched, make_engine
 from recover.objective import Weights
 from relabel import relabel
 from report import estimate
 from squeeze import squeeze
 from sre2l.data.datasets import DATASETS
+from sre2l.nets.functions import call_function, load_file, source_sha256
 from sre2l.nets.models import build_for, build_network, check_shapes
 from sre2l.nets.teacher import load_teacher
 from sre2l.run.errors import UserError
@@ -19,8 +22,9 @@ from sre2l.run.paths import student_name
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, refused, run_main
 from tests.nets import calibrated
 from tests.parity import check_parity
+from tests.test_processes import run
 from tests.worlds import NAMES, common, squeeze_flags, train_flags
-from validate import random_real, train
+from validate import random_real, score, train
 
 NET = """
 import pathlib
@@ -96,27 +100,150 @@ def test_a_class_in_a_file_goes_through_all_stages_and_the_control(world, monkey
     results = json.loads((world / "run" / "student_nets-Net" / "results.json").read_text())
     assert results["protocol"]["model"] == results["protocol"]["labels"]["teacher"]["arch"] == "nets.py:Net"
 
-    # From another folder: the same network by another path, and the control by the recorded commands.
-    (world / "elsewhere").mkdir()
-    monkeypatch.chdir(world / "elsewhere")
-    run_main(train, *flags[:-1], "../nets.py:Net")
-    run_main(random_real, *common(world)[:4], "--real-data", world / "real", "--model", "../nets.py:Net")
+    # The files have moved: the same network by another path. The control runs what is typed, not what the
+    # records name.
+    (world / "code").mkdir()
+    for name in ("nets.py", "layers.py"):
+        (world / name).rename(world / "code" / name)
+    flags[-1] = "code/nets.py:Net"
+    run_main(train, *flags)
+    control = (random_real, *common(world)[:4], "--real-data", world / "real", "--model", "code/nets.py:Net")
+    scores = (score, *common(world)[:4], *control[-2:], "--seeds", 0, "--real-hard", 50)
+    for command in (control, scores):
+        assert "names nets.py:Net, code that runs only where you name it yourself" in refused(*command)
+        assert "nets.py:Net, --arch or --model says other.py" in refused(*command, "--arch", "other.py:Net")
+    run_main(*control, "--arch", "code/nets.py:Net")
     assert (world / "run" / "random_real" / "student_nets-Net" / "results.json").exists()
 
-    # An edited file is another network.
-    (world / "nets.py").write_text(NET.replace("mean((2, 3))", "amax((2, 3))"))
-    assert "model_sha256: there" in refused(train, *flags[:-1], "../nets.py:Net")
-    edited = refused(recover, *common(world), "--arch", "../nets.py:Net", "--iteration", 2, "--ipc-end", 2,
-                     "--batch-size", 20, "--allow-chance")
-    assert "teacher.arch_sha256: there" in edited
-    assert "arch_sha256: there" in refused(*squeeze_flags(world, "--arch", "../nets.py:Net"))
+    # An edited file is another network, and so is one whose neighbour has been edited.
+    edits = {"nets.py": NET.replace("mean((2, 3))", "amax((2, 3))"), "layers.py": LAYERS + "# edited\n"}
+    for name, text in edits.items():
+        before = (world / "code" / name).read_text()
+        (world / "code" / name).write_text(text)
+        assert "model_sha256: there" in refused(train, *flags)
+        assert "arch_sha256: there" in refused(*squeeze_flags(world, "--arch", "code/nets.py:Net"))
+        teacher = world / "run" / "teacher" / "teacher.pth"
+        student = world / "run" / "student_nets-Net" / "seed0" / "checkpoint.pth"
+        for command in ((recover, "--dry-run", "--arch"), (relabel, "--allow-chance", "--arch"),
+                        (train, "--evaluate", teacher, "--val-dir", "real", "--model"),
+                        (train, "--evaluate", student, "--val-dir", "real", "--model")):
+            found = refused(command[0], *common(world), *command[1:], "code/nets.py:Net")
+            assert "nets.py:Net, or a file beside it, has been edited since" in found
+        (world / "code" / name).write_text(before)
+
+
+def test_the_top1_of_an_edited_network_is_measured_again(world, capsys):
+    """Of a teacher from before its checkpoint said what its code was."""
+    run_main(*squeeze_flags(world, "--arch", "nets.py:Net"))
+    path = world / "run" / "teacher" / "teacher.pth"
+    teacher = torch.load(path)
+    assert len(teacher.pop("arch_sha256")) == 64
+    torch.save(teacher, path)
+    flags = (*common(world), "--arch", "nets.py:Net", "--val-dir", world / "real", "--allow-chance",
+             "--iteration", 1, "--ipc-end", 1, "--overwrite")
+    for text in (NET, NET.replace("mean((2, 3))", "amax((2, 3))")):
+        (world / "nets.py").write_text(text)
+        run_main(recover, *flags)
+        assert ("as squeeze measured" in capsys.readouterr().out) == (text == NET)
+
+
+def test_files_beside_two_networks_may_have_one_name(tmp_path, monkeypatch):
+    """Also while the networks are made anew in turn; an import within the function finds its own, too."""
+    names = {}
+    for folder, width in (("a", 5), ("b", 9)):
+        (tmp_path / folder / "blocks").mkdir(parents=True)
+        (tmp_path / folder / "blocks" / "sizes.py").write_text(f"WIDTH = {width}\n")
+        (tmp_path / folder / "deep.py").write_text(f"DEPTH = {width + 1}\n")
+        (tmp_path / folder / "n.py").write_text(
+            "from torch import nn\nfrom blocks.sizes import WIDTH\ndef f(num_classes):\n"
+            "    from deep import DEPTH\n    return nn.Sequential(nn.Linear(DEPTH, WIDTH))\n")
+        names[f"{tmp_path}/{folder}/n.py:f"] = width
+    digests = set()
+    for name, width in [*names.items()] * 2:
+        network = call_function(name, 10)[0]
+        assert (network.in_features, network.out_features) == (width + 1, width)
+        digests.add(source_sha256(name))
+    assert len(digests) == 2
+    (tmp_path / "b" / "blocks" / "sizes.py").write_text("WIDTH = 9  # edited\n")
+    assert source_sha256(name) not in digests
+    assert str(tmp_path / "a") not in sys.path[:1]  # our own modules come first again
+
+
+def test_an_edit_is_seen_whatever_the_clock_says(tmp_path, monkeypatch):
+    """Python's compiled files are known by a file's time and size."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for width in (3, 7):
+        (tmp_path / "n.py").write_text(f"from torch.nn import Linear\n\ndef f(num_classes): "
+                                       f"return Linear({width}, 2)")
+        os.utime(tmp_path / "n.py", (1e9, 1e9))
+        assert call_function(f"{tmp_path}/n.py:f", 10).in_features == width
+
+
+RUDE = """
+import os, torch
+from torch import nn
+print("hello")
+torch.set_default_dtype(torch.float64)
+torch.set_grad_enabled(False)
+os.chdir("/")
+
+
+def f(num_classes):
+    print("here")
+    torch.set_default_dtype(torch.float64)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes)).float()
+"""
+
+
+def test_what_the_users_code_prints_and_changes_is_not_ours(world, capsys):
+    (world / "rude.py").write_text(RUDE)
+    run_main(*train_flags(world, "--dry-run", "--model", "rude.py:f"))
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["settings"]["model"] == "rude.py:f"
+    assert printed.err.count("hello") == 1 and "here" in printed.err
+    assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
+    assert os.getcwd() == str(world)
+
+
+DRAWN = """
+import random
+import numpy as np
+import torch
+from torch import nn
+
+
+def f(num_classes):
+    network = nn.Linear(3, 2)
+    network.weight = nn.Parameter(torch.tensor(np.random.rand(2, 3)).float() + random.random())
+    return network
+
+
+def by_process(num_classes):
+    import os
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))
+    nn.init.constant_(network[1].bias, os.getpid())
+    return network
+"""
+
+
+def test_weights_that_numpy_and_python_draw_depend_on_the_seed_alone(world):
+    (world / "drawn.py").write_text(DRAWN)
+    weights = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        weights.append(call_function(f"{world}/drawn.py:f", 10).weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+    flags = squeeze_flags(world, "--arch", "drawn.py:by_process")[1:]
+    ended = run("squeeze.squeeze", *flags, processes=2)
+    assert "its weights are others in each process" in ended.stderr and ended.returncode
+    assert not (world / "run").exists()
 
 
 def test_no_checkpoint_runs_code(world):
     run_main(*squeeze_flags(world, "--arch", "nets.py:Net"))
     marker = world / "was_run"
     marker.unlink()
-    (world / "nets.py").write_text(NET + "\n")  # so that a second load would run it
+    load_file.cache_clear()  # so that a second load would run it
     path = world / "run" / "teacher" / "teacher.pth"
     for stage, *flags in ((recover,), (relabel, "--data", world / "real" / "val"), (recover, "--dry-run")):
         message = refused(stage, *common(world), *flags)
@@ -131,6 +258,9 @@ def test_no_checkpoint_runs_code(world):
     assert marker.exists()
 
 
+TWO_IN_TRAINING = "(x, x) if self.training else super().forward(x[:, 0, 0])"
+LINEAR = """from torch import nn
+def f(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))"""
 FAULTS = {
     "no file": ("none.py:Net", "", "none.py: cannot be read (No such file"),
     "no function": ("a.py:Nett", "class Net: pass", "a.py has no function Nett; did you mean Net?"),
@@ -139,7 +269,11 @@ FAULTS = {
     "a module that a file needs": ("a.py:f", "import none_such", "needs the module none_such, which is not"),
     "no import": ("a.py:f", "x = 1 / 0", "cannot be imported (ZeroDivisionError: division by zero, in a.py "
                                          "line 1)"),
-    "no syntax": ("a.py:f", "def f(:", "cannot be imported (SyntaxError"),
+    "no syntax": ("a.py:f", "x = 1\ndef f(:", "invalid syntax (a.py, line 2), in a.py line 2)"),
+    "an end": ("a.py:f", "import sys\nsys.exit(0)", "cannot be imported (SystemExit: 0, in a.py line 2)"),
+    "an end of the call": ("a.py:f", "def f(num_classes): exit()", "num_classes=10 (SystemExit: None, in"),
+    "no name of a module": ("a.py:f", "raise ModuleNotFoundError('x')", "(ModuleNotFoundError: x, in a.py"),
+    "a module of a like name": ("layers_of:f", "", "needs the module lay, which is not installed"),
     "a number": ("a.py:f", "f = 3", "f is a int, no function"),
     "no num_classes": ("a.py:f", "def f(n): pass", "cannot be called with num_classes=10 alone"),
     "more arguments": ("a.py:f", "def f(num_classes, depth): pass",
@@ -152,18 +286,38 @@ FAULTS = {
     "other outputs": ("a.py:f", "from torch import nn\ndef f(num_classes): return nn.Conv2d(3, 5, 3)",
                       "makes (1, 5, 30, 30) of an image of 32x32 pixels, where logits (1, 10) are wanted"),
     "two outputs": ("a.py:Net", TWO, "makes a tuple of an image of 32x32 pixels, where logits (1, 10) are"),
+    "two outputs in training": ("a.py:Net", TWO.replace("x, x", TWO_IN_TRAINING),
+                                "makes a tuple of 2 images of 32x32 pixels in training, where"),
+    "outputs of torchvision's own in training": (
+        "a.py:f", "import torchvision\ndef f(num_classes): return torchvision.models.googlenet("
+        "num_classes=num_classes, init_weights=False)", "makes a GoogLeNetOutputs of 2 images"),
+    "frozen": ("a.py:f", f"{LINEAR}.requires_grad_(False)", "cannot be trained (RuntimeError"),
+    "the same again": ("a.py:f", LINEAR.replace("def f(num_classes): return", "num_classes = 10\nnet =")
+                       + "\ndef f(num_classes): return net", "returns the same network once more"),
+    "lazy": ("a.py:f", LINEAR.replace("Linear(3072, ", "LazyLinear("), "its 1.weight is of a lazy layer"),
+    "without values": ("a.py:f", f"{LINEAR}.to('meta')", "its 1.weight is on torch's device 'meta'"),
+    "inference": ("a.py:f", LINEAR.replace("def", "import torch\n@torch.inference_mode()\ndef"),
+                  "its 1.weight is made in torch.inference_mode"),
+    "TorchScript": ("a.py:f", f"import torch\n{LINEAR})".replace("nn.Seq", "torch.jit.script(nn.Seq"),
+                    "returns a network of TorchScript"),
+    "a state of its own": ("a.py:Net", TWO.replace("x, x", "x") + "    def get_extra_state(self): return 3\n",
+                           "its _extra_state is a int, and no tensor"),
     "other images": ("a.py:f", "from torch import nn\ndef f(num_classes): return nn.Linear(9, num_classes)",
                      "cannot take images of 32x32 pixels (RuntimeError"),
     "no name": ("a.py", "", "a network of your own is named as PATH.py:function"),
     "nearly a name": ("convnett3", "", "did you mean convnet3"),
+    "a module without a function": ("timm.models.resnet10t", "", "network of ours; a network of your own is"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_wrong_with_a_network_is_one_sentence(fault, world):
+def test_what_is_wrong_with_a_network_is_one_sentence(fault, world, monkeypatch):
     name, source, message = FAULTS[fault]
     (world / "a.py").write_text(source)
-    for flags in (squeeze_flags(world, "--arch", name), train_flags(world, "--dry-run", "--model", name)):
+    monkeypatch.syspath_prepend(world)
+    (world / "layers_of.py").write_text("import lay")
+    for flags in (squeeze_flags(world, "--arch", name), squeeze_flags(world, "--dry-run", "--arch", name),
+                  train_flags(world, "--dry-run", "--model", name)):
         found = refused(*flags)
         assert message in found and "\n" not in found, found
 
@@ -214,7 +368,8 @@ def test_two_of_timms_networks_are_computed_by_the_fast_engine(name):
     assert stem == "torchvision"
     network = calibrated(network, 40, 2)
     check_parity(network, 40, 2)
-    assert make_engine("fast", network.float(), Weights(0.1, 10.0, 0, 0), 40, "fp32")[0].name == "fast"
+    matched = [Matched(network.float(), Weights(0.1, 10.0, 0, 0))]
+    assert make_engine("fast", matched, None, 40, "fp32")[0].name == "fast"
 
 
 def count(network):

@@ -17,12 +17,13 @@ from bench.world import SPEC, World, write_images, write_labels
 from recover.objective import PlainEngine, Weights
 from recover.views import View
 from sre2l.data.augment import apply_mix, normalise
+from sre2l.data.loader import micro_batches
 from sre2l.nets.precision import PRECISIONS
 from sre2l.run.log import read_metrics
 from tests.helpers import SMALL, refused, run_main
 from tests.nets import build
 from tests.parity import total
-from validate.losses import distillation_loss, micro_batches, soft_targets
+from validate.losses import distillation_loss, soft_targets
 
 SIZE = 20
 CPU = torch.device("cpu")
@@ -162,7 +163,7 @@ def test_benchmark_prints_a_json_line_for_every_row_and_tables(capsys):
              "--dataset", "cifar100", "--batch", 4, "--images", 10, "--size", 32)
     lines = capsys.readouterr().out.splitlines()
     rows = [json.loads(line) for line in lines if line.startswith("{")]
-    sections = ["recover"] + ["relabel"] * 4 + ["validate"] * 4
+    sections = ["recover"] + ["options"] * 4 + ["relabel"] * 4 + ["validate"] * 4
     assert [row["section"] for row in rows] == sections
     for row in rows:
         assert row.keys() >= {"device", "torch", "date", "pairs", "precision", "size", "batch", "unit"}
@@ -175,7 +176,7 @@ def test_benchmark_prints_a_json_line_for_every_row_and_tables(capsys):
 
 def test_benchmark_refuses_an_unknown_section(capsys):
     assert refused(bench, "relable") == ""
-    assert "'relable' is none of the sections recover, relabel" in capsys.readouterr().err
+    assert "'relable' is none of the sections recover, options" in capsys.readouterr().err
 
 
 def test_the_gpu_script_always_ends_with_its_summary(monkeypatch, tmp_path):

@@ -46,7 +46,7 @@ def test_flags_are_spelled_as_argparse_knows_them():
     ("--iterations 9", "no stage has the flag --iterations; did you mean --iteration"),
     ("--recover.epochs 3", "--recover.epochs: recover does not have the flag --epochs"),
     ("--validate.seed 3", "validate does not have the flag --seed; did you mean --seeds"),
-    ("--students.epochs 3", "there is no stage 'students'; there are squeeze, recover"),
+    ("--students.epochs 3", "there is no stage 'students'; there are squeeze, pick, recover"),
     ("--fkd-path labels", "run.sh says this itself"),
     ("--recover.name other", "--name is for all stages together"),
     ("--iteration", "--iteration: its value is missing")])
@@ -114,7 +114,7 @@ def test_the_way_on_overwrites_what_is_not_done_alone(monkeypatch):
     assert chain.way_on(args, ["squeeze"]) == "sh run.sh digits --recover.overwrite"
     args = chain.get_args(["--dataset", "digits", "--overwrite", "--recover.lr", "1"])
     monkeypatch.setenv("GPUS", "2")
-    done = [name for name, *_ in chain.STEPS[:5]]
+    done = [name for name, *_ in chain.steps_of("noise")[:5]]
     assert chain.way_on(args, done) == "GPUS=2 sh run.sh digits --recover.lr 1 --random_real.overwrite"
 
 

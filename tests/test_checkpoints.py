@@ -1,10 +1,16 @@
 """Checkpoints as they come: what is loaded and said of each layout in docs/teachers.md, of any stack of
 wrappers, of what does not fit, and of a top-1 below the stated one."""
 import argparse
+import ast
 import copy
+import datetime
 import functools
+import importlib
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -210,20 +216,22 @@ def test_what_a_refusal_tells_one_to_run_makes_a_file_that_loads(tmp_path, monke
         assert all(torch.equal(found[key], value) for key, value in fresh(1).state_dict().items())
 
 
-class Evaluated:
-    """An object whose unpickling evaluates an expression."""
+class Call:
+    """An object whose unpickling calls a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
 
     def __reduce__(self):
-        return eval, ("1 + 1",)
+        return self.call
 
 
 def test_nobody_is_told_to_open_an_attack(tmp_path):
-    """A function that torch blocks, one that Python has built in, and our own checkpoints."""
-    class Command:
-        def __reduce__(self):
-            import os
-            return os.mkdir, (str(tmp_path / "sprung"),)
-    for value in (Command(), Evaluated(), Trap(tmp_path / "sprung")):
+    """A function that torch blocks, those that come with Python, and our own checkpoints."""
+    sprung = str(tmp_path / "sprung")
+    for value in (Call(os.mkdir, sprung), Call(eval, "1 + 1"), Trap(tmp_path / "sprung"),
+                  Call(subprocess.check_output, ["touch", sprung]), Call(shutil.copytree, "/etc/opt", sprung),
+                  Call(importlib.import_module, "this")):
         torch.save({"model": value}, tmp_path / "t.pth")
         with pytest.raises(UserError, match="not a checkpoint that loads safely") as caught:
             load_teacher(CIFAR10, tmp_path / "t.pth", SMALL)
@@ -233,6 +241,15 @@ def test_nobody_is_told_to_open_an_attack(tmp_path):
         safe_load(tmp_path / "t.pth", "checkpoint")
     assert "torch.load" not in str(caught.value)
     assert not (tmp_path / "sprung").exists()
+    path = tmp_path / 't"\'.pth'
+    torch.save({"model": datetime.datetime(2020, 1, 1)}, path)
+    with pytest.raises(UserError, match="datetime") as caught:
+        load_teacher(CIFAR10, path, SMALL)
+    assert ast.parse(str(caught.value).splitlines()[2].strip())
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "t.pt")
+    with pytest.raises(UserError, match="an archive of TorchScript, which holds code; give the") as caught:
+        load_teacher(CIFAR10, tmp_path / "t.pt", SMALL)
+    assert "weights_only" not in str(caught.value)
 
 
 def test_a_safetensors_file_that_is_cut_or_not_there(tmp_path):
@@ -241,6 +258,9 @@ def test_a_safetensors_file_that_is_cut_or_not_there(tmp_path):
     with pytest.raises(UserError, match="no such checkpoint"):
         load_teacher(CIFAR10, path, SMALL)
     write_safetensors(path, fresh(1).state_dict())
+    for name in ("t.pth", "t.SAFETENSORS"):  # whatever it is called
+        loaded = load_teacher(CIFAR10, shutil.copy(path, tmp_path / name), SMALL)
+        assert torch.equal(loaded.network.fc.weight, fresh(1).fc.weight)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="is damaged, or no safetensors file"):
         load_teacher(CIFAR10, path, SMALL)
@@ -306,7 +326,7 @@ def test_a_weight_that_is_missing_too_much_or_of_another_shape_is_named(key, wra
         with pytest.raises(UserError) as caught:
             load_weights(empty, {"model": changed}, "t.pth", "tiny")
         assert words in str(caught.value)
-        assert str(caught.value).endswith("check --arch, --stem and --num-classes")
+        assert str(caught.value).endswith("check --arch and --num-classes")
     assert all(torch.equal(empty.state_dict()[key], value) for key, value in tiny(2).state_dict().items())
 
 
@@ -319,6 +339,53 @@ def test_a_message_shows_a_few_of_many_names_and_keys_may_be_numbers():
     circle["model"] = circle
     with pytest.raises(UserError, match="top, which holds epoch, model"):
         load_weights(tiny(1), circle, "t.pth", "tiny")
+
+
+class Like(nn.Module):
+    """A network with layers that are called as wrappers, counters and helping heads are."""
+
+    def __init__(self):
+        super().__init__()
+        self.aux1 = nn.Linear(2, 3)
+        self.AuxLogits = nn.Linear(2, 3)
+        self.register_buffer("n_averaged", torch.ones(3))
+
+
+class LikeAWrapper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.module = nn.Linear(2, 3)
+
+
+def test_a_networks_own_layers_are_loaded_whatever_their_names():
+    for kind, wrap in ((Like, lambda net: net), (Like, nn.DataParallel), (LikeAWrapper, lambda net: net)):
+        network = fill(kind(), 1)
+        empty = kind()
+        load_weights(empty, {"net": wrap(network).state_dict()}, "t.pth", "like")
+        for key, value in network.state_dict().items():
+            assert torch.equal(empty.state_dict()[key], value), key
+
+
+def test_weights_that_are_no_floating_point_numbers_are_named():
+    quantised = torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.qint8)
+    for value in (torch.ones(3, dtype=torch.int8), torch.ones(3, dtype=torch.complex64), quantised):
+        weights = tiny(1).state_dict() | {"bn.weight": value}
+        with pytest.raises(UserError, match=f"bn.weight is of type {value.dtype} in the checkpoint"):
+            load_weights(tiny(2), weights, "t.pth", "tiny")
+
+
+@pytest.mark.parametrize("key, value", [
+    ("arch", 5), ("stem", "zzz"), ("mean", None), ("std", (1, 2)), ("mean", ("a", 1, 1)), ("size", "32"),
+    ("size", -1), ("num_classes", torch.tensor(10)), ("class_names", 5), ("dataset", 3), ("top1", "x"),
+    ("arch_sha256", 1)])
+def test_what_none_of_our_checkpoints_says_is_a_sentence(key, value, tmp_path):
+    ours = {"format": "sre2l-teacher-1", "arch": SMALL, "num_classes": 10, "model": fresh(1).state_dict()}
+    torch.save({**ours, key: value}, tmp_path / "t.pth")
+    with pytest.raises(UserError, match=f"t.pth: says {key} is .*, which no checkpoint of ours has$"):
+        load_teacher(CIFAR10, tmp_path / "t.pth")
+    torch.save({"net": fresh(1).state_dict(), "format": torch.ones(2)}, tmp_path / "t.pth")
+    load_teacher(CIFAR10, tmp_path / "t.pth", SMALL)
 
 
 # The stated top-1

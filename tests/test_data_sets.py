@@ -2,7 +2,9 @@
 import json
 import struct
 import sys
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from urllib.error import URLError
 
@@ -16,7 +18,15 @@ from relabel import check
 from report import chain, estimate
 from sre2l.data import image_folder, own, torchvision_sets
 from sre2l.data.datasets import DATASETS
-from sre2l.data.real_images import CLASS_LISTS, find_split, hold_out, read_real, read_val, to_train_on
+from sre2l.data.real_images import (
+    CLASS_LISTS,
+    find_split,
+    hold_out,
+    read_real,
+    read_split,
+    read_val,
+    to_train_on,
+)
 from sre2l.data.torchvision_sets import TORCHVISION
 from sre2l.run.errors import UserError
 from sre2l.run.paths import ROOT
@@ -201,12 +211,17 @@ def test_food101_is_read_by_its_lists(tmp_path, monkeypatch):
     assert len(files_of("food101", tmp_path, "val", monkeypatch)) == 101
 
 
-def test_oxford_iiit_pet_is_read_by_its_lists(tmp_path, monkeypatch):
-    (tmp_path / "oxford-iiit-pet" / "images").mkdir(parents=True)
-    (tmp_path / "oxford-iiit-pet" / "annotations").mkdir()
+def write_pets(root):
+    """Lists of images that need not be there."""
+    (root / "oxford-iiit-pet" / "images").mkdir(parents=True)
+    (root / "oxford-iiit-pet" / "annotations").mkdir()
     for split, number in (("trainval", 1), ("test", 2)):
         lines = [f"pet_{label}_{number} {label} 1 1\n" for label in range(37, 0, -1)]
-        (tmp_path / "oxford-iiit-pet" / "annotations" / f"{split}.txt").write_text("".join(lines))
+        (root / "oxford-iiit-pet" / "annotations" / f"{split}.txt").write_text("".join(lines))
+
+
+def test_oxford_iiit_pet_is_read_by_its_lists(tmp_path, monkeypatch):
+    write_pets(tmp_path)
     for split, number in (("train", 1), ("val", 2)):
         images = files_of("oxford-iiit-pet", tmp_path, split, monkeypatch)
         assert images.labels.tolist() == list(range(36, -1, -1))
@@ -247,6 +262,80 @@ def test_a_tenth_of_eurosat_is_held_out(tmp_path, monkeypatch):
                                           dataset="eurosat"))
     assert row.val_fraction is None and row.source == str(tmp_path / "split")
     assert len(find_split(row, None, "train")) == 30 and len(find_split(row, None, "val")) == 20
+
+
+def test_a_held_out_part_is_the_same_wherever_the_folder_lies(tmp_path):
+    write_eurosat(tmp_path / "a", size=8)
+    row = own.row_to_squeeze(squeeze_args(tmp_path, "--real-data", tmp_path / "a", dataset="eurosat"))
+    held = [find_split(row, None, "val").labels.tolist()]
+    (tmp_path / "a").rename(tmp_path / "b")
+    images = find_split(row, str(tmp_path / "b"), "val")
+    assert images.labels.tolist() == held[0] and images.items[0].startswith(str(tmp_path / "b"))
+    # Of torchvision's other sets of files, too.
+    for folder in ("c", "d"):
+        write_pets(tmp_path / folder)
+    spec = own.replace(DATASETS["oxford-iiit-pet"], val_fraction=0.1)
+    hashes = {own.with_files(spec, tmp_path / folder).files_sha256 for folder in ("c", "d")}
+    assert len(hashes) == 1
+
+
+def test_what_a_system_leaves_among_class_folders_is_no_image(tmp_path):
+    wnids = (CLASS_LISTS / "imagenette.txt").read_text().split()
+    names = write_eurosat(tmp_path, 2, size=8)
+    for wnid in wnids:
+        write_jpeg(tmp_path / "imagenette2" / "train" / wnid / "1.JPEG", 8)
+    for name, folder, class_name in (("eurosat", "eurosat/2750", names[0]),
+                                     ("imagenette", "imagenette2/train", wnids[0])):
+        number = len(read_split(DATASETS[name], tmp_path, "train"))
+        write_jpeg(tmp_path / folder / "__MACOSX" / "1.jpg", 8)
+        (tmp_path / folder / class_name / "._1.jpg").write_bytes(b"Mac OS X")
+        images = read_split(DATASETS[name], tmp_path, "train")
+        assert len(images) == number == (20 if name == "eurosat" else 10)
+        assert images.class_names == (names if name == "eurosat" else wnids)
+
+
+def test_a_set_of_other_numbers_than_published_is_warned_of_once(tmp_path, capsys):
+    write_eurosat(tmp_path, 2, size=8)
+    write_mnist(tmp_path)
+    for _ in range(2):
+        read_split(DATASETS["eurosat"], tmp_path, "train")
+        read_split(DATASETS["mnist"], tmp_path, "val")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "20 images of eurosat, of which 27,000 are published" in lines[0]
+    assert "(val): 20 images of mnist, of which 10,000" in lines[1]
+    own_number = own.replace(DATASETS["mnist"], num_images=(30, 20))
+    read_split(own_number, tmp_path, "train")
+    assert not capsys.readouterr().err
+
+
+def test_one_process_downloads_and_the_others_wait(tmp_path, monkeypatch):
+    """Threads stand for processes: each opens the folder by itself, as a process does."""
+    monkeypatch.setattr(torchvision_sets, "ROOT", tmp_path)
+    writers = []
+
+    class MNIST(torchvision.datasets.MNIST):
+        def __init__(self, root, download, **arguments):
+            if not (root / "MNIST").exists():
+                writers.append(root)
+                time.sleep(0.2)
+                write_mnist(root)
+            super().__init__(root, **arguments)
+
+    monkeypatch.setitem(TORCHVISION, "mnist", torchvision_sets.halves(MNIST, "MNIST/raw"))
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda split: len(read_split(DATASETS["mnist"], None, split)),
+                              ("train", "val", "train")))
+    assert found == [30, 20, 30] and len(writers) == 1
+
+
+def test_labels_that_do_not_fit_the_images_are_refused(tmp_path, any_size):
+    raw = write_mnist(tmp_path) and tmp_path / "MNIST" / "raw"
+    write_idx(raw / "train-labels-idx1-ubyte", np.arange(20, dtype=np.uint8) % 10)
+    with pytest.raises(UserError, match="30 images and 20 labels, which are not of one set"):
+        read_split(DATASETS["mnist"], tmp_path, "train")
+    write_idx(raw / "train-labels-idx1-ubyte", np.arange(30, dtype=np.uint8))
+    with pytest.raises(UserError, match="has the label 10, and 10 classes from 0 on"):
+        read_split(DATASETS["mnist"], tmp_path, "train")
 
 
 # -- what is wrong is a sentence
@@ -364,7 +453,18 @@ def test_the_table_of_the_documentation_has_the_facts_of_every_row():
             assert TORCHVISION[name].place.removeprefix("*") in files
 
 
-@pytest.mark.parametrize("name", ["kmnist", "emnist", "imagenet200", "flowers", "cars", "pets"])
+def test_as_many_classes_of_other_names_are_taken_with_a_warning(tmp_path, capsys):
+    wanted = (CLASS_LISTS / "imagewoof.txt").read_text().split()
+    for names, warned in ((["a", *wanted[1:]], True), (wanted, False)):
+        root = tmp_path / names[0]
+        noise_folder(root / "train", names, 1, size=8)
+        assert read_real(DATASETS["imagewoof"], root, "train").class_names == names
+        said = capsys.readouterr().err
+        assert ("1 of its class folders, such as 'a', are not among" in said) == warned
+
+
+@pytest.mark.parametrize("name", ["kmnist", "emnist", "imagenet200", "flowers", "cars", "pets", "imagenet21k",
+                                  "ImageNet-21K"])
 def test_other_sets_of_the_field_are_no_slips_of_ours(name):
     own.check_dataset_name(name)
 

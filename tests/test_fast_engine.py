@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recover import engines
-from recover.engines import make_engine, make_fast_engine
+from recover.engines import Matched, make_engine, make_fast_engine
 from recover.fast import FastEngine, coefficients
 from recover.objective import PlainEngine, Weights, statistics_layers
 from recover.views import View
@@ -65,31 +65,31 @@ def test_what_a_network_does_with_a_norms_result_is_kept(pattern):
 def test_a_network_that_cannot_be_rewritten_gets_the_plain_engine_and_a_line(pattern):
     network = odd_network(pattern)
     case = draw_case(SIZE, 3, 2)
-    engine, note = make_engine("fast", network, ALL, SIZE, "fp32")
+    engine, note = make_engine("fast", [Matched(network, ALL)], None, SIZE, "fp32")
     terms, gradient = terms_of(engine, case)
     wanted, wanted_gradient = PlainEngine(copy.deepcopy(network), ALL).loss_and_gradient(*case)
     assert torch.equal(terms.bn, wanted.bn) and torch.equal(gradient, wanted_gradient)
     assert "plain engine" in note and "\n" not in note
     with pytest.raises(UserError, match="--precision bf16 needs the fast engine"):
-        make_engine("fast", network, ALL, SIZE, "bf16")
+        make_engine("fast", [Matched(network, ALL)], None, SIZE, "bf16")
 
 
 def test_without_a_precision_the_plain_engine_gets_one_that_it_has(monkeypatch):
     """Also where the fast engine would take half precision."""
     monkeypatch.setattr(engines, "default_precision", lambda fast, device: "fp16" if fast else "fp32")
-    engine, _ = make_engine("fast", odd_network("decides"), ALL, SIZE, None)
+    engine, _ = make_engine("fast", [Matched(odd_network("decides"), ALL)], None, SIZE, None)
     assert (engine.name, engine.precision) == ("plain", "fp32")
-    engine, _ = make_engine("fast", network_of("small", 20), ALL, 20, None)
+    engine, _ = make_engine("fast", [Matched(network_of("small", 20), ALL)], None, 20, None)
     assert (engine.name, engine.precision) == ("fast", "fp16")
 
 
 def test_the_plain_engine_where_it_is_asked_for():
     network = network_of("small", 20)
-    engine, note = make_engine("plain", network, ALL, 20, "fp32")
+    engine, note = make_engine("plain", [Matched(network, ALL)], None, 20, "fp32")
     assert isinstance(engine, PlainEngine) and note == "plain engine"
     with pytest.raises(UserError, match="--precision fp16 needs the fast engine"):
-        make_engine("plain", network, ALL, 20, "fp16")
-    engine, note = make_engine("fast", network, ALL, 20, "fp32")
+        make_engine("plain", [Matched(network, ALL)], None, 20, "fp16")
+    engine, note = make_engine("fast", [Matched(network, ALL)], None, 20, "fp32")
     assert isinstance(engine, FastEngine) and note.startswith("fast engine")
 
 
@@ -148,7 +148,8 @@ def test_the_teacher_is_left_as_it_was():
     network = network_of("resnet18", 32)
     before = copy.deepcopy(network.state_dict())
     strides = [m.stride for m in network.modules() if isinstance(m, nn.Conv2d)]
-    for engine in (make_fast_engine(network, ALL, 32), make_engine("plain", network, ALL, 32, "fp32")[0]):
+    plain, _ = make_engine("plain", [Matched(network, ALL)], None, 32, "fp32")
+    for engine in (make_fast_engine(network, ALL, 32), plain):
         x, targets, views = draw_case(32, 2, 2)
         for _ in range(2):
             _, gradient = engine.loss_and_gradient(x, targets, engine.tabulate([views])[0])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recover import recover
+from recover import pick, recover
 from relabel import check, relabel
 from report import collect, recognise, summary
 from report import figures as make_figures
@@ -14,18 +14,20 @@ from squeeze import squeeze
 from sre2l.run.flags import DEAD, number_list
 from sre2l.run.paths import ROOT
 from tests.helpers import refused
-from validate import random_real, train
+from validate import random_real, score, train
 
 PATHS = "sre2l/run/paths"
 FLAGS = "sre2l/data/flags"
 LOG = "sre2l/run/log"
 SCRIPTS = {  # each with the modules that it hands args to
     "squeeze": (squeeze, FLAGS, LOG, PATHS, "sre2l/data/own"),
-    "recover": (recover, "recover/watch", FLAGS, LOG, PATHS, "sre2l/nets/teacher"),
+    "recover": (recover, "recover/plan", "recover/watch", FLAGS, LOG, PATHS, "sre2l/nets/teacher"),
     "relabel": (relabel, "relabel/plan", FLAGS, PATHS, "sre2l/nets/teacher"),
     "validate": (train, "validate/checks", "validate/data", "validate/student", "validate/protocol",
-                 "validate/losses", "validate/results", FLAGS, LOG, PATHS),
-    "check": (check, PATHS), "random_real": (random_real, PATHS), "summary": (summary, PATHS),
+                 "validate/deviations", "validate/losses", "validate/results", FLAGS, LOG, PATHS),
+    "pick": (pick, "recover/scores", FLAGS, LOG, PATHS, "sre2l/nets/teacher"),
+    "check": (check, PATHS), "random_real": (random_real, PATHS), "score": (score, PATHS),
+    "summary": (summary, PATHS),
     "collect": (collect, PATHS), "recognise": (recognise, PATHS), "make_table": (make_table,),
     "make_figures": (make_figures,), "report": (report, PATHS)}
 RELEASED = {

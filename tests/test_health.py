@@ -134,7 +134,7 @@ def recovered(network, r_bn, targets=range(5), steps=100):
     engine = make_fast_engine(network, Weights(r_bn, 10.0, 0.0, 0.0), 32)
     stepper = Stepper(engine, *(torch.tensor(edge).view(3, 1, 1) for edge in edges))
     group = BatchGroup((ImageBatch(0, tuple((0, label) for label in targets)),))
-    noise, views = draw(group, 0, 32, steps, partial(draw_view, 32, 4, True, False))
+    noise, views = draw(group, 0, 32, [partial(draw_view, 32, 4, True, False)] * steps)
     lines, found = [], {}
     stepper.start(noise, group.targets("cpu"), views, cosine_rates(0.25, steps))
     for iteration in range(steps):

@@ -167,7 +167,7 @@ def test_relabel_stops_between_files(unit, tmp_path, monkeypatch, capsys):
     whole = tmp_path / "whole"
     cut = tmp_path / "cut"
     run_main(*flags, "--name", whole)
-    interrupted(monkeypatch, relabel, "teacher_logits", 5, (*flags, "--name", cut))
+    interrupted(monkeypatch, relabel, "mean_logits", 5, (*flags, "--name", cut))
     there = len(files_of(cut / "labels"))
     lines = (cut / "labels.metrics.jsonl").read_text().splitlines()
     assert 0 < there < 12 and json.loads(lines[-1])["files"] == there

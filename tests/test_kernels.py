@@ -11,12 +11,22 @@ from PIL import Image
 
 from recover import recover
 from recover.engines import make_fast_engine
+from recover.several import CycleEngine
 from recover.step import Stepper
 from recover.views import draw_view
 from sre2l.run.paths import ROOT
 from tests.helpers import SMALL, bare_checkpoint, run_main
 from tests.oddnets import PATTERNS, SIZE, odd_network
-from tests.parity import ALL, PARTS, check_parity, draw_case, network_of
+from tests.parity import (
+    ALL,
+    PARTS,
+    check_parity,
+    check_target_parity,
+    draw_case,
+    group_of,
+    network_of,
+    target_of,
+)
 
 on_gpu = pytest.mark.gpu
 NOT_REWRITTEN = ("used before and after", "changed under another name", "changed without a name", "decides",
@@ -75,6 +85,14 @@ def test_on_the_gpu_shapes_in_turn():
         check_parity(network, SIZE, groups, batch, engine=engine, seed=batch)
 
 
+@on_gpu
+@pytest.mark.parametrize("kind", ("class:0.3", "group"))
+@pytest.mark.parametrize("arch", ("resnet18", "mobilenet_v2"))
+def test_on_the_gpu_targets_of_each_batch_equal_the_plain_engines(arch, kind):
+    network = network_of(arch, 32).cuda()
+    check_target_parity(network, 32, target_of(kind, network), ((3, 2), (3, 2), (1, 2)))
+
+
 def make_stepper(captures=True, arch="resnet18", size=32, precision="fp32", dtype=torch.float64):
     engine = make_fast_engine(network_of(arch, size).to("cuda", dtype), ALL, size, precision)
     assert engine.captures
@@ -109,7 +127,31 @@ def test_a_captured_iteration_is_the_eager_one_in_this_batch_and_in_the_next():
         for (images, bn), (wanted, wanted_bn) in zip(iterates(used, seed, **case), eager, strict=True):
             assert (images - wanted).abs().max() < 1e-8
             assert torch.allclose(bn, wanted_bn, rtol=1e-8, atol=0)
-    assert used.graph is not None
+    assert len(used.space.graphs) == 1
+
+
+@on_gpu
+@pytest.mark.parametrize("kind", ("class:0.3", "group"))
+def test_captured_iterations_of_teachers_in_turn_read_the_targets_of_the_batches_under_way(kind):
+    """Two graphs, one for each teacher, and targets that change between the batches."""
+    def fresh(captures):
+        stepper = make_stepper()
+        networks = [network_of(arch, 32).cuda() for arch in ("resnet18", "small")]
+        targets = [target_of(kind, network) for network in networks]
+        stepper.engine = CycleEngine([make_fast_engine(network, ALL, 32, target=target)
+                                      for network, target in zip(networks, targets)])
+        for engine in stepper.engine.engines:
+            engine.captures = captures
+        return stepper
+
+    used = fresh(True)
+    for seed in (1, 2):
+        steppers = used, fresh(False)
+        for stepper in steppers:
+            stepper.engine.take_up(group_of(draw_case(32, 2, 3, seed)[1], first_ipc=seed))
+        found, wanted = (iterates(stepper, seed) for stepper in steppers)
+        assert all((a - b).abs().max() < 1e-8 for (a, _), (b, _) in zip(found, wanted, strict=True))
+    assert len(used.space.graphs) == 2
 
 
 @on_gpu

@@ -2,6 +2,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,8 @@ from sre2l.run.paths import ROOT
 from sre2l.run.start import run_script
 from tests.helpers import SMALL, launch, noise_folder, refused, run_main
 
-LAUNCHERS = ("squeeze/squeeze.sh", "recover/recover.sh", "relabel/relabel.sh", "validate/train.sh")
+LAUNCHERS = ("squeeze/squeeze.sh", "recover/pick.sh", "recover/recover.sh", "relabel/relabel.sh",
+             "validate/train.sh")
 PUBLISHED = {  # spec section 2: iterations, learning rate, r_bn, jitter
     "imagenet1k": (4000, 0.25, 0.01, 32),
     "tiny-imagenet": (4000, 0.1, 1.0, 4),
@@ -59,7 +61,7 @@ def test_every_data_set_has_a_plan(number, dataset, launcher, tmp_path, capsys):
     settings = json.loads(capsys.readouterr().out)["settings"]
     assert settings["dataset"] == dataset
     assert not (tmp_path / "run").exists()
-    if stage == "recover" and dataset in PUBLISHED:
+    if script == "recover.sh" and dataset in PUBLISHED:
         assert tuple(settings[key] for key in ("iteration", "lr", "r_bn", "jitter")) == PUBLISHED[dataset]
 
 
@@ -74,6 +76,44 @@ def test_a_data_set_without_a_block_is_refused(launcher, tmp_path):
     result = launch(script, "digits", "--dry-run")
     assert (result.returncode, result.stdout) == (2, "")
     assert f"{script.name} has no settings for 'digits'" in result.stderr
+
+
+CHAIN = ("squeeze/squeeze.sh", "recover/pick.sh", "recover/recover.sh", "relabel/relabel.sh",
+         "validate/train.sh")
+ABSENT = {"cda": "recover/pick.sh", "rded": "recover/recover.sh"}  # what run.sh leaves out
+
+
+def recipes_of(launcher):
+    """The words NAME+RECIPE that a launcher has a block for; of '*+RECIPE' RECIPE stands for every NAME."""
+    head = (ROOT / launcher).read_text().partition("esac\n# ")[0].partition("no_recipe")[0]
+    return set(re.findall(r"[a-z0-9*-]+\+[a-z]+\+?(?= *[|)])", head))
+
+
+def test_every_recipe_has_settings_in_all_launchers_of_its_chain(tmp_path):
+    words = {word for launcher in CHAIN for word in recipes_of(launcher) if word[0] != "*"}
+    assert {word.partition("+")[2] for word in words} == {"cda", "rded", "fadrm", "fadrm+", "edc", "young"}
+    for word in sorted(words):
+        dataset, _, recipe = word.partition("+")
+        for launcher in CHAIN:
+            blocks = recipes_of(launcher)
+            has_block = word in blocks or f"*+{recipe}" in blocks
+            assert has_block == (launcher != ABSENT.get(recipe)), (word, launcher)
+
+
+@pytest.mark.parametrize("word", ["tiny-imagenet+cda", "imagenette+rded", "cifar10+fadrm", "digits+young"])
+@pytest.mark.parametrize("launcher", CHAIN)
+def test_a_recipe_is_planned_in_a_run_of_its_own(word, launcher, tmp_path, capsys):
+    dataset, _, recipe = word.partition("+")
+    if launcher == ABSENT.get(recipe):
+        result = launch(launcher, word)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert f"{launcher.split('/')[1]} has no settings for '{word}'; of this data set it has: " \
+            in result.stderr
+        return
+    run_main(*planned(tmp_path, launcher, word, "--dry-run"))
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["settings"]["dataset"] == dataset
+    assert plan["output"].startswith(str(ROOT / "runs" / word))
 
 
 def test_no_name_means_imagenet_and_hand_given_flags_win(tmp_path, capsys):

@@ -31,6 +31,9 @@ class Scripted:
     def __init__(self, script, captures=False):
         self.script, self.captures, self.calls = script, captures, 0
 
+    def at(self, iteration):
+        return self
+
     def tabulate(self, views):
         return torch.arange(len(views))
 
@@ -71,10 +74,11 @@ def test_capturing_leaves_no_trace_of_a_term_that_was_not_finite(monkeypatch):
     def replay():
         before = engine.calls
         engine.script = {(4, 1, "bn"): NAN}
-        stepper.iterate(stepper.view, stepper.rate)
+        captured = stepper.space.graphs[engine]
+        stepper.iterate(engine, captured.view, captured.rate)
         assert engine.calls == before + 1
     for name in ("stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, name, lambda *_: contextlib.nullcontext())
     for name in ("Stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda _: None))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=replay))
@@ -90,7 +94,7 @@ def test_on_a_gpu_the_graph_keeps_the_first_iteration():
     network = SmallNet().cuda().eval().requires_grad_(False)
     engine = make_fast_engine(network, Weights(0.1, 10.0, 0.0, 0.0), 32)
     stepper = Stepper(engine, *(torch.full((3, 1, 1), edge, device="cuda") for edge in (-2.0, 2.0)))
-    _, views = draw_batch(ImageBatch(0, ((0, 0),)), 0, 32, 6, partial(draw_view, 32, 4, False, True))
+    _, views = draw_batch(ImageBatch(0, ((0, 0),)), 0, 32, [partial(draw_view, 32, 4, False, True)] * 6)
     noise = torch.randn(1, 4, 3, 32, 32, device="cuda")
     targets = torch.zeros(1, 4, dtype=torch.int64, device="cuda")
     stepper.start(noise, targets, [[view] for view in views], [0.1] * 6)

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as t_F
 
-from relabel import relabel
+from relabel import relabel, teacher_form
 from sre2l.data.augment import (
     Mix,
     apply_mix,
@@ -161,21 +161,23 @@ def stored_images(root, sizes, num_classes=4):
     return root
 
 
-@pytest.mark.parametrize("crop, sizes",
-                         (("resized", [(48, 40), (32, 32), (61, 99), (36, 70)]), ("padded", [(32, 32)] * 4)))
+@pytest.mark.parametrize("crop, sizes, views", (
+    ("resized", [(48, 40), (32, 32), (61, 99), (36, 70)], ()),
+    ("padded", [(32, 32)] * 4, ()),
+    ("resized", [(48, 42)] * 4, ("--augment", "randaugment", "--patch-shuffle", 3))))
 @pytest.mark.parametrize("mix", ("cutmix", "mixup", "none"))
-def test_student_sees_the_pixels_the_teacher_saw(tmp_path, monkeypatch, mix, crop, sizes):
+def test_student_sees_the_pixels_the_teacher_saw(tmp_path, monkeypatch, mix, crop, sizes, views):
     """Both stages as users run them; batches of 6, 6 and 4, each in two micro-batches; bit for bit."""
     images = stored_images(tmp_path / "images", sizes)
     labels = tmp_path / "labels"
     recorder = Recorder(monkeypatch)
     # one rewritten by torch.fx never calls forward
-    monkeypatch.setattr(relabel, "prepare_teacher", lambda network, *_: (network, "fp32", None))
+    monkeypatch.setattr(teacher_form, "prepare_teacher", lambda network, *_: (network, "fp32", None))
     common = ("--dataset", "cifar10", "--num-classes", 4, "--stem", "torchvision", "--device", "cpu",
               "--fkd-path", labels, "--mix-type", mix, "-j", 0)
     run_main(relabel, *common, "--teacher", bare_checkpoint(tmp_path / "net.pth", num_classes=4), "--arch",
              SMALL, "--data", images,
-             "--epochs", 3, "--batch-size", 6, "--crop", crop)
+             "--epochs", 3, "--batch-size", 6, "--crop", crop, *views)
     teacher = recorder.take(training=False)
     run_main(train, *common, "--model", SMALL, "--train-dir", images, "--val-dir", images, "--output-dir",
              tmp_path / "student", "--epochs", 3)

@@ -12,6 +12,10 @@ import torch
 
 from recover import recover
 from relabel import relabel
+from sre2l.data.datasets import DATASETS
+from sre2l.data.real_images import read_real, shown_at
+from sre2l.nets import statistics
+from sre2l.nets.teacher import load_teacher
 from sre2l.run.device import pick_device
 from sre2l.run.files import sidecar
 from sre2l.run.paths import ROOT
@@ -52,8 +56,8 @@ def commands_of(labelled):
         "relabel.relabel": (*common, *teacher, "--data", root / "run" / "images", "--epochs", 2, "-b", 16,
                             "-j", 0),
         "validate.train": (*student, "--model", SMALL, "--gradient-accumulation-steps", 2),
-        "squeeze.squeeze": (*common, "--real-data", root / "real", "--arch", SMALL, "--epochs", 2, "-b", 8,
-                            "-j", 0)}
+        "squeeze.squeeze": (*common, "--real-data", root / "real", "--arch", "convnet3-w8",
+                            "--epochs", 2, "-b", 8, "-j", 0)}
 
 
 def averaged_statistics(met, momentum):
@@ -80,15 +84,17 @@ def averaged_statistics(met, momentum):
 
 
 def test_two_processes_train_the_student_of_one_in_fp64(labelled):
-    """Loss and parameters after two epochs. Of the first batch each process has two micro-batches, of the
-    second, a short one, the last process has no row. Running statistics are the average of what each has.
+    """Loss and averaged parameters after two epochs. Of the first batch each process has two micro-batches,
+    of the second, a short one, the last process has no row. Running statistics are the average of what each
+    has.
 
     A ShuffleNet would not do: its loss on images of 32 pixels moves by 1 % when its first weights change by
     1e-15."""
     root, flags = labelled
     labels = root / "large_batches"
     run_main(relabel, *commands_of(labelled)["relabel.relabel"], "-b", BATCHES[0], "--fkd-path", labels)
-    flags = (*flags, "--fkd-path", labels, "--model", TAME, "--gradient-accumulation-steps", 4, "-T", 1)
+    flags = (*flags, "--fkd-path", labels, "--model", TAME, "--gradient-accumulation-steps", 4, "-T", 1,
+             "--ema", 0.5)
     with in_float64(train), recorded_statistics() as met:
         run_main(train, *flags, "--output-dir", root / "fp64_1")
     done = run("tests.fp64", "validate.train", *flags, "--output-dir", root / "fp64_2", processes=2)
@@ -130,11 +136,16 @@ def both(labelled):
     (root / "damaged" / "labels" / "epoch_1" / "batch_0.tar").unlink()
     (root / "damaged" / "labels" / "epoch_0" / "batch_2.tar").write_bytes(b"damaged")
 
+    blocks = ("--init", root / "run" / "images", "--blocks", "1@24,1", "--merge", 0.5, "--ipc-end", 2,
+              "--batch-order", "class", "--exp-name", "blocks")
+    run_main(recover, *flags["recover.recover"], "--name", root / "one", *blocks)
+
     commands = [("recover.recover", "--name", root / "two"),
+                ("recover.recover", "--name", root / "two", *blocks),
                 ("relabel.relabel", "--fkd-path", root / "two" / "labels"),
                 ("relabel.relabel", "--fkd-path", root / "damaged" / "labels"),
                 ("validate.train", "--output-dir", root / "two" / "student"),
-                ("squeeze.squeeze", "--name", root / "two"),
+                ("squeeze.squeeze", "--name", root / "two", "--keep-epochs", 1, "--class-statistics"),
                 ("validate.train", "--gradient-accumulation-steps", 1, "--output-dir", root / "no")]
     lines = [(stage, list(map(str, (*flags[stage], *folder)))) for stage, *folder in commands]
     (root / "commands.json").write_text(json.dumps(lines))
@@ -156,6 +167,13 @@ def test_two_processes_recover_what_one_recovers(both):
     files = [two / f"images.metrics{name}.jsonl" for name in ("", ".rank1")]
     rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
     assert [{row["unit"] for row in some if "unit" in row} for some in rows] == [{0, 2}, {1, 3}]
+
+
+def test_two_processes_recover_in_blocks_by_class_what_one_recovers(both):
+    root, _ = both
+    one, two = root / "one" / "blocks", root / "two" / "blocks"
+    assert files_of(one) == files_of(two) and len(files_of(one)) == 20
+    assert sidecar(one, "manifest.json").read_bytes() == sidecar(two, "manifest.json").read_bytes()
 
 
 @pytest.mark.parametrize("name", ("two", "damaged"))
@@ -191,6 +209,20 @@ def test_two_processes_train_a_teacher(both):
     teacher = torch.load(root / "two" / "teacher" / "teacher.pth")
     counts = {int(value) for key, value in teacher["model"].items() if key.endswith("tracked")}
     assert counts == {8} and 0 <= teacher["top1"] <= 100
+
+
+def test_two_processes_measure_the_class_statistics_of_one(both):
+    """Each takes half of the images; of the teacher and of the kept one."""
+    root, _ = both
+    spec = DATASETS["cifar10"]
+    images = shown_at(read_real(spec, root / "real", "train"), spec.size, spec.size)
+    for name in ("teacher.pth", "teacher.e1.pth"):
+        teacher = load_teacher(spec, root / "two" / "teacher" / name)
+        found = statistics.load(statistics.class_statistics_path(teacher.source), teacher, "class")
+        wanted = statistics.class_statistics(teacher.network, images, 10, spec.mean, spec.std,
+                                             torch.device("cpu"))
+        for one, two in zip(wanted.mean + wanted.var, found.mean + found.var, strict=True):
+            assert one.isfinite().all() and (one - two).norm() <= 1e-5 * one.norm()
 
 
 def test_micro_batches_must_be_a_multiple_of_the_processes(both):

@@ -7,6 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from recover.batches import image_names
+from recover.pick import write_images
+from recover.picks import pick_random
 from sre2l.check.verify import read_checked, read_synthetic, verify_images
 from sre2l.data import image_folder, real_images
 from sre2l.data.datasets import DATASETS, Dataset
@@ -18,7 +21,7 @@ from sre2l.run.layout import scan
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import ROOT
 from tests.helpers import noise_folder, synthetic_folder
-from validate.random_real import are_lossless, draw_real_images, store_images
+from validate.random_real import are_lossless
 
 
 def test_digits_are_the_1797_scans_split_once_and_for_all():
@@ -171,15 +174,17 @@ def test_names_of_images(tmp_path):
 
 def test_random_real_images_are_ipc_of_each_class_and_a_prefix_of_more():
     images = read_digits("train", 32)
-    few = draw_real_images(images, 3, seed=1)
-    many = draw_real_images(images, 10, seed=1)
+    ten = range(10)
+    few = pick_random(images, ten, 3, seed=1)
+    many = pick_random(images, ten, 10, seed=1)
+    rows = {pair: cell.row for pair, (cell,) in many.items()}
     assert sorted(few) == [(i, c) for i in range(3) for c in range(10)]
-    assert all(images.labels[row] == label for (_, label), row in many.items())
-    assert len(set(many.values())) == 100
-    assert all(many[key] == row for key, row in few.items())
-    assert draw_real_images(images, 3, seed=2) != few
+    assert all(images.labels[row] == label for (_, label), row in rows.items())
+    assert len(set(rows.values())) == 100
+    assert all(many[key] == cells for key, cells in few.items())
+    assert pick_random(images, ten, 3, seed=2) != few
     with pytest.raises(UserError, match="has 100 images, 101 are wanted"):
-        draw_real_images(images, 101, seed=1)
+        pick_random(images, ten, 101, seed=1)
 
 
 @pytest.mark.parametrize("suffix", (".jpg", ".png"))
@@ -190,12 +195,14 @@ def test_random_real_images_are_written_once_and_checked_as_recovers_are(tmp_pat
     assert not are_lossless(["a.JPEG", "b.png"])
     root = tmp_path / "images"
     real = read_digits("train", 32)
-    chosen = draw_real_images(real, 2, seed=1)
+    chosen = pick_random(real, range(10), 2, seed=1)
+    names = image_names(chosen, 10, suffix == ".png")
     folder = OutputFolder(root, "images")
     folder.begin({"source": "digits", "size": 32, "classes": list(range(10))})
 
     def store():
-        store_images(folder, real, chosen, 32, 10, suffix)
+        write_images(folder, real, chosen, names, 32)
+        folder.finish(list(names.values()))
         return {path: path.stat().st_mtime_ns for path in sorted(root.rglob(f"*{suffix}"))}
     first = store()
     damaged = min(first)

@@ -32,6 +32,9 @@ class FakeEngine:
     def __init__(self, gradients):
         self.gradients, self.seen = iter(gradients), []
 
+    def at(self, iteration):
+        return self
+
     def tabulate(self, views):
         return views
 
@@ -44,7 +47,7 @@ class FakeEngine:
 def draw_one(seed=0, index=0, batch=2, size=SPEC.size, steps=6):
     """What recover draws for one batch -> (the batch, as a group; noise; views)."""
     group = BatchGroup((ImageBatch(index, tuple((0, label) for label in range(batch))),))
-    return group, *draw(group, seed, size, steps, partial(draw_view, size, 2, False, True))
+    return group, *draw(group, seed, size, [partial(draw_view, size, 2, False, True)] * steps)
 
 
 def scripted(steps, shape=(2, 3, 8, 8)):
@@ -98,11 +101,11 @@ def test_noise_and_views_depend_on_seed_and_batch_alone():
 
 
 def test_a_group_draws_what_its_batches_draw_alone():
-    draw_one_view = partial(draw_view, 8, 2, False, True)
+    draw_views = [partial(draw_view, 8, 2, False, True)] * 4
     batches = plan_batches([0, 1, 2], 4, 0, 3)
     group, = group_batches(batches, 3)
-    noise, views = draw(group, 5, 8, 4, draw_one_view)
-    alone = [draw(BatchGroup((batch,)), 5, 8, 4, draw_one_view) for batch in batches]
+    noise, views = draw(group, 5, 8, draw_views)
+    alone = [draw(BatchGroup((batch,)), 5, 8, draw_views) for batch in batches]
     assert noise.shape == (3, 4, 3, 8, 8) and noise.dtype == torch.float32
     assert torch.equal(noise, torch.cat([one for one, _ in alone]))
     assert views == [[*of_iteration[0], *of_iteration[1], *of_iteration[2]]
@@ -193,6 +196,6 @@ def test_image_is_the_same_in_any_range(tmp_path, teacher, batch, classes):
 def test_what_another_run_writes_while_the_engine_is_made_is_kept(world, tmp_path, monkeypatch, capsys):
     """The same command, given twice: the first ends before the second may begin."""
     flags = recover_flags(world, name=tmp_path / "run")
-    before_call(monkeypatch, recover, "make_engine", 1, lambda: run_main(*flags))
+    before_call(monkeypatch, recover, "make_engines", 1, lambda: run_main(*flags))
     run_main(*flags)
     assert capsys.readouterr().out.count(" 0 left to do") == 1

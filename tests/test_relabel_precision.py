@@ -166,7 +166,7 @@ def test_a_precision_that_the_device_lacks_is_refused(flags):
 
 def test_logits_that_are_not_finite_are_refused_and_not_recorded(flags, tmp_path, monkeypatch):
     too_large = torch.full((8, 10), 1e6)  # beyond fp16's 65504
-    monkeypatch.setattr(relabel, "teacher_logits", lambda network, pixels, *rest: too_large[:len(pixels)])
+    monkeypatch.setattr(relabel, "mean_logits", lambda labellers, pixels, *rest: too_large[:len(pixels)])
     message = refused(*flags)
     assert "not finite in fp32 and --label-precision fp16" in message and "epoch 0, batch 0" in message
     root = tmp_path / "run" / "labels"

@@ -9,18 +9,21 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torchvision import transforms
 
+from squeeze import squeeze
 from sre2l.data.augment import apply_mix
 from sre2l.data.image_folder import Images
+from sre2l.data.loader import micro_batches
 from sre2l.data.real_images import show
 from sre2l.nets.evaluation import evaluate
 from sre2l.nets.training import lr_factor, set_lr, weight_decay_groups
+from sre2l.run.errors import UserError
 from tests.fp64 import show_batch64
 from tests.helpers import SMALL, run_main
 from tests.nets import SmallNet, like_trained
 from tests.worlds import labelled_images
 from validate import losses, student, train
 from validate.data import find_data, load_stored_batches
-from validate.losses import distillation_loss, micro_batches, soft_targets
+from validate.losses import distillation_loss, soft_targets
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -184,3 +187,19 @@ def test_evaluation_shows_resize_256_and_the_centre_224(height, width):
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     wanted = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])(Image.fromarray(image))
     assert np.array_equal(show(image, 224, 256), np.asarray(wanted))
+
+
+def test_several_networks_are_trained_one_after_the_other_each_as_if_alone(tmp_path):
+    """--arch a,b: the first in teacher/, the second in teacher_b/, with the weights of a run of its own."""
+    flags = ("--dataset", "digits", "--epochs", 1, "--device", "cpu", "--workers", 0)
+    run_main(squeeze, *flags, "--arch", "convnet1-w8,convnet2-w8", "--name", tmp_path / "both")
+    run_main(squeeze, *flags, "--arch", "convnet2-w8", "--name", tmp_path / "alone")
+    second = (tmp_path / "both" / "teacher_convnet2-w8" / "teacher.pth").read_bytes()
+    assert second == (tmp_path / "alone" / "teacher" / "teacher.pth").read_bytes()
+    assert torch.load(tmp_path / "both" / "teacher" / "teacher.pth")["arch"] == "convnet1-w8"
+
+
+def test_a_second_network_that_cannot_be_built_is_refused_before_the_first_trains(tmp_path):
+    with pytest.raises(UserError, match="convnet9 halves images of 32 pixels 9 times"):
+        run_main(squeeze, "--dataset", "digits", "--arch", "convnet1-w8,convnet9", "--name", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -5,19 +5,22 @@ from pathlib import Path
 
 from sre2l.check.agreement import agreement
 from sre2l.check.manifest import check_images, describe_images, manifest_of
-from sre2l.data.label_files import label_path
+from sre2l.data.label_files import label_path, read_label_batch
 from sre2l.data.loader import Batches
 from sre2l.nets.checkpoints import num_weight_bytes
-from sre2l.nets.models import build_for, check_shapes
+from sre2l.nets.models import build_for_training
 from sre2l.run.errors import UserError
 from sre2l.run.files import as_json, hash_file, sidecar
 from sre2l.run.output import recorded
 from sre2l.run.processes import world_size
+from validate.deviations import find_deviations
 from validate.protocol import make_settings
 
 # What the protocol takes over from a manifest.
 DESCRIBED = ("num_images", "batch_size", "mix", "mix_alpha", "classes", "image_bytes", "crop", "logits",
              "seed", "order_seed", "teacher", "measured_top1", "images_sha256", "precision")
+# The same where a manifest has them: none of these is its default.
+DESCRIBED_IF_THERE = ("teachers", "teacher_weights", "augment", "patch_shuffle")
 
 
 def check_there(train_dir, fkd_path):
@@ -31,9 +34,7 @@ def check_student(args, spec):
     """-> (a student, the stem it has). Call it before images and labels are read.
 
     Raises UserError for a student that cannot be built or take the images."""
-    network, stem = build_for(spec, args.model, args.stem)
-    check_shapes(network, args.model, spec.num_classes, spec.size)
-    return network, stem
+    return build_for_training(spec, args.model, args.stem)
 
 
 def check_epochs(args, epochs, more=True):
@@ -50,8 +51,11 @@ def dry_run(args, spec, folder):
     network, stem = check_student(args, spec)
     check_epochs(args, recorded(sidecar(args.fkd_path, "manifest.json"), "epochs"))
     evaluations = len(args.seeds) * -(-args.epochs // args.eval_every)
+    plan = {}
+    if args.protocol:
+        plan["deviations"] = find_deviations(args, spec, manifest_of(args.fkd_path))
     folder.dry_run(make_settings(args, spec, stem), epochs=args.epochs * len(args.seeds), seeds=args.seeds,
-                   evaluations=evaluations, bytes=num_weight_bytes(network) * len(args.seeds))
+                   evaluations=evaluations, bytes=num_weight_bytes(network) * len(args.seeds), **plan)
 
 
 def check_micro_batches(steps, processes, batch_size, num_images):
@@ -91,6 +95,14 @@ def check_numbers(args, spec, labels, manifest, num_images):
         raise UserError(f"{root}: labels with mix {labels.mix}, --mix-type says {args.mix_type}")
 
 
+def check_raw_logits(root):
+    """Raise UserError where label files hold probabilities, which --loss mse cannot take for logits."""
+    logits = read_label_batch(root, 0, 0).logits.float()
+    if (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 0.01).all():
+        raise UserError(f"{root}: these labels hold probabilities, and --loss mse compares raw logits; "
+                        f"relabel the images")
+
+
 def check_manifest(args, manifest, images):
     """Raise UserError unless the manifest names these images and what the user asks for."""
     check_images(args.fkd_path, manifest, describe_images(images), images.root)
@@ -100,6 +112,16 @@ def check_manifest(args, manifest, images):
         if value is not None and manifest[key] != value:
             raise UserError(f"{args.fkd_path}: the labels were made with {key} {manifest.get(key)}, this run "
                             f"has {value}")
+
+
+def describe_part(args, labels, manifest):
+    """A warning where the teacher's BatchNorm saw other parts of a batch than the student's; else None."""
+    part = (manifest or {}).get("batch_statistics")
+    micro_size = labels.batch_size // args.gradient_accumulation_steps
+    if isinstance(part, bool | None) or part == micro_size:
+        return None
+    return (f"warning: {args.fkd_path}: the teacher's BatchNorm saw {part} images at a time, the student's "
+            f"sees {micro_size}; choose --gradient-accumulation-steps so that the two are the same")
 
 
 def check_labels(args, spec, images, labels):
@@ -112,6 +134,8 @@ def check_labels(args, spec, images, labels):
         # A single batch may be a short one: its size is then what the user says.
         labels = replace(labels, batch_size=max(labels.batch_size, args.batch_size or 0))
     check_numbers(args, spec, labels, manifest, len(images))
+    if args.loss == "mse" and not args.hard_labels:
+        check_raw_logits(root)
     notes = []
     if manifest:
         check_manifest(args, manifest, images)
@@ -130,6 +154,9 @@ def check_labels(args, spec, images, labels):
     notes.append(f"{root}: {found.text}")
     if found.warning:
         notes.append(found.warning)
+    part_warning = describe_part(args, labels, manifest)
+    if part_warning:
+        notes.append(part_warning)
     return labels, manifest, notes
 
 
@@ -137,6 +164,7 @@ def describe_labels(args, labels, manifest, images):
     """What the protocol says of images and labels: the manifest's facts, or those that the files tell."""
     if manifest:
         facts = {key: manifest[key] for key in DESCRIBED}
+        facts |= {key: manifest[key] for key in DESCRIBED_IF_THERE if key in manifest}
         if "batch_statistics" in manifest:  # off is None, as students of older labels have recorded it
             facts["batch_statistics"] = manifest["batch_statistics"] or None
         return facts

@@ -5,6 +5,7 @@ from functools import partial
 from sre2l.check.manifest import manifest_of
 from sre2l.check.verify import read_checked, verify_images, verify_labels
 from sre2l.data.datasets import Dataset
+from sre2l.data.derived import derived_of
 from sre2l.data.flags import override
 from sre2l.data.image_folder import Images
 from sre2l.data.label_files import LabelFolder, read_label_batch
@@ -57,9 +58,10 @@ def stored_label_batch(root, num_classes, hashes, batch, sizes):
 
 def load_stored_batches(args, data, first_epoch, device):
     """Yield (Batch, crops (m, 3, S, S) uint8 on the device, LabelBatch), from an epoch on."""
-    hashes = read_hashes(args.fkd_path) if manifest_of(args.fkd_path) else None
+    manifest = manifest_of(args.fkd_path)
+    hashes = read_hashes(args.fkd_path) if manifest else None
     label_batch_of = partial(stored_label_batch, args.fkd_path, data.spec.num_classes, hashes)
-    dataset = BatchDataset(data.images, data.spec.size, label_batch_of)
+    dataset = BatchDataset(data.images, data.spec.size, label_batch_of, derived_of(manifest))
     labels = data.labels
     batches = Batches(labels.num_images, labels.batch_size, args.fkd_seed, args.epochs, first_epoch)
     return load_batches(dataset, batches, args.workers, device)

@@ -10,7 +10,7 @@ from sre2l.run.processes import start
 
 def evaluate_checkpoint(args, spec):
     """Print top-1 and top-5 of any student's checkpoint. Raises UserError for flags that would do nothing."""
-    useless = ("compile", "tensorboard", "hard_labels", "overwrite")
+    useless = ("compile", "tensorboard", "hard_labels", "overwrite", "protocol", "ema")
     refuse_useless(args, useless, "--evaluate only measures a checkpoint")
     device, precision = start_device(args.device, args.precision, args.deterministic, training=False)
     start(device)

@@ -1,5 +1,4 @@
-"""What the student sees and learns of a batch, its loss, and the micro-batches over which a gradient is
-summed."""
+"""What the student sees and learns of a batch, and its loss."""
 from dataclasses import replace
 
 import torch
@@ -27,7 +26,8 @@ def hard_targets(labels, mix, num_classes, size):
 
 
 def mix_and_targets(args, spec, classes, pixels, labels, precision):
-    """What the student sees of a whole batch, and what it learns -> images (m, 3, S, S), targets (m, C).
+    """What the student sees of a whole batch, and what it learns -> images (m, 3, S, S), targets (m, C):
+    probabilities, or with --loss mse the teacher's raw logits.
 
     classes (m,) int64; pixels (m, 3, S, S) uint8 on the device; labels: what relabel stored, LabelBatch."""
     mix = labels.mix
@@ -37,7 +37,8 @@ def mix_and_targets(args, spec, classes, pixels, labels, precision):
     if args.hard_labels:
         targets = hard_targets(torch.from_numpy(classes), labels.mix, spec.num_classes, spec.size)
         return images, upload(targets, pixels.device)
-    return images, soft_targets(upload(labels.logits, pixels.device), args.temperature)
+    logits = upload(labels.logits, pixels.device)
+    return images, logits.float() if args.loss == "mse" else soft_targets(logits, args.temperature)
 
 
 def distillation_loss(outputs, targets, temperature, times_t2=False):
@@ -46,11 +47,18 @@ def distillation_loss(outputs, targets, temperature, times_t2=False):
     return loss * temperature ** 2 if times_t2 else loss
 
 
-def micro_batches(num_rows, micro_size):
-    """A batch's rows in slices of micro_size. A single row left over joins the slice before it: BatchNorm
-    cannot train on it."""
-    starts = list(range(0, num_rows, micro_size))
-    if len(starts) > 1 and num_rows - starts[-1] == 1:
-        starts.pop()
-    stops = [*starts[1:], num_rows]
-    return [slice(start, stop) for start, stop in zip(starts, stops)]
+def student_loss(args, outputs, targets, classes):
+    """The loss of the protocol, mean over the rows. outputs, targets (n, C), of mix_and_targets; classes (n,)
+    int64: each image's own, whatever is mixed into it.
+
+    --loss mse is the mean over rows and classes of the squared difference between raw logits, without T (as
+    in G-VBSM and EDC, which add the cross entropy with a weight)."""
+    if args.hard_labels:  # the control has no teacher, so whatever the loss is, this takes its place
+        return F.cross_entropy(outputs, targets)
+    if args.loss == "mse":
+        loss = F.mse_loss(outputs, targets)
+    else:
+        loss = distillation_loss(outputs, targets, args.temperature, args.kl_t2)
+    if args.class_weight:
+        loss = loss + args.class_weight * F.cross_entropy(outputs, classes)
+    return loss

@@ -1,25 +1,25 @@
-"""Control: random real images in place of the recovered ones, as many, labelled and validated as those.
+"""Control: real images in place of the recovered ones, as many, labelled and validated as those.
 
 Run: python -m validate.random_real --dataset digits      (or sh random_real.sh digits, after train.sh)
 Time: that of relabel and train.
-Result: runs/<name>/random_real/ with images, labels and the student's results.json.
+Result: runs/<name>/random_real/ with images, labels and the student's results.json. With --picked the images
+are those of runs/<name>/picked, which recover may have started from, and the rest is in picked_real/.
 """
 import os
 from pathlib import Path
 
-import numpy as np
-
+from recover.batches import image_names
+from recover.pick import write_images
+from recover.picks import pick_random
 from relabel import relabel
 from sre2l.check.verify import read_checked, verify_images
-from sre2l.data.augment import unit_rng
 from sre2l.data.flags import add_run_flags, data_spec
-from sre2l.data.image_folder import encode, image_path, suffix_of
-from sre2l.data.real_images import read_real, show
-from sre2l.run.ahead import in_order
+from sre2l.data.real_images import read_real
+from sre2l.nets.functions import is_function, recorded_name
 from sre2l.run.device import pick_device
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, sidecar
-from sre2l.run.flags import Parser, number
+from sre2l.run.flags import Parser, check_folders, network_name, network_names, number
 from sre2l.run.output import OutputFolder, recorded
 from sre2l.run.paths import run_folder, student_name
 from sre2l.run.processes import barrier, rank, start
@@ -27,17 +27,35 @@ from sre2l.run.start import run_script
 from validate import train
 
 DEFAULTS = {"lossless": False}  # older folders did not record it where it was off
-NUM_WRITERS = 4  # threads: each file waits for the disk
 
 
-def saved_args(stage, path, **changes):
-    """What the command line of an earlier run of this stage said, but for some changes."""
+def saved_args(stage, path, typed, **changes):
+    """What the command line of an earlier run of this stage said, but for some changes.
+
+    typed: the network as this command line names it, or None."""
     if not path.exists():
         raise UserError(f"{path}: the control repeats a run's settings; run relabel.sh and train.sh first")
     args = stage.get_args([])
     recorded = {key: value for key, value in read_json(path).items() if value is not None}
     vars(args).update(recorded | changes)
+    key = "model" if stage is train else "arch"
+    setattr(args, key, network_to_repeat(path, recorded.get(key), typed))
     return args
+
+
+def network_to_repeat(path, stored, typed):
+    """The network (or several, between commas) that a record has, but as the user types it. Raises UserError
+    for another one, and for code that the record alone names."""
+    if stored is None or typed is None:
+        functions = [name for name in (stored or "").split(",") if is_function(name)]
+        if functions:
+            raise UserError(f"{path}: names {recorded_name(functions[0])}, code that runs only where you "
+                            f"name it yourself: type --arch, as for relabel.sh")
+        return stored or typed
+    names, typed_names = (list(map(recorded_name, text.split(","))) for text in (stored, typed))
+    if names != typed_names:
+        raise UserError(f"{path}: names {','.join(names)}, --arch or --model says {','.join(typed_names)}")
+    return typed
 
 
 def are_lossless(paths):
@@ -45,44 +63,33 @@ def are_lossless(paths):
     return sum(Path(path).suffix == ".png" for path in paths) > len(paths) / 2
 
 
-def draw_real_images(images, ipc, seed):
-    """Draw `ipc` images of each class without replacement -> {(ipc, class): flat index}.
+def check_alike(picked, wanted):
+    """Raise UserError where picked images are not as many of the same classes and size as the distilled ones.
 
-    The first images of a class do not depend on how many are drawn."""
-    chosen = {}
-    for label in np.unique(images.labels).tolist():
-        rows = unit_rng(seed, label).permutation(np.flatnonzero(images.labels == label))
-        if len(rows) < ipc:
-            raise UserError(f"{images.root}: class {label} has {len(rows)} images, {ipc} are wanted, as "
-                            f"many as were recovered; recover fewer of each class: --ipc-end {len(rows)}")
-        chosen.update({(i, label): int(row) for i, row in enumerate(rows[:ipc])})
-    return chosen
-
-
-def store_images(folder, real, chosen, size, num_classes, suffix):
-    """Write the chosen images that are not there as they were recorded, as an evaluation shows them.
-
-    chosen: of draw_real_images."""
-    rows = {image_path("", label, index, num_classes, suffix).as_posix(): row
-            for (index, label), row in chosen.items()}
-
-    def write(name):
-        folder.write({name: encode(show(real.pixels(rows[name]), size, size), suffix)})
-
-    for _ in in_order(write, folder.missing(list(rows), NUM_WRITERS), NUM_WRITERS):
-        pass
-    folder.finish(list(rows))
+    picked: Images; wanted: the settings of the random control."""
+    labels = sorted(set(picked.labels.tolist()))
+    there = {"ipc": len(picked) // len(labels), "classes": labels, "size": picked.pixels(0).shape[0]}
+    differing = [key for key, value in there.items() if value != wanted[key]]
+    if differing:
+        key = differing[0]
+        values = "" if key == "classes" else f" ({there[key]}, and {wanted[key]} there)"
+        raise UserError(f"{picked.root}: has another {key} than the distilled images{values}; pick as many "
+                        f"of the same: pick.sh --ipc-end {wanted['ipc']} --overwrite")
+    if are_lossless(picked.items) != wanted["lossless"]:
+        print("note: of picked and distilled images one are PNG and the other JPEG, which costs some points; "
+              "pick.sh has --jpeg, recover.sh --lossless")
 
 
 def main(args):
     # Plan: the settings of the run's own relabel and validate, with other folders.
     run = run_folder(args)
-    root = run / "random_real"
-    images = OutputFolder(root / "images", "images", args.overwrite, DEFAULTS)
+    root = run / ("picked_real" if args.picked else "random_real")
+    place = run / "picked" if args.picked else root / "images"
+    images = OutputFolder(place, "images", args.overwrite, DEFAULTS)
     # What this command line says about the control itself goes to both stages.
     changes = {"overwrite": args.overwrite, "dry_run": args.dry_run, "fkd_path": str(root / "labels")}
-    to_relabel = saved_args(relabel, sidecar(run / "labels", "args.json"), **changes)
-    to_train = saved_args(train, run / student_name(args.model) / "args.json", **changes,
+    to_relabel = saved_args(relabel, sidecar(run / "labels", "args.json"), args.arch, **changes)
+    to_train = saved_args(train, run / student_name(args.model) / "args.json", args.model, **changes,
                           train_dir=str(images.root), output_dir=str(root / student_name(args.model)))
     run_images = to_relabel.data
     to_relabel.data = str(images.root)
@@ -95,20 +102,25 @@ def main(args):
     classes = sorted(set(distilled.labels.tolist()))
     settings = {"seed": args.seed, "ipc": len(distilled) // len(classes), "classes": classes,
                 "size": distilled.pixels(0).shape[0], "lossless": are_lossless(distilled.items)}
-    if args.dry_run:  # three plans, one after the other
-        images.dry_run(settings, images=len(distilled))
+    if args.picked:
+        check_folders(images.root)
+        check_alike(read_checked(verify_images(images.root, spec.num_classes, to_relabel.classes)), settings)
+    if args.dry_run:  # the plans one after the other
+        if not args.picked:
+            images.dry_run(settings, images=len(distilled))
         relabel.main(to_relabel)
         return train.main(to_train)
 
-    # Images: the first process writes them, the others wait.
+    # Images: the first process writes them, the others wait. Picked ones are there.
     start(pick_device(to_relabel.device))
-    if rank() == 0:
+    if rank() == 0 and not args.picked:
         names = recorded(sidecar(run / "labels", "manifest.json"), "teacher_classes")
         real = read_real(spec, args.real_data, "train", classes, names, order=to_relabel.class_order)
-        chosen = draw_real_images(real, settings["ipc"], args.seed)
+        chosen = pick_random(real, classes, settings["ipc"], args.seed)
         images.begin({**settings, "source": real.root})
-        suffix = suffix_of(settings["lossless"])
-        store_images(images, real, chosen, settings["size"], spec.num_classes, suffix)
+        names = image_names(chosen, spec.num_classes, settings["lossless"])
+        write_images(images, real, chosen, names, settings["size"])
+        images.finish(list(names.values()))
         print(f"{len(chosen)} real images ({settings['ipc']} per class, seed {args.seed}) "
               f"from {real.root} -> {images.root}")
     barrier()
@@ -119,6 +131,14 @@ def main(args):
     train.main(to_train)
 
 
+def add_networks(parser):
+    """The flags that say whose run is repeated."""
+    parser.add_argument("--model", type=network_name, default="resnet18", metavar="ARCH",
+                        help="the student whose run is repeated")
+    parser.add_argument("-a", "--arch", "--arch-name", type=network_names, metavar="ARCH[,ARCH]",
+                        help="the teacher's network, where relabel had to be told PATH.py:function")
+
+
 def make_parser():
     parser = Parser(__doc__)
     add_run_flags(parser)
@@ -126,9 +146,11 @@ def make_parser():
     add("--seed", type=number(int, 0), default=0, help="of the choice of images")
     add("--real-data", type=os.path.abspath, metavar="DIR",
         help="folder with train/ and val/ (digits: built in)")
+    add("--picked", action="store_true",
+        help="take runs/<name>/picked, the real images of pick.sh, in place of random ones")
     add("--overwrite", action="store_true",
-        help="start afresh: delete what an earlier run left in random_real/")
-    add("--model", default="resnet18", metavar="ARCH", help="the student whose run is repeated")
+        help="start afresh: delete what an earlier run left in random_real/ or picked_real/")
+    add_networks(parser)
     return parser
 
 

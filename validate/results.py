@@ -64,10 +64,10 @@ def seconds_of_stages(args):
     return {stage: stage_seconds(path) for stage, path in metrics.items()}
 
 
-def write_results(args, settings, rows, num_bytes, device):
+def write_results(args, settings, rows, num_bytes, device, deviations):
     """Write results.json for these seeds and those of earlier runs of this protocol -> its contents.
 
-    rows: {seed: summary}; num_bytes: {image_bytes, label_bytes}."""
+    rows: {seed: summary}; num_bytes: {image_bytes, label_bytes}; deviations: from --protocol, where given."""
     path = Path(args.output_dir) / "results.json"
     rows = add_earlier(rows, path, settings)
     results = {
@@ -75,12 +75,28 @@ def write_results(args, settings, rows, num_bytes, device):
         "seeds": rows,
         "seeds_used": seeds_used(args, map(int, rows)),
         "protocol": settings,
+        **({"published": {"protocol": args.protocol, "deviations": deviations}} if args.protocol else {}),
         **num_bytes,
         "seconds": seconds_of_stages(args),
         "versions": versions(device),
     }
     write_json(path, results)
     return results
+
+
+def is_of_earlier_images(protocol, labels):
+    """Was a student trained on other images than those that the folder's labels belong to now?"""
+    then = (protocol["labels"] or {}).get("images_sha256")
+    now = recorded(sidecar(labels, "manifest.json"), "images_sha256")
+    return None not in (then, now) and then != now
+
+
+def teacher_top1(labels):
+    """The settings of labels -> top-1 of their teacher in percent, None if unknown; where that is from."""
+    measured = labels.get("measured_top1")
+    if measured is not None:
+        return measured, "as relabel measured it"
+    return (labels.get("teacher") or {}).get("top1"), "as its checkpoint says"
 
 
 def describe_top1(results):

@@ -7,17 +7,17 @@ Result: runs/<name>/student_<model>/results.json with the whole protocol, and a 
 import os
 import time
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 
 from sre2l.data.flags import add_stage_flags, data_spec
+from sre2l.data.loader import micro_batches
 from sre2l.nets import parallel, training
 from sre2l.nets.evaluation import describe_chance, evaluate, keep_on_device
 from sre2l.nets.precision import PRECISIONS, autocast, start_device
 from sre2l.run import processes, signals
+from sre2l.run.device import upload
 from sre2l.run.files import hash_json
 from sre2l.run.flags import Parser, check_folders, network_name, number, number_list
 from sre2l.run.log import eta
@@ -26,8 +26,10 @@ from sre2l.run.paths import run_folder, student_name
 from sre2l.run.start import run_script
 from validate import checks, losses, results
 from validate.data import find_data, load_stored_batches
+from validate.deviations import TakeProtocol, fill_in, find_deviations
 from validate.evaluate import evaluate_checkpoint
-from validate.protocol import make_settings
+from validate.protocol import add_protocol_flags, check_protocol, make_schedule, make_settings
+from validate.published import PROTOCOLS
 from validate.student import load_student, save_student
 
 CHANCE_CAUSES = "too few epochs, a learning rate that is too large, or images that show nothing"
@@ -51,9 +53,7 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
     if args.compile:
         one_pass = args.gradient_accumulation_steps == processes.world_size() == 1
         forward = training.compile_network(network, one_pass)
-    loss_of = partial(losses.distillation_loss, temperature=args.temperature, times_t2=args.kl_t2)
-    if args.hard_labels:
-        loss_of = F.cross_entropy
+    falls = make_schedule(args)
     base_lr = args.learning_rate if args.sgd else args.adamw_lr
     lr_flag = "-lr" if args.sgd else "--adamw-lr"
     micro_size = data.labels.batch_size // args.gradient_accumulation_steps
@@ -63,7 +63,7 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
     saved = begin
 
     for epoch in range(first, args.epochs):
-        lr = base_lr * training.lr_factor(epoch, args.epochs, args.warmup_epochs)
+        lr = base_lr * training.lr_factor(epoch, args.epochs, args.warmup_epochs, falls)
         training.set_lr(optimizer, lr)
         network.train()
         # On the device: to read it in every step would make the host wait for the GPU.
@@ -77,17 +77,19 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
             # Every process mixes the whole batch, since the partners of a micro-batch lie in others.
             classes = data.images.labels[batch.rows]
             images, targets = losses.mix_and_targets(args, spec, classes, pixels, labels, precision)
+            own = upload(torch.from_numpy(classes), device)
 
             # Micro-batch k is process k mod N's. The gradient is the whole batch's, however it is cut.
             optimizer.zero_grad()
             batch_loss = torch.zeros((), device=device)
-            for k, rows in enumerate(losses.micro_batches(len(batch.rows), micro_size)):
+            for k, rows in enumerate(micro_batches(len(batch.rows), micro_size)):
                 if k % processes.world_size() != processes.rank():
                     continue
                 training.seed_torch(seed, epoch, batch.index, k)  # dropout is the same in whichever process
                 with autocast(precision, device):
                     outputs = forward(images[rows])
-                loss = loss_of(training.at_least_float32(outputs), targets[rows])
+                outputs = training.at_least_float32(outputs)
+                loss = losses.student_loss(args, outputs, targets[rows], own[rows])
                 loss = loss * ((rows.stop - rows.start) / len(batch.rows))  # its part of the batch's mean
                 scaler.scale(loss).backward()
                 batch_loss += loss.detach()
@@ -97,6 +99,7 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
             parallel.sum_gradients(network)
             scaler.step(optimizer)
             scaler.update()
+            student.update_average(args.ema)
 
         # Measure and save. Nothing of an epoch that is not finite is saved.
         parallel.average_running_statistics(network)
@@ -105,7 +108,8 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
         values = {"epoch": epoch + 1, "loss": round(mean_loss, 6), "lr": lr}
         is_last = epoch + 1 == args.epochs
         if is_last or (epoch + 1) % args.eval_every == 0:
-            top1, top5 = evaluate(network, data.val, spec.mean, spec.std, device, precision=precision)
+            with student.averaged():
+                top1, top5 = evaluate(network, data.val, spec.mean, spec.std, device, precision=precision)
             values |= {"top1": top1, "top5": top5}
             log.line(f"seed {seed}  epoch {epoch + 1}/{args.epochs}  loss {values['loss']:.4f}  top1 "
                      f"{top1:.2f}%  top5 {top5:.2f}%  {eta(epoch + 1 - first, args.epochs - first, begin)}")
@@ -136,7 +140,8 @@ def main(args):
     choose_folders(args, run)
     check_dataset(args.train_dir, spec.name)
     check_dataset(args.fkd_path, spec.name)
-    training.check_warmup(args)
+    fill_in(args, spec)
+    check_protocol(args)
     folder = OutputFolder(args.output_dir, "student", args.overwrite, vars(get_args([])))
     if args.dry_run:
         return checks.dry_run(args, spec, folder)
@@ -157,7 +162,11 @@ def main(args):
     for note in data.notes:
         log.line(note)
     log.line(f"{args.model}: {args.epochs} epochs of {labels.num_images} images, batch {labels.batch_size}, "
-             f"{precision}, measured on {len(data.val)} images of {data.val.root}")
+             f"{precision}, measured on {len(data.val)} images of {data.val.root}"
+             + f"; top1 is that of the averaged weights (--ema {args.ema:g})" * (args.ema > 0))
+    deviations = find_deviations(args, spec, data.facts) if args.protocol else []
+    for deviation in deviations:
+        log.line(f"--protocol {args.protocol}: {deviation}")
 
     # Train a student for each seed. The first of several processes reports.
     rows = {}
@@ -167,7 +176,7 @@ def main(args):
         row = rows[seed] = results.summarise(history)
         if processes.rank() == 0:
             num_bytes = {"image_bytes": data.facts["image_bytes"], "label_bytes": labels.num_bytes}
-            written = results.write_results(args, settings, rows, num_bytes, device)
+            written = results.write_results(args, settings, rows, num_bytes, device, deviations)
             warning = describe_chance(row["top1"], data.spec.num_classes, len(data.val), CHANCE_CAUSES)
             log.line(f"seed {seed}: last top1 {row['top1']:.2f}%  top5 {row['top5']:.2f}%   "
                      f"(best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']}){warning}")
@@ -196,26 +205,15 @@ def make_parser():
              "resnet18)")
     add("--classes", type=number_list, metavar="0-9,17",
         help="the classes of the set (default: what recover recorded, else all)")
-    add("--epochs", type=number(int, 1), default=300, help="not more than the labels have")
     add("--batch-size", type=number(int, 1), help="checked against the labels (default: theirs)")
 
-    # The loss and the step. Defaults are the published protocol of ImageNet.
-    add("--gradient-accumulation-steps", type=number(int, 1), default=2,
-        help="micro-batches of a batch; BatchNorm sees one at a time")
-    add("-T", "--temperature", type=number(float, above=0), default=20.0)
-    add("--kl-t2", action="store_true", help="multiply the loss by T^2")
+    # The loss and the step.
+    add("--protocol", action=TakeProtocol, choices=PROTOCOLS,
+        help="a published protocol: it replaces what stands before it, and flags after it win; prints how "
+             "this run deviates from it")
+    add_protocol_flags(add)
     add("--hard-labels", action="store_true",
         help="control: classes instead of the teacher's logits, from the same label files")
-    add("--sgd", action="store_true", help="SGD instead of AdamW")
-    add("-lr", "--learning-rate", type=number(float, above=0), default=0.2, help="of SGD")
-    add("--momentum", type=number(float, 0, 1), default=0.9, help="of SGD")
-    add("--weight-decay", type=number(float, 0), default=1e-4, help="of SGD")
-    add("--adamw-lr", type=number(float, above=0), default=1e-3)
-    add("--adamw-weight-decay", type=number(float, 0), default=0.01)
-    add("--decay-all", action="store_true",
-        help="weight decay on all parameters, not on weight matrices alone")
-    add("--warmup-epochs", type=number(int, 0), default=0,
-        help="epochs of linear warm-up from 0.01 of the rate")
 
     # Repetitions, and what has to be that of the labels.
     add("--seeds", type=number_list, default=[0], metavar="0-2", help="a student for each of these seeds")

@@ -1,11 +1,21 @@
 #!/bin/sh
-# Train and measure a student.   sh train.sh [dataset] --val-dir DIR [--flag value ...]      (no data set: imagenet1k)
+# Train and measure a student.   sh train.sh [dataset[+recipe]] --val-dir DIR [--flag value ...]      (no data set: imagenet1k)
 # GPUS=4 sh train.sh ... starts four processes, one a GPU; several machines: docs/faq.md
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/sre2l/run/env.sh"
 case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
-case $dataset in                          # the published protocols: edit here
+case $dataset in                          # recipes (docs/methods.md): what they change of the settings below
+    *+cda) set -- --protocol cda "$@" ;;
+    *+rded) set -- --protocol rded "$@" ;;
+    *+fadrm | *+fadrm+) set -- --protocol fadrm "$@" ;;
+    *+edc) set -- --protocol edc "$@" ;;
+    cifar10+young)                        # ours
+        set -- --epochs 300 -T 20 --slowdown 2 "$@" ;;
+    digits+young) set -- --adamw-lr 1e-3 --slowdown 2 "$@" ;;
+    *+*) no_recipe ;;
+esac
+case ${dataset%%+*} in                        # the published protocols: edit here
     imagenet1k | imagenet21k-p)           # published top-1, ResNet-18, ImageNet-1K, IPC 50: 46.8
         set -- --model resnet18 --epochs 300 --gradient-accumulation-steps 2 -T 20 \
             --adamw-lr 1e-3 --adamw-weight-decay 0.01 --workers 8 "$@" ;;

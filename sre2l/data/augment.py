@@ -41,23 +41,23 @@ def unit_rng(seed, *unit):
     return np.random.default_rng([seed, *unit])
 
 
-def central_window(height, width):
+def central_window(height, width, ratio=RATIO):
     """torchvision's fallback: the largest centred window of an allowed aspect -> top, left, height, width."""
     inner_height = height
     inner_width = width
-    if width / height < RATIO[0]:
-        inner_height = round(width / RATIO[0])
-    elif width / height > RATIO[1]:
-        inner_width = round(height * RATIO[1])
+    if width / height < ratio[0]:
+        inner_height = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        inner_width = round(height * ratio[1])
     return (height - inner_height) // 2, (width - inner_width) // 2, inner_height, inner_width
 
 
-def draw_resized_windows(sizes, scale, rng):
-    """RandomResizedCrop's windows: area uniform in scale, log aspect uniform in RATIO, the first of TRIES
+def draw_resized_windows(sizes, scale, rng, ratio=RATIO):
+    """RandomResizedCrop's windows: area uniform in scale, log aspect uniform in ratio, the first of TRIES
     that fits. sizes (m, 2) height, width -> (m, 4) top, left, height, width, pixels."""
     draws = rng.random((len(sizes), 2 * TRIES + 2))  # image by image: areas, aspects, place
     areas = sizes.prod(1)[:, None] * (scale[0] + (scale[1] - scale[0]) * draws[:, :TRIES])
-    low, high = map(math.log, RATIO)
+    low, high = map(math.log, ratio)
     aspects = np.exp(low + (high - low) * draws[:, TRIES:2 * TRIES])
     extents = np.sqrt(np.stack((areas / aspects, areas * aspects), 2))
     extents = np.rint(extents).astype(np.int64)  # (m, TRIES, 2)
@@ -67,7 +67,7 @@ def draw_resized_windows(sizes, scale, rng):
     corners = (draws[:, 2 * TRIES:] * (sizes - extents + 1)).astype(np.int64)
     windows = np.concatenate((corners, extents), 1)
     for row in np.flatnonzero(~fits.any(1)):
-        windows[row] = central_window(*sizes[row].tolist())
+        windows[row] = central_window(*sizes[row].tolist(), ratio)
     return windows
 
 
@@ -82,12 +82,15 @@ def draw_padded_windows(sizes, padding, rng):
 
 
 def draw_crops(sizes, crop, scale, padding, flip, rng):
-    """A window and a flip for each image. sizes: (height, width) pairs, pixels; crop: 'resized', 'padded'."""
+    """A window and a flip for each image. sizes: (height, width) pairs, pixels; crop: 'resized', 'padded', or
+    'none' for the whole image."""
     sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
     if crop == "resized":
         windows = draw_resized_windows(sizes, scale, rng)
-    else:
+    elif crop == "padded":
         windows = draw_padded_windows(sizes, padding, rng)
+    else:
+        windows = np.concatenate((np.zeros_like(sizes), sizes), 1)
     boxes = windows / np.tile(sizes, 2)
     flips = rng.random(len(sizes)) < (0.5 if flip else 0)
     return Crops(torch.from_numpy(boxes.astype(np.float32)), torch.from_numpy(flips))

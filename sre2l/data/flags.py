@@ -18,7 +18,9 @@ from sre2l.run.paths import ROOT, run_folder
 
 
 class Once(argparse.Action):
-    """A flag that may not be given twice with two values: the launcher's data set brings its own settings."""
+    """A flag that may not be given twice with two values: the launcher's data set brings its own settings.
+
+    NAME+RECIPE is the data set NAME in a run folder of its own, which --name may call otherwise."""
 
     def __call__(self, parser, namespace, value, option_string=None):
         earlier = getattr(self, "given", value)
@@ -27,7 +29,10 @@ class Once(argparse.Action):
             launcher = f"{parser.prog.removesuffix('.py').rsplit('.')[-1]}.sh"
             parser.error(f"{option_string} {value} after {option_string} {earlier}; "
                          f"name the data set as the launcher's first word: sh {launcher} {value}")
-        setattr(namespace, self.dest, value)
+        name, plus, _ = value.partition("+")
+        setattr(namespace, self.dest, name)
+        if plus and getattr(namespace, "name", None) is None:
+            namespace.name = value
 
 
 class NeedsTensorboard(argparse.Action):
@@ -90,8 +95,8 @@ def add_stage_flags(parser, stage, teacher=False, tensorboard=False, val=False):
             help="the teacher's network (docs/networks.md; default: the checkpoint's, else resnet18); of "
                  "several teachers one for each")
         add("--teacher", "--arch-path", type=checkpoint_files, metavar="FILE[,FILE]",
-            help="the teacher's checkpoint, a name alone being one in runs/<name>/teacher (default: "
-                 "torchvision's weights for imagenet1k, else teacher.pth there); several between commas")
+            help="the teacher's checkpoint, a file here or in runs/<name> (default: torchvision's weights "
+                 "for imagenet1k, else teacher/teacher.pth); several between commas")
         add("--classes", type=number_list, metavar="0-9,17", help="only these of the teacher's classes")
         add("--allow-chance", action="store_true", help="go on with a teacher whose measured top-1 is chance")
     if tensorboard:

@@ -21,7 +21,7 @@ from sre2l.run.processes import local_world_size
 JPEG_QUALITY = 75  # Pillow's default, which the released code uses; the student trains on that file
 # The formats of ImageFolder's suffixes. Pillow knows others, and starts ghostscript for one.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
-TOLD = set()  # folders of which it was said that something in them is passed over
+TOLD = set()  # what tell_once has said
 NUM_FAULTS = 20  # unusable files that a message names
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "__pycache__", "lost+found")  # that systems leave among classes
 MAX_PIXELS = 100_000_000  # of an image; decoded, they take 0.3 GB
@@ -200,6 +200,13 @@ class ClassFolders(ImageFolder):
         return names, {name: index for index, name in enumerate(names)}
 
 
+def tell_once(text):
+    """Print a line on standard error, the first time that this process has it to say."""
+    if text not in TOLD:
+        TOLD.add(text)
+        print(text, file=sys.stderr)
+
+
 def read_folder(root):
     """Read a folder as torchvision's ImageFolder does -> Images, labelled by their folder's position."""
     if not Path(root).is_dir():
@@ -210,10 +217,10 @@ def read_folder(root):
         why = str(error).splitlines()[0].partition(" Supported")[0].rstrip(". ")
         raise UserError(f"{root}: {why}. A class is a folder with images in it that may be read "
                         f"({', '.join(IMG_EXTENSIONS)})") from None
-    if folder.passed_over and root not in TOLD:
-        TOLD.add(root)
-        print(f"{root}: passed over {len(folder.passed_over)} files and folders that a system left there, "
-              f"such as {folder.passed_over[0]}", file=sys.stderr)
+    if folder.passed_over:
+        number = len(folder.passed_over)
+        tell_once(f"{root}: passed over {number} files and folders that a system left there, such as "
+                  f"{folder.passed_over[0]}")
     items, labels = zip(*folder.samples)
     return Images(list(items), np.array(labels), folder.classes, str(root))
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 
 from sre2l.data.augment import Crops
+from sre2l.data.derived import Derived, shuffle_patches
+from sre2l.data.randaugment import apply_operations
 from sre2l.data.resize import apply_crops, pixel_windows
 from sre2l.run.ahead import in_order
 
@@ -50,15 +52,27 @@ class Batches:
                 yield Batch(epoch, index, order[index * self.batch_size:(index + 1) * self.batch_size])
 
 
+def micro_batches(num_rows, micro_size):
+    """A batch's rows in slices of micro_size. A single row left over joins the slice before it: BatchNorm
+    cannot train on it."""
+    starts = list(range(0, num_rows, micro_size))
+    if len(starts) > 1 and num_rows - starts[-1] == 1:
+        starts.pop()
+    stops = [*starts[1:], num_rows]
+    return [slice(start, stop) for start, stop in zip(starts, stops)]
+
+
 class BatchDataset:
     """A dataset whose item is one whole batch: (Batch, crops (m, 3, size, size) uint8, LabelBatch).
 
-    label_batch_of: a function of a Batch and the sizes (m, 2) of its images that gives the LabelBatch."""
+    label_batch_of: a function of a Batch and the sizes (m, 2) of its images that gives the LabelBatch;
+    derived: what changes the pixels besides."""
 
-    def __init__(self, images, size, label_batch_of):
+    def __init__(self, images, size, label_batch_of, derived=None):
         self.images = images
         self.size = size
         self.label_batch_of = label_batch_of
+        self.derived = derived or Derived()
 
     def __getitem__(self, batch):
         return self.finish(self.prepare(batch))
@@ -76,11 +90,18 @@ class BatchDataset:
         wanted = rows_of(batch) if rows_of else slice(None)
         rows = batch.rows[wanted]
         crops = Crops(label_batch.crops.boxes[wanted], label_batch.crops.flips[wanted])
+        drawn = self.derived.draw(batch).of_rows(wanted)
 
         if self.on_gpu:
             windows = pixel_windows(crops.boxes, sizes[wanted])
-            return batch, self.images.store.request(rows, windows, crops.flips, self.size), label_batch
-        pixels = apply_crops([self.images.pixels(row) for row in rows], crops, self.size)
+            request = self.images.store.request(rows, windows, crops.flips, self.size)
+            return batch, (request, drawn), label_batch
+        images = [self.images.pixels(row) for row in rows]
+        if drawn.patches is not None:
+            images = [shuffle_patches(image, patches) for image, patches in zip(images, drawn.patches)]
+        pixels = apply_crops(images, crops, self.size)
+        if drawn.operations is not None:
+            pixels = apply_operations(pixels, drawn.operations)
         if pin:  # page-locked memory, which a GPU reads beside its computation
             pixels = pixels.pin_memory()
         return batch, pixels, label_batch
@@ -88,10 +109,12 @@ class BatchDataset:
     def finish(self, prepared):
         """The part of an item that starts work on the GPU where the images are there: it makes the crops."""
         batch, work, label_batch = prepared
-        if self.on_gpu:
-            pixels = self.images.store.crops(work, self.size)
-        else:
-            pixels = work
+        if not self.on_gpu:
+            return batch, work, label_batch
+        request, drawn = work
+        pixels = self.images.store.crops(request, self.size, drawn.patches)
+        if drawn.operations is not None:
+            pixels = apply_operations(pixels, drawn.operations)
         return batch, pixels, label_batch
 
 

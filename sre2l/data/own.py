@@ -54,8 +54,10 @@ def check_dataset_name(name):
     """Raise UserError unless a data set may be called so: a name of a folder, and no slip of a known one."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"--dataset {name}: a name has letters, digits and . _ - alone")
+    bare = re.sub(r"[._-]", "", name.lower())
     for known in DATASETS:
-        if is_slip(name, known) or known == SHORT.get(re.sub(r"[._-]", "", name.lower())):
+        is_part = bare == known.rpartition("-")[0]  # imagenet21k is another set than imagenet21k-p
+        if (is_slip(name, known) and not is_part) or known == SHORT.get(bare):
             raise UserError(f"--dataset {name}: did you mean {known}? Your own needs another name")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from sre2l.data.derived import source_lines
 from sre2l.data.image_folder import decoding_threads, fill, fill_gpu, refuse_faults
 from sre2l.data.resize import host_cropper, vertical_first
 from sre2l.kernels.compiled import why_no_triton
@@ -39,13 +40,37 @@ class Store:
         table = torch.from_numpy(columns.astype(np.int64))
         return table.pin_memory(), *windows[:, 2:].max(0, initial=1).tolist()
 
-    def crops(self, request, size):
-        """Crop on the GPU. request: what `request` returns -> (m, 3, size, size) uint8 there, NHWC."""
+    def crops(self, request, size, patches=None):
+        """Crop on the GPU. request: what `request` returns -> (m, 3, size, size) uint8 there, NHWC.
+
+        patches (m, 2, F): of `Drawn`, where the images' patches move before."""
         from sre2l.kernels.triton.resize import crop_resident  # needs triton, which comes with torch for GPUs
         table, tallest, widest = request
         with torch.cuda.device_of(self.buffer):
             table = table.to(self.buffer.device, non_blocking=True)
-            return crop_resident(self.buffer, self.layout, table, size, tallest, widest)
+            buffer, layout = self.buffer, self.layout
+            if patches is not None:
+                images = self.shuffled(table[:, 0], torch.from_numpy(patches).to(table.device))
+                buffer, layout = images.view(-1), layout_of(images)
+                table[:, 0] = torch.arange(len(table), device=table.device)
+            return crop_resident(buffer, layout, table, size, tallest, widest)
+
+    def shuffled(self, rows, patches):
+        """The images `rows` (m,) int64 of a set of one size with their patches moved -> (m, H, W, 3) uint8.
+
+        patches (m, 2, F): as in `shuffle_patches`. All on one device."""
+        height, width = self.shapes[0].tolist()
+        images = self.buffer.view(-1, height, width, 3)
+        down, across = (source_lines(places, torch.arange(side // places.shape[1], device=rows.device))
+                        for places, side in zip(patches.unbind(1), (height, width)))
+        return images[rows[:, None, None], down[:, :, None], across[:, None, :]]
+
+
+def layout_of(images):
+    """Start, height and width of each of these images (m, H, W, 3), one after the other -> (m, 3) int64."""
+    num_images, height, width, _ = images.shape
+    starts = torch.arange(num_images, device=images.device) * (3 * height * width)
+    return torch.stack((starts, torch.full_like(starts, height), torch.full_like(starts, width)), 1)
 
 
 def find_shapes(images):

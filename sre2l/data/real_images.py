@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sre2l.data.image_folder import Images, check_classes, fill, fill_gpu, read_folder
+from sre2l.data.image_folder import Images, check_classes, fill, fill_gpu, read_folder, tell_once
 from sre2l.data.pixel_store import find_shapes
 from sre2l.data.torchvision_sets import is_stored, read_torchvision
 from sre2l.run.errors import UserError
@@ -191,6 +191,10 @@ def choose_classes(images, name):
         return images
     wanted = sorted(file.read_text(encoding="utf-8").split())
     if len(images.class_names) <= len(wanted):
+        other = sorted(set(images.class_names) - set(wanted))
+        if other:
+            tell_once(f"warning: {images.root}: {len(other)} of its class folders, such as '{other[0]}', are "
+                      f"not among those that {file} names for {name}; it is taken as it is")
         return images
     missing = sorted(set(wanted) - set(images.class_names))
     if missing:
@@ -237,7 +241,8 @@ def hash_names(images):
     """sha256 of the names of a folder's files, wherever it lies; None for images that are no files."""
     if not isinstance(images.items[0], str):
         return None
-    names = sorted(item.removeprefix(images.root) for item in images.items)
+    folder = os.path.commonpath(images.items)
+    names = sorted(item.removeprefix(folder) for item in images.items)
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
 

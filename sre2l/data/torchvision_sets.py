@@ -1,11 +1,14 @@
 """Data sets in their original files, as torchvision stores them under a folder or downloads them."""
-from dataclasses import dataclass
+import contextlib
+import fcntl
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torchvision import datasets
 
-from sre2l.data.image_folder import Images
+from sre2l.data.image_folder import Images, read_folder, tell_once
 from sre2l.run.errors import UserError
 from sre2l.run.paths import ROOT
 
@@ -15,11 +18,13 @@ class Stored:
     """How torchvision's class of a data set is asked for its images.
 
     kind: the class; place: what lies in the folder where the files are, as a pattern; train, val: the
-    arguments of each part that makes up the split; () where there is no such split: a part is held out."""
+    arguments of each part that makes up the split; () where there is no such split: a part is held out.
+    folders: where the class folders of a split are, in a set that is nothing else."""
     kind: type
     place: str
     train: tuple
     val: tuple
+    folders: str | None = None
 
 
 def halves(kind, place):
@@ -41,8 +46,9 @@ TORCHVISION = {
     "fashion-mnist": halves(datasets.FashionMNIST, "FashionMNIST/raw"),
     "svhn": parts(datasets.SVHN, "*_32x32.mat", ["train"], "test"),
     "stl10": parts(datasets.STL10, "stl10_binary", ["train"], "test"),
-    "imagenette": parts(datasets.Imagenette, "imagenette2", ["train"], "val"),
-    "eurosat": Stored(datasets.EuroSAT, "eurosat/2750", ({},), ()),
+    "imagenette": replace(parts(datasets.Imagenette, "imagenette2", ["train"], "val"),
+                          folders="imagenette2/{split}"),
+    "eurosat": Stored(datasets.EuroSAT, "eurosat/2750", ({},), (), folders="eurosat/2750"),
     "flowers102": parts(datasets.Flowers102, "flowers-102", ["train", "val"], "test"),
     "food101": parts(datasets.Food101, "food-101", ["train"], "test"),
     "oxford-iiit-pet": parts(datasets.OxfordIIITPet, "oxford-iiit-pet", ["trainval"], "test"),
@@ -74,11 +80,43 @@ def items_of(data):
 
 
 def class_names_of(data, num_classes):
-    """The class names of one of torchvision's data sets, in order; numbers where it has none.
+    """The class names of one of torchvision's data sets, in order; numbers where it has none."""
+    return list(getattr(data, "classes", None) or map(str, range(num_classes)))
 
-    Those of Imagenette are ImageNet's, as its folders are called."""
-    names = getattr(data, "wnids", None) or getattr(data, "classes", None)
-    return list(names or map(str, range(num_classes)))
+
+def check_labels(images):
+    """Raise UserError where images and labels are not as many, or a label is no class."""
+    if len(images.items) != len(images.labels):
+        raise UserError(f"{images.root}: {len(images.items)} images and {len(images.labels)} labels, which "
+                        f"are not of one set; bring the right file back")
+    outside = [label for label in images.labels.tolist() if not 0 <= label < len(images.class_names)]
+    if outside:
+        raise UserError(f"{images.root}: has the label {outside[0]}, and {len(images.class_names)} classes "
+                        f"from 0 on; bring the right file back")
+
+
+def check_number(spec, images, split):
+    """A warning where a split has another number of images than was published: half of them unpacked."""
+    if spec.num_images is None:
+        return
+    wanted = dict(zip(("train", "val"), spec.num_images))
+    number = wanted[split] if TORCHVISION[spec.name].val else sum(spec.num_images)
+    if len(images) != number:
+        tell_once(f"warning: {images.root}: {len(images):,} images of {spec.name}, of which {number:,} are "
+                  f"published; is the rest still to be unpacked?")
+
+
+@contextlib.contextmanager
+def downloading(root):
+    """One process at a time: the first one downloads, the others find the files there."""
+    root.mkdir(parents=True, exist_ok=True)
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # of a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def read_torchvision(spec, path, split):
@@ -88,14 +126,22 @@ def read_torchvision(spec, path, split):
     Raises UserError where the files are not there, not whole or cannot be downloaded."""
     name = spec.name
     stored = TORCHVISION[name]
-    root = path or ROOT / "data"
+    root = Path(path or ROOT / "data")
     lazy = {"loader": str} if "loader" in stored.kind.__init__.__annotations__ else {}
     instead = "give a folder with --real-data, as {train,val}/<class>/ or as torchvision stores it"
     try:
-        found = [stored.kind(root, download=path is None, **lazy, **arguments)
-                 for arguments in getattr(stored, split)]
-        items, labels = zip(*map(items_of, found))
-        names = class_names_of(found[0], spec.num_classes)
+        with contextlib.nullcontext() if path else downloading(root):
+            # What is there and lies in class folders needs no class of torchvision's.
+            found = [stored.kind(root, download=path is None, **lazy, **arguments)
+                     for arguments in getattr(stored, split) if path is None or not stored.folders]
+        if stored.folders:
+            images = read_folder(root / stored.folders.format(split=split))
+        else:
+            items, labels = zip(*map(items_of, found))
+            names = class_names_of(found[0], spec.num_classes)
+            images = Images(sum(items, []), np.concatenate(labels), names, "")
+    except UserError:
+        raise
     except ModuleNotFoundError as error:
         package = error.name.partition(".")[0]
         raise UserError(f"{name}: torchvision reads it by the package {package}, which is not installed: "
@@ -103,4 +149,7 @@ def read_torchvision(spec, path, split):
     except Exception as error:  # a network that is not there, and all kinds for a file that is cut short
         reason = " ".join(str(error).split())
         raise UserError(f"{name}: torchvision could not load or download it ({reason}); {instead}") from None
-    return Images(sum(items, []), np.concatenate(labels), names, f"{root} ({split})")
+    images = replace(images, root=f"{root} ({split})")
+    check_labels(images)
+    check_number(spec, images, split)
+    return images

@@ -198,6 +198,7 @@ def fuse(network, layers, size, on_gpu=False, forward_only=False):
         if name is None:
             continue
         norm = Norm(originals[name], *wanted[name])
+        norm.layer_name = name  # in the network as it was
         source = node.args[0]
 
         # A convolution's result that nobody else reads may be written over, where no backward pass needs it.

@@ -1,13 +1,15 @@
 """BatchNorm, residual sum and clamp in one step, with the statistics that recover matches.
 
-For a layer with input x, N values of a channel in a batch, and the term  c (|mean - m|_2 + |var - v|_2):
+For a layer with input x, N values of a channel in a batch, and the term  c (|mean - m|_2 + |var - v|_2)
+towards a target (m, v):
 
     d term / d x = alpha + beta x
     beta = 2 c / N (var - v) / |var - v|      alpha = c / N (mean - m) / |mean - m| - beta mean
 
-so a layer saves x alone. Its backward pass is one elementwise pass: gradient of the output, clamp, affine and
-this, together. This file has the formulas in plain torch (CPU, any type) and the autograd node. cpu/host.py
-and triton/norms.py have the same two passes for a CPU and for a GPU."""
+so a layer saves x alone. With several targets alpha and beta are sums over them. The backward pass is one
+elementwise pass: gradient of the output, clamp, affine and this, together. This file has the formulas in
+plain torch (CPU, any type) and the autograd node. cpu/host.py and triton/norms.py have the same two passes
+for a CPU and for a GPU."""
 from dataclasses import dataclass
 
 import torch
@@ -24,14 +26,23 @@ def statistics_layers(network):
 
 
 @dataclass
+class Target:
+    """Statistics that those of a batch are to match: (C,), or (G, C) where each batch has its own."""
+    weight: float        # of the target within the layer's term; those of all targets add up to 1
+    mean: torch.Tensor
+    var: torch.Tensor
+
+
+@dataclass
 class NormFacts:
     """What one run of a BatchNorm layer in eval mode is: y = clamp(scale x + shift [+ other], low, high).
 
-    fuse.py fills in what it finds around the layer. Tensors are (C,), float32 or float64."""
-    mean: torch.Tensor   # the running statistics that are to be matched
-    var: torch.Tensor
+    fuse.py fills in what it finds around the layer. Tensors are (C,), or (G, C) where each of the batches
+    that are computed together has its own, float32 or float64."""
+    mean: torch.Tensor   # that the layer subtracts; sums over x are taken of x - mean
     scale: torch.Tensor
     shift: torch.Tensor
+    targets: list        # the Targets; one, of the running statistics, where nothing else is asked for
     coefficient: float   # c of the layer's term in what is differentiated; 0: its statistics are not taken
     weight: float        # of the layer within the BatchNorm term
     low: float = -INF
@@ -45,16 +56,15 @@ class NormFacts:
     def clamps(self):
         return self.low > -INF or self.high < INF
 
+    @property
+    def step(self):
+        """How far apart the numbers of two batches are in mean, scale and shift: 0 where all share them."""
+        return self.mean.shape[1] if self.mean.ndim == 2 else 0
 
-def facts_of(layer, coefficient, weight):
-    """The NormFacts of a BatchNorm layer on its own."""
-    exact = torch.promote_types(layer.running_var.dtype, torch.float32)
-    mean = layer.running_mean.to(exact)
-    var = layer.running_var.to(exact)
-    gain = layer.weight.detach().to(exact) if layer.affine else torch.ones_like(mean)
-    bias = layer.bias.detach().to(exact) if layer.affine else 0
-    scale = gain / (var + layer.eps).sqrt()
-    return NormFacts(mean, var, scale, bias - mean * scale, coefficient, weight)
+
+def put(tensor, values):
+    """The values, in the memory of a tensor of their shape where it is one: a CUDA graph reads them there."""
+    return tensor.copy_(values) if tensor.shape == values.shape else values.to(tensor, copy=True)
 
 
 @dataclass
@@ -75,9 +85,36 @@ class Norm(nn.Module):
 
     def __init__(self, layer, coefficient, weight):
         super().__init__()
-        self.facts = facts_of(layer, coefficient, weight)
+        exact = torch.promote_types(layer.running_var.dtype, torch.float32)
+        mean = layer.running_mean.to(exact)
+        var = layer.running_var.to(exact)
+        self.gain = layer.weight.detach().to(exact) if layer.affine else torch.ones_like(mean)
+        self.bias = layer.bias.detach().to(exact) if layer.affine else 0
+        self.eps = layer.eps
+        scale, shift = self.affine_of(mean, var)
+        self.facts = NormFacts(mean, scale, shift, [Target(1.0, mean, var)], coefficient, weight)
         self.run = NormRun()
         self.passes = Passes  # or those of triton/norms.py or cpu/host.py
+
+    def affine_of(self, mean, var):
+        """The scale and the shift of a layer that normalises by these statistics."""
+        scale = self.gain / (var + self.eps).sqrt()
+        return scale, self.bias - mean * scale
+
+    def normalise_by(self, mean, var):
+        """Let each batch be normalised by statistics of its own, (G, C) each, and match these."""
+        facts = self.facts
+        facts.mean = put(facts.mean, mean)
+        scale, shift = self.affine_of(mean.to(facts.mean), var.to(facts.mean))
+        facts.scale = put(facts.scale, scale)
+        facts.shift = put(facts.shift, shift)
+        self.match(0, mean, var)
+
+    def match(self, index, mean, var):
+        """Let this one of the targets be of each batch's own, (G, C) each."""
+        target = self.facts.targets[index]
+        target.mean = put(target.mean, mean)
+        target.var = put(target.var, var)
 
     def forward(self, x, other=None):
         y = Normalise.apply(x, other, self)
@@ -104,7 +141,10 @@ class Normalise(torch.autograd.Function):
 
 
 def affine(x, scale, shift):
-    """scale x + shift per channel in one pass, rounded once."""
+    """scale x + shift per channel in one pass, rounded once. (G, C): of each of G batches in x its own."""
+    if scale.ndim == 2:
+        parts = [affine(*part) for part in zip(x.chunk(len(scale)), scale, shift)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
     zero = torch.zeros_like(scale)
     one = torch.ones_like(scale)
     eps = 1e-30  # torch 2.11 wants one above 0; 1 + 1e-30 is 1
@@ -139,13 +179,12 @@ class Passes:
             g = torch.ops.aten.hardtanh_backward(g, clamped[0], facts.low, facts.high)
         for_other = g if has_other else None
 
-        scale = facts.scale.to(x.dtype).view((1, -1) + (1,) * (x.ndim - 2))
+        scale = facts.scale.to(x.dtype).view((-1, x.shape[1]) + (1,) * (x.ndim - 2))
+        if len(scale) > 1:
+            scale = scale.repeat_interleave(len(x) // len(scale), 0)
         if not facts.coefficient:
             return g * scale, for_other
-        batches = zip(x.chunk(run.groups), run.alpha, run.beta)
-        parts = [affine(part, beta, alpha) for part, alpha, beta in batches]
-        gx = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return gx.addcmul_(g, scale), for_other
+        return affine(x, run.beta, run.alpha).addcmul_(g, scale), for_other
 
 
 def over_norm(values):
@@ -155,16 +194,21 @@ def over_norm(values):
 
 
 def finish(norms):
-    """Set alpha and beta of each layer from its moments -> sum of w (|mean - m| + |var - v|), (G,)."""
+    """Set alpha and beta of each layer from its moments -> the BatchNorm term, (G,): the sum over layers and
+    their targets of w (|mean - m| + |var - v|)."""
     total = 0
     for norm in norms:
         facts = norm.facts
         run = norm.run
         mean, var = run.moments
-        mean_unit, mean_norm = over_norm(mean - facts.mean)
-        var_unit, var_norm = over_norm(var - facts.var)
-        per_value = facts.coefficient / run.num_values
-        run.beta = 2 * per_value * var_unit
-        run.alpha = per_value * mean_unit - run.beta * mean
-        total = total + facts.weight * (mean_norm + var_norm)
+        run.alpha = 0
+        run.beta = 0
+        for target in facts.targets:
+            mean_unit, mean_norm = over_norm(mean - target.mean)
+            var_unit, var_norm = over_norm(var - target.var)
+            per_value = target.weight * facts.coefficient / run.num_values
+            beta = 2 * per_value * var_unit
+            run.beta = run.beta + beta
+            run.alpha = run.alpha + (per_value * mean_unit - beta * mean)
+            total = total + target.weight * facts.weight * (mean_norm + var_norm)
     return total

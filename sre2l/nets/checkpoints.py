@@ -9,7 +9,7 @@ import torchvision
 
 from sre2l.nets.models import check_arch, get_network
 from sre2l.run.errors import UserError, first_line
-from sre2l.run.processes import check_agreement
+from sre2l.run.processes import check_agreement, world_size
 from sre2l.run.safe_load import safe_load
 
 TEACHER_FORMAT = "sre2l-teacher-1"  # what our own checkpoints say under `format`
@@ -58,6 +58,14 @@ def hash_weights(network):
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(key.encode() + data.numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_same_weights(network, arch):
+    """Raise UserError in all processes unless each has built a network with the same weights."""
+    if world_size() > 1:
+        check_agreement(int(hash_weights(network)[:15], 16),
+                        f"{arch}: its weights are others in each process; let the function draw them from "
+                        f"torch, NumPy or Python's random as it finds them seeded")
 
 
 def num_weight_bytes(network):

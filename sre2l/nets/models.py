@@ -1,6 +1,7 @@
 """Networks by name: torchvision's classifiers, with the first layers that a data set's small images want; the
 small networks of small.py; and any other, by the function of the user's that gives it (functions.py)."""
 import difflib
+import re
 
 import torch
 import torchvision
@@ -27,7 +28,8 @@ def check_arch(arch):
     if is_torchvision(arch) or is_small(arch) or is_function(arch):
         return
     known = [*torchvision.models.list_models(module=torchvision.models), *NAMES]
-    close = difflib.get_close_matches(arch, known, 3, 0.4)
+    # A path or a module is no slip of a short name.
+    close = [] if re.search("[/.:]", arch) else difflib.get_close_matches(arch, known, 3, 0.4)
     hint = f"; did you mean {', '.join(close)}?" if close else ";"
     raise UserError(f"'{arch}' is no torchvision classifier and no small network of ours{hint} a network of "
                     f"your own is named as PATH.py:function or package.module:function")
@@ -98,19 +100,47 @@ def build_for(spec, arch, stem):
     return build_network(arch, spec.num_classes, stem or spec.stem, stem is not None, spec.size)
 
 
+def build_for_training(spec, arch, stem):
+    """build_for, of a network that can be trained on the data set's images."""
+    network, has = build_for(spec, arch, stem)
+    check_shapes(network, arch, spec.num_classes, spec.size)
+    check_trains(arch, spec.num_classes, spec.size)
+    return network, has
+
+
+def check_logits(network, arch, num_classes, size, number):
+    """-> the logits (number, num_classes) of black images of size x size pixels. Raises UserError where the
+    network makes anything else of them."""
+    images = torch.zeros(number, 3, size, size, device=next(network.parameters()).device)
+    mode = " in training" * network.training
+    shown = f"{'an image' if number == 1 else f'{number} images'} of {size}x{size} pixels{mode}"
+    try:
+        logits = network(images)
+    except Exception as error:  # of a network of the user's own it can be anything
+        raise UserError(f"{arch} cannot take images of {size}x{size} pixels{mode} ({first_line(error)})"
+                        ) from None
+    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+    if found != (number, num_classes):
+        raise UserError(f"{arch} makes {found} of {shown}, where logits {(number, num_classes)} are wanted")
+    return logits
+
+
 def check_shapes(network, arch, num_classes, size):
     """Raise UserError unless the network makes logits (1, num_classes) of an image of size x size pixels; its
     mode is restored."""
     was_training = network.training
-    network.eval()
-    image = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
-    try:
-        with torch.no_grad():
-            logits = network(image)
-    except Exception as error:  # of a network of the user's own it can be anything
-        raise UserError(f"{arch} cannot take images of {size}x{size} pixels ({first_line(error)})") from None
-    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
-    if found != (1, num_classes):
-        raise UserError(f"{arch} makes {found} of an image of {size}x{size} pixels, where logits "
-                        f"{(1, num_classes)} are wanted")
+    with torch.no_grad():
+        check_logits(network.eval(), arch, num_classes, size, 1)
     network.train(was_training)
+
+
+def check_trains(arch, num_classes, size):
+    """Raise UserError for a network of the user's own that cannot be trained: that in training makes other
+    things than logits, or has no gradient. A second one is made for it, and none of other names."""
+    if not is_function(arch):
+        return
+    logits = check_logits(call_function(arch, num_classes).train(), arch, num_classes, size, 2)
+    try:
+        logits.sum().backward()
+    except Exception as error:
+        raise UserError(f"{arch} cannot be trained ({first_line(error)})") from None

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sre2l.data.datasets import STEMS
 from sre2l.data.flags import override
 from sre2l.data.image_folder import fingerprint
 from sre2l.data.real_images import decode_own, read_val
@@ -18,10 +19,14 @@ from sre2l.nets.models import build_network, check_shapes
 from sre2l.nets.weights import load_weights, read_any_checkpoint
 from sre2l.run.errors import UserError
 from sre2l.run.output import recorded
-from sre2l.run.paths import run_folder
+from sre2l.run.paths import in_run, run_folder, teacher_names
 
 # Where checkpoints say their top-1: ours in percent, those of others also as a share.
 TOP1_KEYS = ("top1", "acc", "acc1", "best_acc1", "best_acc", "best_prec1")
+# What our own say, where they say it.
+FACTS = {"arch": str, "stem": str, "dataset": str, "num_classes": int, "size": int, "mean": tuple | list,
+         "std": tuple | list, "class_names": tuple | list | None, "top1": float | int | None,
+         "seed": int | None, "arch_sha256": str}
 PART = 4096  # images that are decoded at a time
 OTHER_ORDER = 20  # points of top-1 by which another order of the classes is the likelier one
 FALL = 10  # points of top-1 below what the checkpoint says that want a reason
@@ -64,6 +69,21 @@ class Teacher:
             check_shapes(self.network, self.arch, self.num_classes, size)
 
 
+def is_ours(checkpoint):
+    return isinstance(checkpoint.get("format"), str) and checkpoint["format"] == TEACHER_FORMAT
+
+
+def check_facts(path, facts):
+    """Raise UserError where a checkpoint of ours says what squeeze and validate never write."""
+    for key in FACTS & facts.keys():
+        value = facts[key]
+        fits = isinstance(value, FACTS[key])
+        if key in ("mean", "std"):
+            fits = fits and len(value) == 3 and all(isinstance(number, float | int) for number in value)
+        if not fits or key == "stem" and value not in STEMS or key == "size" and value < 1:
+            raise UserError(f"{path}: says {key} is {value!r}, which no checkpoint of ours has")
+
+
 def same_or_refuse(path, stored, requested, flag):
     """The checkpoint's own fact, else the flag's value. Raises UserError where they differ."""
     if stored is not None and requested is not None and stored != requested:
@@ -86,13 +106,12 @@ def choose_arch(path, stored, requested, default):
 
 def find_stated_top1(checkpoint):
     """What a checkpoint says of its top-1, in percent; None where it says nothing of the kind."""
-    is_ours = checkpoint.get("format") == TEACHER_FORMAT
     for key in TOP1_KEYS:
         value = checkpoint.get(key)
         if isinstance(value, torch.Tensor | np.number) and len(value.shape) == 0:
             value = value.item()
         if isinstance(value, int | float) and 0 < value <= 100:
-            return float(value if is_ours or value > 1 else 100 * value)
+            return float(value if is_ours(checkpoint) or value > 1 else 100 * value)
     return None
 
 
@@ -121,6 +140,9 @@ def stored_network(spec, path, checkpoint, facts, arch, stem, default_arch):
     wanted = same_or_refuse(path, facts.get("stem"), stem, "--stem") or spec.stem
     size = facts.get("size", spec.size)
     network, has = build_network(arch, spec.num_classes, wanted, strict_stem=stem is not None, size=size)
+    if facts.get("arch_sha256") not in (None, source_sha256(arch)):
+        raise UserError(f"{path}: the code of {arch}, or a file beside it, has been edited since; bring it "
+                        f"back, train anew, or take the weights alone (docs/networks.md)")
     load_weights(network, checkpoint, path, arch)
     if not facts and spec.name == "imagenet1k" and hasattr(network, "transform_input"):
         network.transform_input = True  # what torchvision's weights of inception_v3 and googlenet want
@@ -139,7 +161,8 @@ def load_teacher(spec, path, arch=None, stem=None, default_arch="resnet18"):
         facts, stem, source, stated = {}, "torchvision", f"torchvision {V1}", None
     else:
         checkpoint = read_any_checkpoint(path)
-        facts = checkpoint if checkpoint.get("format") == TEACHER_FORMAT else {}
+        facts = checkpoint if is_ours(checkpoint) else {}
+        check_facts(path, facts)
         network, arch, stem = stored_network(spec, path, checkpoint, facts, arch, stem, default_arch)
         source = str(path)
         stated = find_stated_top1(checkpoint)
@@ -167,13 +190,14 @@ class Converted(nn.Module):
 
 
 def teacher_files(args):
-    """The checkpoints of --teacher, else the one that squeeze leaves in the run folder; [None] for
-    torchvision's teachers. A bare name that is no file here is one in the run's teacher folder."""
-    own = run_folder(args) / "teacher"
+    """The checkpoints of --teacher, else those that squeeze leaves in the run folder for the networks of
+    --arch; [None] for torchvision's teachers."""
     if args.teacher is None:
-        return [None] if args.dataset == "imagenet1k" else [own / "teacher.pth"]
+        names = teacher_names((args.arch or "").split(","))
+        is_torchvision = args.dataset == "imagenet1k"
+        return [None] if is_torchvision else [run_folder(args) / name / "teacher.pth" for name in names]
     files = [args.teacher] if os.path.exists(args.teacher) else args.teacher.split(",")
-    return [own / file if os.sep not in file and not os.path.exists(file) else Path(file) for file in files]
+    return [in_run(args, file) for file in files]
 
 
 def pair_with_archs(args, files):
@@ -189,12 +213,12 @@ def pair_with_archs(args, files):
 
 
 def is_untrained(args, file):
-    """Is this a checkpoint of the run's own teacher folder, and not there yet?"""
-    return file is not None and file.parent == run_folder(args) / "teacher" and not file.exists()
+    """Is this a checkpoint of the run folder, and not there yet?"""
+    return file is not None and file.is_relative_to(run_folder(args)) and not file.exists()
 
 
 def check_trained(args, file):
-    """Raise UserError for a checkpoint of the run's own teacher folder that is not there."""
+    """Raise UserError for a checkpoint of the run folder that is not there."""
     if not is_untrained(args, file):
         return
     name = f" --name {args.name}" if args.name else ""
@@ -240,14 +264,6 @@ def find_teachers(args, spec):
     return [first, *(as_shown(teacher, spec) for teacher in others)], spec
 
 
-def find_teacher(args, spec):
-    """The run's only teacher -> (Teacher, spec) of find_teachers; (None, spec) where a dry run has none."""
-    teachers, spec = find_teachers(args, spec)
-    if len(teachers) > 1:
-        raise UserError("several teachers")
-    return (teachers[0] if teachers else None), spec
-
-
 def describe_order(answers, labels, top1):
     """What says that the classes are in another order; None where top1, in percent, is as good as in any."""
     share, order = share_in_best_order(answers, labels)
@@ -290,6 +306,7 @@ def measured_by_squeeze(teacher, args, images):
         return False
     found = recorded(run_folder(args) / "teacher" / "settings.json") or {}
     is_as_trained = args.mean is None and args.std is None and args.input_size is None
+    is_as_trained &= found.get("arch_sha256") == teacher.arch_sha256
     return is_as_trained and found.get("val") == fingerprint(images)
 
 

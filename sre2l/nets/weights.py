@@ -1,4 +1,5 @@
 """The weights in anybody's checkpoint: found, freed of what wraps their names, loaded whole or refused."""
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sre2l.nets.checkpoints import read_checkpoint
+from sre2l.nets.models import is_torchvision
 from sre2l.run.errors import UserError, first_line
 from sre2l.run.safe_load import is_whole
 
@@ -21,7 +23,7 @@ SHOWN = 5  # names in a message
 
 HOW_TO_SAVE = """
 Where you know who wrote the file (this runs the code in it), save its weights alone, and give that file:
-    saved = torch.load("{path}", weights_only=False)
+    saved = torch.load({path!r}, weights_only=False)
     torch.save(saved["state_dict"], "weights.pth")  # of a whole network: saved.state_dict()"""
 
 
@@ -40,11 +42,20 @@ def read_safetensors(path):
         raise UserError(f"{path}: is damaged, or no safetensors file ({first_line(error)})") from None
 
 
+def is_safetensors(path):
+    """By its name, or by its header: eight bytes of length, then JSON."""
+    if Path(path).suffix.lower() == ".safetensors":
+        return True
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(10)[8:] == b'{"'
+    return False
+
+
 def read_any_checkpoint(path):
     """Anybody's checkpoint -> dict. Raises UserError for a missing, broken or unsafe file."""
-    if Path(path).suffix == ".safetensors":
+    if is_safetensors(path):
         return read_safetensors(path)
-    return read_checkpoint(path, HOW_TO_SAVE.format(path=path))
+    return read_checkpoint(path, HOW_TO_SAVE.format(path=str(path)))
 
 
 def paths_to_weights(checkpoint, depth=2):
@@ -108,15 +119,16 @@ class FoundWeights:
         return not (self.prefix or self.left_out or self.unread)
 
 
-def read_tensors(entries, path):
-    """Entries of a container -> ({name without wrappers: tensor}, the names of what is no tensor)."""
+def read_tensors(entries, path, wanted, unwrap):
+    """Entries of a container -> ({unwrapped name: tensor}, the names of what is no tensor)."""
     tensors = {}
     others = []
+    has_counter = COUNTER in {name.rpartition(".")[2] for name in wanted}  # a buffer of the network's own
     for key, value in entries.items():
-        name = without_wrappers(str(key))
+        name = unwrap(str(key))
         if not isinstance(value, torch.Tensor):
             others.append(str(key))
-        elif name.rpartition(".")[2] == COUNTER:
+        elif name.rpartition(".")[2] == COUNTER and not has_counter:
             continue
         elif name in tensors:
             raise UserError(f"{path}: has {name} twice, with and without {' or '.join(WRAPPERS)}; save one "
@@ -126,8 +138,9 @@ def read_tensors(entries, path):
     return tensors, others
 
 
-def find_weights(checkpoint, path, wanted):
-    """What of a checkpoint is a network's -> FoundWeights. wanted: the names of its weights, unwrapped.
+def find_weights(checkpoint, path, wanted, unwrap=without_wrappers):
+    """What of a checkpoint is a network's -> FoundWeights. wanted: the names of its weights, unwrapped, as
+    `unwrap` does it. Heads that help a training are no weights where the network has none of their name.
 
     The prefix is the shortest with which the fewest are missing. Raises UserError where there are no weights,
     or two under one name."""
@@ -136,30 +149,34 @@ def find_weights(checkpoint, path, wanted):
     entries = checkpoint
     for key in keys:
         entries = entries[key]
-    tensors, others = read_tensors(entries, path)
+    tensors, others = read_tensors(entries, path, wanted, unwrap)
     if not tensors or not all(map(is_whole, tensors.values())):
         raise UserError(f"{path}: no network weights under {', '.join(map(repr, CONTAINERS))} or at the top, "
                         f"which holds {shown(list(checkpoint)) or 'nothing'}")
     prefix = min(prefixes_of(tensors),
                  key=lambda prefix: sum(prefix + name not in tensors for name in wanted))
-    used = [name for name in tensors if not name.removeprefix(prefix).startswith(AUXILIARY)]
+    unwanted = tuple(head for head in AUXILIARY if not any(name.startswith(head) for name in wanted))
+    used = [name for name in tensors if not name.removeprefix(prefix).startswith(unwanted)]
     weights = {name.removeprefix(prefix): tensors[name] for name in used if name.startswith(prefix)}
     left_out = [name for name in used if not name.startswith(prefix)] + others
     unread = [".".join(other) for other in paths if other != keys[:len(other)]]
     return FoundWeights(weights, keys, prefix, left_out, unread)
 
 
-def find_faults(shapes, found, checkpoint, arch):
-    """Why weights do not fit -> sentences; none where they do. shapes: {name: shape} of the network's own."""
+def find_faults(own, found, checkpoint, arch):
+    """Why weights do not fit -> sentences; none where they do. own: {name: tensor} of the network's."""
     faults = []
-    for name, shape in shapes.items():
-        if name in found.weights and found.weights[name].shape != shape:
-            there = tuple(found.weights[name].shape)
-            faults.append(f"{name} is {there} in the checkpoint, {tuple(shape)} in {arch}")
+    for name, value in own.items():
+        there = found.weights.get(name, value)
+        if there.shape != value.shape:
+            faults.append(f"{name} is {tuple(there.shape)} in the checkpoint, {tuple(value.shape)} in {arch}")
             break  # a wrong depth or width would fill pages
+        if there.is_floating_point() != value.is_floating_point():
+            faults.append(f"{name} is of type {there.dtype} in the checkpoint, {value.dtype} in {arch}")
+            break
 
-    missing = [name for name in shapes if name not in found.weights and not name.endswith(OPTIONAL)]
-    extra = [name for name in found.weights if name not in shapes]
+    missing = [name for name in own if name not in found.weights and not name.endswith(OPTIONAL)]
+    extra = [name for name in found.weights if name not in own]
     if missing or extra:
         kinds = ((missing, "missing"), (extra, "unknown"))
         firsts = [f"{names[0]} is {word}" for names, word in kinds if names]
@@ -174,12 +191,16 @@ def load_weights(network, checkpoint, path, arch):
 
     Raises UserError with the first keys that do not fit."""
     here = network.state_dict()
-    own_names = {without_wrappers(key): key for key in here}
-    found = find_weights(checkpoint, path, [name for name in own_names if not name.endswith(OPTIONAL)])
-    shapes = {name: here[key].shape for name, key in own_names.items()}
-    faults = find_faults(shapes, found, checkpoint, arch)
+    unwrap = without_wrappers
+    if len(set(map(unwrap, here))) < len(here):  # a layer of the network's own has a wrapper's name
+        unwrap = str
+    own_names = {unwrap(key): key for key in here}
+    wanted = [name for name in own_names if not name.endswith(OPTIONAL)]
+    found = find_weights(checkpoint, path, wanted, unwrap)
+    faults = find_faults({name: here[key] for name, key in own_names.items()}, found, checkpoint, arch)
     if faults:
-        raise UserError(f"{path}: {'; '.join(faults)}; check --arch, --stem and --num-classes")
+        flags = "--arch, --stem" if is_torchvision(arch) else "--arch"  # no other network takes --stem
+        raise UserError(f"{path}: {'; '.join(faults)}; check {flags} and --num-classes")
     if not found.is_plain():
         # not on standard output, where a --dry-run's JSON is alone
         print(f"{path}: weights {found.describe()}", file=sys.stderr)

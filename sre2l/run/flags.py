@@ -8,6 +8,7 @@ from sre2l.run.errors import UserError
 # Flags of the released scripts that users paste and that have no effect here: (number of values, what happens
 # instead).
 DEAD = {
+    "pick": {},
     "recover": {
         "--store-best-images": (0, "the last iterate is always stored"),
         "--store-last-images": (0, "the last iterate is always stored"),
@@ -26,7 +27,7 @@ DEAD = {
     "validate": {
         "--save-every-sec": (1, "an epoch ends with a checkpoint, at most one every 30 seconds"),
         "--start-epoch": (1, "a run continues from its own checkpoint"),
-        "--cos": (0, "the schedule is always cosine"),
+        "--cos": (0, "a cosine is the default, --lr-schedule names others"),
         "--keep-topk": (1, "all logits are used, as in the released code"),
         "--wandb-project": (1, "metrics.jsonl holds the curves"),
         "--wandb-api-key": (1, "metrics.jsonl holds the curves"),
@@ -83,6 +84,11 @@ def number(kind, low=None, high=None, above=None):
     return parse
 
 
+def numbers(text):
+    """An argparse type: '1,0.5' -> [1.0, 0.5], each above 0."""
+    return [number(float, above=0)(part) for part in text.split(",")]
+
+
 def number_list(text):
     """'0-9,17' -> [0, ..., 9, 17], ascending, without repeats."""
     values = set()
@@ -109,11 +115,10 @@ def network_names(text):
 
 
 def checkpoint_files(text):
-    """An argparse type: one or more checkpoints, between commas. Their paths become absolute, but for a bare
-    name that is no file here, which find_teachers looks for in the run's teacher folder."""
+    """An argparse type: one or more checkpoints, between commas. The path of one that is a file here becomes
+    absolute; another one is of the run folder, see in_run."""
     files = [text] if os.path.exists(text) else text.split(",")
-    is_bare = [os.sep not in file and not os.path.exists(file) for file in files]
-    return ",".join(file if bare else os.path.abspath(file) for file, bare in zip(files, is_bare))
+    return ",".join(os.path.abspath(file) if os.path.exists(file) else file for file in files)
 
 
 def check_folders(*paths):

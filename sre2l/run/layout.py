@@ -13,11 +13,13 @@ LOGS = r"args\.json|log\.txt|metrics(\.rank\d+)?\.jsonl"
 EVENTS = r"events\.out\.tfevents\.[^/]+"
 RECORDS = rf"manifest\.json|sha256(\..+)?|{LOGS}"
 PICTURES = r"png|(unit\d+\.)?(gif|snapshots)"
-BESIDE = {"images": rf"{RECORDS}|{PICTURES}|tensorboard|unit\d+(\.ipc\d+)?\.state", "labels": RECORDS}
+PICKED = r"scores\.jsonl|chosen\.json|groups\.pth"  # of picked real images
+BESIDE = {"images": rf"{RECORDS}|{PICTURES}|{PICKED}|tensorboard|unit\d+(\.ipc\d+)?\.state",
+          "labels": RECORDS}
 INSIDE = {
     **{kind: "/".join(names) for kind, names in LAYOUT.items()},
-    "teacher": rf"(teacher|checkpoint)\.pth|tensorboard/{EVENTS}|settings\.json|\.folder\.lock|"
-               rf"{LOGS}|{LEFT}",
+    "teacher": rf"(teacher(\.e\d+)?(\.class_statistics)?|checkpoint)\.pth|tensorboard/{EVENTS}|"
+               rf"settings\.json|\.folder\.lock|{LOGS}|{LEFT}",
     "student": rf"seed\d+/checkpoint\.pth|tensorboard/seed\d+/{EVENTS}|report\.html|(settings|results)\.json|"
                rf"\.folder\.lock|{LOGS}|{LEFT}",
 }

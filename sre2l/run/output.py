@@ -132,6 +132,8 @@ class OutputFolder:
         hint = ""
         if "epochs" in keys:
             hint = " The learning rate falls over all epochs, so more of them are a run of their own."
+        if "arch_sha256" in differ or "model_sha256" in differ:
+            hint += " The file of the network has been edited since: bring it back."
         other = "--name or output folder"
         if self.kind == "student":
             other = f"folder with --output-dir {self.root.parent}/student_2"
@@ -176,8 +178,9 @@ class OutputFolder:
             size = num_bytes(inside + beside)
             plan["deletes"] = {"folder": str(self.root), "files": len(inside), "beside": names, "bytes": size}
         elif (there := self.earlier_settings()) is not None:
-            known = {key for key, value in settings.items() if value is not None}
-            known &= {*there, *self.defaults}
+            # A setting that is left out has its default; one that is None is not known before the run.
+            unknown = {key for key, value in settings.items() if value is None}
+            known = {*there, *self.defaults} & {*settings, *self.defaults} - unknown
             self.refuse_others(there, settings, known - {*self.free, *FOUND_LATER})
         print_plan(settings, **plan)
 

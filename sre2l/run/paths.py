@@ -9,7 +9,24 @@ def run_folder(args):
     return ROOT / "runs" / (args.name or args.dataset)
 
 
+def in_run(args, path):
+    """A path as the user types it: where it is not there, and no absolute one, it is one of the run folder,
+    so that a launcher can name what another stage leaves there: teacher/teacher.e2.pth, picked."""
+    path = Path(path)
+    return path if path.exists() else run_folder(args) / path
+
+
+def in_name(arch):
+    """A network's name as a part of a file's name: of PATH/nets.py:Net nets-Net."""
+    place, colon, function = arch.rpartition(":")
+    return f"{Path(place).name.removesuffix('.py')}-{function}" if colon else arch
+
+
 def student_name(model):
-    """The folder of a student in a run: student_resnet18; of PATH/nets.py:Net student_nets-Net."""
-    place, colon, function = model.rpartition(":")
-    return f"student_{Path(place).name.removesuffix('.py')}-{function}" if colon else f"student_{model}"
+    """The folder of a student in a run: student_resnet18."""
+    return f"student_{in_name(model)}"
+
+
+def teacher_names(archs):
+    """The folders in a run of the teachers that squeeze trains by one command: teacher, teacher_convnet3."""
+    return ["teacher", *(f"teacher_{in_name(arch)}" for arch in archs[1:])]

@@ -4,7 +4,9 @@ import io
 import os
 import pickle
 import re
+import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING
 
 import numpy as np
 import torch
@@ -20,6 +22,9 @@ except ImportError:
 KNOWN_TYPES = (
     (numpy_scalar, "numpy.core.multiarray.scalar"), (numpy_scalar, "numpy._core.multiarray.scalar"),
     np.dtype, type(np.dtype(np.int64)), type(np.dtype(np.float64)), argparse.Namespace)
+# Python's own modules, also as Python 2 called them, which pickles still do; and those without an attack.
+PYTHONS_OWN = sys.stdlib_module_names | IMPORT_MAPPING.keys()
+HARMLESS = ("argparse", "collections", "datetime", "pathlib")
 
 
 def forbid_open_pickle():
@@ -59,7 +64,7 @@ def safe_load(path, what, data=None, advice=""):
 
     what: 'checkpoint' or 'label file'; data: the file's bytes if they are read. Raises UserError; where the
     file holds an object of some class, with the advice. None is given about functions that torch blocks, such
-    as os.system, or that Python has built in: they are an attack."""
+    as os.system, or that come with Python: they are an attack."""
     try:
         with open(path, "rb") if data is None else io.BytesIO(data) as file:
             check_members(file)
@@ -69,12 +74,15 @@ def safe_load(path, what, data=None, advice=""):
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it holds {found[1]}, which is not" if found else "it is damaged, or holds what is not"
-        is_class = re.search(r"GLOBAL \w+\.\S+ was not an allowed global", str(error))
+        named = re.search(r"GLOBAL (\w+)\.\S+ was not an allowed global", str(error))
+        is_class = named and (named[1] in HARMLESS or named[1] not in PYTHONS_OWN)
         raise UserError(f"{path}: not a {what} that loads safely ({why} part of the format)"
                         f"{advice if is_class else ''}") from None
     except Exception as error:  # damage shows as anything from EOFError to LookupError
-        raise UserError(f"{path}: not a {what} that loads safely "
-                        f"(it is damaged, or no file of torch's: {first_line(error)})") from None
+        why = f"it is damaged, or no file of torch's: {first_line(error)}"
+        if "TorchScript" in str(error):  # whose advice is to run what is in it
+            why = "it is an archive of TorchScript, which holds code; give the state_dict() of its network"
+        raise UserError(f"{path}: not a {what} that loads safely ({why})") from None
 
 
 def is_whole(value):

@@ -18,7 +18,7 @@ BF16, STATS, SUM, CLAMPS, OTHER = 1, 2, 4, 8, 16  # flags of Job.kind, as in nor
 SMALL = 2 ** 14  # values that one thread has done before a second has begun
 TENSORS = ("x", "other", "g1", "g2", "y", "gx", "gother",
            "mean", "scale", "shift", "alpha", "beta", "partial")
-COUNTS = ("rows", "channels", "groups", "kind")
+COUNTS = ("rows", "channels", "groups", "kind", "step")
 
 
 class Job(ctypes.Structure):
@@ -65,7 +65,7 @@ class Passes:
         addresses = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
         channels = x.shape[1]
         rows = x.numel() // channels // run.groups
-        counts = {"rows": rows, "channels": channels, "groups": run.groups, "kind": kind}
+        counts = {"rows": rows, "channels": channels, "groups": run.groups, "kind": kind, "step": facts.step}
         job = Job(**addresses, **counts, low=facts.low, high=facts.high)
         if not self.kernel(ctypes.byref(job), threads_for(x)):
             raise RuntimeError(f"norms.c has no pass of kind {kind}")

@@ -21,9 +21,9 @@ enum { BF16 = 1, STATS = 2, SUM = 4, CLAMPS = 8, OTHER = 16, ALL_KINDS = 31 };
 typedef struct {
     const void *x, *other, *g1, *g2;                  /* g1: NULL in a forward pass */
     void *y, *gx, *gother;                            /* y in a backward pass: read where CLAMPS and OTHER */
-    const float *mean, *scale, *shift, *alpha, *beta; /* (C,); alpha and beta (groups, C) */
+    const float *mean, *scale, *shift, *alpha, *beta; /* (C,) or (groups, C); alpha, beta: the latter */
     double *partial;                                  /* (threads, groups, 2, C), zeros */
-    int64_t rows, channels, groups, kind;             /* rows of a group */
+    int64_t rows, channels, groups, kind, step;       /* rows of a group; step: as NormFacts has it */
     float low, high;
 } Job;
 
@@ -144,7 +144,8 @@ static void run_backward_tile(const Job *job, const float *alpha, const float *b
 
 /* This thread's part of every group, in blocks of rows and tiles of channels. */
 static void run_part(void *argument) {
-    const Job *job = argument;
+    Job own = *(const Job *)argument;
+    const Job *job = &own;
     const int64_t channels = job->channels, blocks = (job->rows + BLOCK - 1) / BLOCK;
     const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
     for (int64_t group = 0; group < job->groups; group++) {
@@ -161,6 +162,9 @@ static void run_part(void *argument) {
                     run_forward_tile(job, sums, begin, end, first, width);
             }
         }
+        own.mean += job->step;
+        own.scale += job->step;
+        own.shift += job->step;
     }
 }
 

@@ -24,7 +24,7 @@ def thinned(row, H, W):
 
 
 @triton.jit
-def norm_forward(x, other, y, thin, partial, mean, scale, shift, rows, C, H, W, tiles, low, high,
+def norm_forward(x, other, y, thin, partial, mean, scale, shift, step, rows, C, H, W, tiles, low, high,
                  HAS_OTHER: tl.constexpr, THIN: tl.constexpr, STATS: tl.constexpr, ACC: tl.constexpr,
                  M: tl.constexpr, N: tl.constexpr):
     part = tl.program_id(0)
@@ -38,9 +38,9 @@ def norm_forward(x, other, y, thin, partial, mean, scale, shift, rows, C, H, W, 
     thin += begin // (H * W) * ((H + 1) // 2 * ((W + 1) // 2))
 
     # Sums are of x - m: with m near the mean they lose no digits to cancellation.
-    m = per_channel(mean, cols, real, ACC)
-    a = per_channel(scale, cols, real, ACC)
-    b = per_channel(shift, cols, real, ACC)
+    m = per_channel(mean + group * step, cols, real, ACC)
+    a = per_channel(scale + group * step, cols, real, ACC)
+    b = per_channel(shift + group * step, cols, real, ACC)
     total = tl.zeros([M, N], ACC)
     square = tl.zeros([M, N], ACC)
     # Several tiles a program: fewer partial sums are written, and each vector is loaded once.
@@ -67,9 +67,9 @@ def norm_forward(x, other, y, thin, partial, mean, scale, shift, rows, C, H, W, 
 
 
 @triton.jit
-def norm_backward(g1, g2, x, y, gx, gother, coefficients, scale, shift, rows, C, H, W, across, low, high,
-                  TWO: tl.constexpr, THIN: tl.constexpr, HAS_OTHER: tl.constexpr, CLAMPS: tl.constexpr,
-                  STATS: tl.constexpr, WRITE_OTHER: tl.constexpr, ACC: tl.constexpr,
+def norm_backward(g1, g2, x, y, gx, gother, coefficients, scale, shift, step, rows, C, H, W, across,
+                  low, high, TWO: tl.constexpr, THIN: tl.constexpr, HAS_OTHER: tl.constexpr,
+                  CLAMPS: tl.constexpr, STATS: tl.constexpr, WRITE_OTHER: tl.constexpr, ACC: tl.constexpr,
                   M: tl.constexpr, N: tl.constexpr):
     group, row, cols, real, mask, begin = own_tile(rows, C, across, M, N)
     g1 += begin
@@ -78,7 +78,7 @@ def norm_backward(g1, g2, x, y, gx, gother, coefficients, scale, shift, rows, C,
     gx += begin
     gother += begin
     at = row[:, None] * C + cols[None, :]
-    a = per_channel(scale, cols, real, ACC)
+    a = per_channel(scale + group * step, cols, real, ACC)
 
     # Where the activation has two readers, their gradients are added here and not in a pass of its own.
     g = tl.load(g1 + at, mask, 0).to(ACC)
@@ -97,7 +97,7 @@ def norm_backward(g1, g2, x, y, gx, gother, coefficients, scale, shift, rows, C,
         if HAS_OTHER:
             out = tl.load(y + at, mask, 0).to(ACC)
         else:
-            out = v * a + per_channel(shift, cols, real, ACC)
+            out = v * a + per_channel(shift + group * step, cols, real, ACC)
         g = tl.where((out > low) & (out < high), g, 0)
     # What was added before the clamp gets the gradient before this norm's scale.
     if WRITE_OTHER:
@@ -144,7 +144,7 @@ def check_reach(x, groups):
 
 def partial_sums(run, parts, facts):
     """Where the forward pass leaves its sums, (G, parts, 2, C); kept from one iteration to the next."""
-    shape = (run.groups, parts, 2, len(facts.mean))
+    shape = (run.groups, parts, 2, facts.mean.shape[-1])
     if run.partial is None or run.partial.shape != shape:
         run.partial = torch.empty(shape, device=facts.mean.device, dtype=facts.mean.dtype)
         run.coefficients = None
@@ -181,7 +181,7 @@ class Passes:
         m, n, tiles, parts, across = layout(rows, channels, run.groups)
         stats = bool(facts.coefficient)
         partial = partial_sums(run, parts, facts) if stats else x  # never written without STATS
-        vectors = partial, facts.mean, facts.scale, facts.shift
+        vectors = partial, facts.mean, facts.scale, facts.shift, facts.step
         grid = (parts, across, run.groups)
         blocks = {"STATS": stats, "ACC": accumulator(x), "M": m, "N": n}
 
@@ -215,7 +215,8 @@ class Passes:
         rows = run.num_values // 4 if facts.pool else run.num_values
         m, n, _, _, across = layout(rows, channels, run.groups)
         stats = bool(facts.coefficient)
-        vectors = run.coefficients if stats else x, facts.scale, facts.shift  # never read without STATS
+        coefficients = run.coefficients if stats else x  # never read without STATS
+        vectors = coefficients, facts.scale, facts.shift, facts.step
         grid = (across * triton.cdiv(rows, m), run.groups)
         blocks = {"TWO": two, "STATS": stats, "ACC": accumulator(x), "M": m, "N": n}
 

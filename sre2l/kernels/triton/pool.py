@@ -10,7 +10,7 @@ from sre2l.kernels.triton.tiles import add_statistics_gradient, clamped, own_til
 
 
 @triton.jit
-def pool_forward(x, y, winner, partial, mean, scale, shift, rows, C, OH, OW, tiles, low, high,
+def pool_forward(x, y, winner, partial, mean, scale, shift, step, rows, C, OH, OW, tiles, low, high,
                  STATS: tl.constexpr, ACC: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
     """As norm_forward, with a 3x3 stride-2 max pool after the clamp.
 
@@ -25,9 +25,9 @@ def pool_forward(x, y, winner, partial, mean, scale, shift, rows, C, OH, OW, til
     winner += begin
 
     # As in norm_forward: sums of x - m, and several tiles a program.
-    m = per_channel(mean, cols, real, ACC)
-    a = per_channel(scale, cols, real, ACC)
-    b = per_channel(shift, cols, real, ACC)
+    m = per_channel(mean + group * step, cols, real, ACC)
+    a = per_channel(scale + group * step, cols, real, ACC)
+    b = per_channel(shift + group * step, cols, real, ACC)
     total = tl.zeros([M, N], ACC)
     square = tl.zeros([M, N], ACC)
     for tile in range(tiles):
@@ -63,7 +63,7 @@ def pool_forward(x, y, winner, partial, mean, scale, shift, rows, C, OH, OW, til
 
 
 @triton.jit
-def pool_backward(g1, g2, x, winner, gx, coefficients, scale, shift, rows, C, OH, OW, across, low, high,
+def pool_backward(g1, g2, x, winner, gx, coefficients, scale, shift, step, rows, C, OH, OW, across, low, high,
                   TWO: tl.constexpr, STATS: tl.constexpr, ACC: tl.constexpr,
                   M: tl.constexpr, N: tl.constexpr):
     """The gradient of the four pixels that belong to each pooled
@@ -79,8 +79,8 @@ def pool_backward(g1, g2, x, winner, gx, coefficients, scale, shift, rows, C, OH
     ow = row % OW
     oh = (row // OW) % OH
     n = row // (OW * OH)
-    a = per_channel(scale, cols, real, ACC)
-    b = per_channel(shift, cols, real, ACC)
+    a = per_channel(scale + group * step, cols, real, ACC)
+    b = per_channel(shift + group * step, cols, real, ACC)
     for pixel in tl.static_range(4):
         down = pixel // 2
         right = pixel % 2

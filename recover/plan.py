@@ -1,0 +1,140 @@
+"""What a run of recover will do, and what its images depend on: settings, checks of the flags, --dry-run."""
+import os
+from pathlib import Path
+
+from recover.blocks import check_blocks, describe_blocks, plan_blocks
+from recover.engines import Matched
+from recover.objective import WEIGHTS, Weights, check_statistics
+from recover.real_start import find_real
+from recover.several import check_shares, choose_r_bn
+from recover.targets import load_targets
+from recover.views import LEAST_AREA
+from sre2l.nets.functions import recorded_name
+from sre2l.nets.models import build_for, check_shapes
+from sre2l.nets.teacher import find_teachers
+from sre2l.run.errors import UserError
+from sre2l.run.paths import in_run
+
+# What an image depends on, besides the data set's facts and the teacher.
+SETTINGS = ("dataset", "batch_size", "iteration", "lr", "jitter", "signed_jitter", "no_crop_flip",
+            *WEIGHTS, "seed", "precision", "engine", "groups", "lossless")
+# The same, but left out of the records where they have these defaults, as in older runs.
+OPTIONS = {"init": "noise", "blocks": None, "merge": 0.0, "crop_scale": LEAST_AREA, "crop_curriculum": "none",
+           "curriculum_milestone": None, "batch_order": "ipc", "bn_target": "running",
+           "teacher_rule": "cycle", "teacher_weights": None}
+FREE = ("precision",)  # may differ between the runs that fill one folder
+
+
+def settings_of(args, spec, classes, teachers, blocks, real, target_hashes=()):
+    """What an image depends on. The IPC range, device, logging and verifier are not among it, but where
+    batches are cut by class, the range is: it says which images share one.
+
+    target_hashes: of the files that --bn-target reads."""
+    settings = {key: getattr(args, key) for key in SETTINGS}
+    planned = {"arch": recorded_name(args.arch or "resnet18"), "file": args.teacher}
+    described = [teacher.describe() for teacher in teachers] or [planned]
+    settings |= {"size": spec.size, "classes": classes, "teacher": described[0]}
+    if len(described) > 1:
+        settings["teachers"] = described
+
+    options = {key: getattr(args, key) for key in OPTIONS} | {"blocks": describe_blocks(blocks)}
+    if args.init != "noise":  # in a dry run the folder may be still to be made
+        options["init"] = real and real.describe()
+    settings |= {key: value for key, value in options.items() if value != OPTIONS[key]}
+    if args.batch_order == "class":
+        settings["ipc_range"] = [args.ipc_start, args.ipc_end]
+    if target_hashes:
+        settings["bn_target_sha256"] = target_hashes
+    return settings
+
+
+def check_args(args, spec):
+    """Ranges that one flag alone does not tell -> the list of classes."""
+    classes = args.classes or list(range(spec.num_classes))
+    if classes[-1] >= spec.num_classes:
+        last = spec.num_classes - 1
+        raise UserError(f"--classes: class {classes[-1]} is out of range, {args.dataset} has "
+                        f"{spec.num_classes} (0-{last})")
+    if args.ipc_start >= args.ipc_end:
+        raise UserError(f"--ipc-start {args.ipc_start} is not below --ipc-end {args.ipc_end}")
+    check_options(args)
+    return classes
+
+
+def check_options(args):
+    """Refuse options that would do nothing. --blocks says the number of iterations; a curriculum gets its
+    milestone, and the folder of --init its whole path."""
+    if args.init != "noise":
+        args.init = os.path.abspath(in_run(args, args.init))
+    if args.merge and args.init == "noise":
+        raise UserError("--merge needs real images: give their folder with --init FOLDER")
+    if args.merge and len(args.blocks or ()) < 2:
+        raise UserError("--merge mixes real images in between blocks: give several, such as --blocks 500,500")
+    is_cropped = args.crop_scale != LEAST_AREA or args.crop_curriculum != "none"
+    if is_cropped and args.no_crop_flip:
+        flag = "--crop-curriculum" if args.crop_curriculum != "none" else "--crop-scale"
+        raise UserError(f"{flag}: --no-crop-flip leaves crops out, so it would do nothing; add --crop-flip")
+    if args.crop_curriculum == "none" and args.curriculum_milestone is not None:
+        raise UserError("--curriculum-milestone does nothing without --crop-curriculum; leave it away")
+    if args.crop_curriculum != "none" and args.curriculum_milestone is None:
+        args.curriculum_milestone = 1.0
+    if args.blocks:
+        args.iteration = sum(steps for steps, _ in args.blocks)
+
+
+def match_teachers(args, teachers, batches, size):
+    """What each teacher's terms count, and what its statistics are to match -> ([Matched], the hashes of the
+    files that --bn-target reads). Refuses what does not fit the teachers or the batches.
+
+    args.r_bn and args.teacher_weights, which are recorded, become what was chosen."""
+    networks = [teacher.network for teacher in teachers]
+    check_statistics(networks, teachers[0].arch)
+    args.teacher_weights = check_shares(args.teacher_weights, args.teacher_rule, len(teachers))
+    targets, hashes = load_targets(args.bn_target, args.init, teachers, batches)
+    r_bns = choose_r_bn(args.r_bn, networks, args.first_bn_multiplier, args.batch_size, size, args.seed)
+    if not isinstance(args.r_bn, float):
+        args.r_bn = r_bns if len(r_bns) > 1 else r_bns[0]
+    weights = [Weights(r_bn, args.first_bn_multiplier, args.tv_l2, args.l2_scale) for r_bn in r_bns]
+    return [Matched(*parts) for parts in zip(networks, weights, targets)], hashes
+
+
+def prepare_blocks(args, spec, teachers):
+    """-> the Blocks of the run. Raises UserError for one of a size that a teacher does not take."""
+    blocks = plan_blocks(args.blocks or [(args.iteration, None)], spec.size)
+    check_blocks(blocks, spec.size, args.jitter)
+    for teacher in teachers:
+        for block in blocks:
+            teacher.check_takes(block.size)
+    return blocks
+
+
+def prepare_real(args, spec, batches, output):
+    """-> the RealImages that --init names; None for noise, and in a dry run whose folder is not there yet."""
+    if args.init == "noise" or (args.dry_run and not Path(args.init).exists()):
+        return None
+    if not Path(args.init).exists():
+        raise UserError(f"--init: {args.init}: there is no such folder; pick.sh makes runs/<name>/picked")
+    return find_real(args.init, spec, batches, output)
+
+
+def dry_run(args, spec, classes, batches, folder):
+    """--dry-run: print the settings, how many images and how many bytes."""
+    teachers, spec = find_teachers(args, spec)
+    blocks = prepare_blocks(args, spec, teachers)
+    if teachers:
+        check_statistics([teacher.network for teacher in teachers], teachers[0].arch)
+        args.teacher_weights = check_shares(args.teacher_weights, args.teacher_rule, len(teachers))
+    elif args.arch:  # still to be trained: without BatchNorm that would be in vain
+        archs = args.arch.split(",")
+        networks = [build_for(spec, arch, None)[0] for arch in archs]
+        check_statistics(networks, archs[0])
+        for arch, network in zip(archs, networks):
+            for size in {block.size for block in blocks} - {spec.size}:
+                check_shapes(network, arch, spec.num_classes, size)
+    real = prepare_real(args, spec, batches, folder.root)
+    num_images = (args.ipc_end - args.ipc_start) * len(classes)
+    # Noise-like pixels: PNG stores them as they are, JPEG takes about a third of a byte for each.
+    image_bytes = 100 + (3 * spec.size + 2) * spec.size if args.lossless else 620 + spec.size ** 2 // 3
+    num_computed = sum(len(batch.pairs) for batch in batches)
+    folder.dry_run(settings_of(args, spec, classes, teachers, blocks, real), images=num_images,
+                   units=len(batches), images_computed=num_computed, bytes=num_images * image_bytes)

@@ -1,0 +1,82 @@
+"""What changes a batch's pixels and is stored nowhere: both readers derive it from (seed, epoch, batch).
+
+In this order: the stored image's patches move, crop and flip by the label file, operations of RandAugment."""
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from sre2l.data.augment import unit_rng
+from sre2l.data.randaugment import draw_operations
+from sre2l.run.errors import UserError
+
+# What follows (seed, epoch, batch) in the seed of each generator; that of crops and mix has nothing there.
+OF_PATCHES = 1
+OF_OPERATIONS = 2
+AUGMENTS = ("none", "randaugment")
+
+
+class Drawn(NamedTuple):
+    """Of some images of a batch; None where nothing is changed.
+
+    patches (m, 2, F) int64: the old places of the rows of patches, from the top, and of the columns;
+    operations (m, 2, 2): of randaugment.draw_operations."""
+    patches: np.ndarray | None = None
+    operations: np.ndarray | None = None
+
+    def of_rows(self, rows):
+        return Drawn(*(None if values is None else values[rows] for values in self))
+
+
+@dataclass(frozen=True)
+class Derived:
+    """The settings of --augment and --patch-shuffle, and the seed of the labels."""
+    seed: int = 0
+    augment: str = "none"
+    patch_shuffle: int = 1
+
+    def draw(self, batch):
+        """-> Drawn for a Batch, whatever was drawn before."""
+        patches = operations = None
+        if self.patch_shuffle > 1:
+            rng = unit_rng(self.seed, batch.epoch, batch.index, OF_PATCHES)
+            places = np.tile(np.arange(self.patch_shuffle), (len(batch.rows), 2, 1))
+            patches = rng.permuted(places, axis=2)
+        if self.augment == "randaugment":
+            rng = unit_rng(self.seed, batch.epoch, batch.index, OF_OPERATIONS)
+            operations = draw_operations(len(batch.rows), rng)
+        return Drawn(patches, operations)
+
+
+def derived_of(settings):
+    """-> the Derived of labels with these settings; None, of no manifest: it changes nothing."""
+    keys = ("seed", "augment", "patch_shuffle")
+    return Derived(**{key: settings[key] for key in keys if key in (settings or {})})
+
+
+def source_lines(places, inside):
+    """Which line of pixels each line is, where lines move in patches -> (..., F * len(inside)).
+
+    places (..., F): the patches' old places; inside: 0, 1, ... within a patch. Both of numpy or of torch."""
+    lines = places[..., None] * len(inside) + inside
+    return lines.reshape(*places.shape[:-1], -1)
+
+
+def shuffle_patches(image, patches):
+    """Permute the rows of F x F patches, then their columns, as RDED does. image (H, W, 3), of one batch.
+
+    patches (2, F): of Drawn, for this image. H and W are multiples of F."""
+    num_parts = patches.shape[1]
+    rows, cols = (source_lines(places, np.arange(side // num_parts))
+                  for places, side in zip(patches, image.shape))
+    return image[rows[:, None], cols]
+
+
+def check_patches(images, parts):
+    """Raise UserError for images that --patch-shuffle cannot cut into parts by parts patches of one size."""
+    shapes = images.shapes(range(len(images)))
+    odd = np.flatnonzero((shapes % parts).any(1) | (shapes != shapes[0]).any(1))
+    if parts > 1 and len(odd):
+        height, width = shapes[odd[0]]
+        raise UserError(f"{images.items[odd[0]]}: {height} by {width} pixels; --patch-shuffle {parts} is for "
+                        f"images of one size that {parts} divides")
