@@ -13,7 +13,9 @@ from sre2l.data.image_folder import read_folder
 from sre2l.data.label_files import read_label_batch
 from sre2l.data.loader import Batches
 from sre2l.nets.teacher import load_teacher
+from sre2l.run.errors import UserError
 from sre2l.run.files import write_json
+from sre2l.run.output import write_record
 from tests.helpers import bare_checkpoint, noise_folder, refused, run_main, synthetic_folder
 from tests.worlds import NAMES
 from validate import score, train
@@ -165,4 +167,12 @@ def test_arms_that_do_not_compare_are_refused(scored):
 def test_what_cannot_be_scored_is_refused_before_anything_is_trained(world, tmp_path):
     flags = [flag for flag in flags_of(world) if flag not in ("--real-hard", 60)]
     assert "give it in percent with --real-hard" in refused(*flags)
+    measured = {"teacher": {"arch": ARCH, "top1": 50.0}}
+    write_record(tmp_path / "labels.manifest.json", {"settings": measured})
+    args = score.get_args([*map(str, flags[1:])])
+    assert score.find_real_hard(args, tmp_path / "labels")[0] == 50
+    for more in ({"teacher": {"arch": "resnet18", "top1": 50.0}}, {"teachers": [measured["teacher"]] * 2}):
+        write_record(tmp_path / "labels.manifest.json", {"settings": measured | more})
+        with pytest.raises(UserError, match=f"{ARCH}, trained on all real images; .* with --real-hard"):
+            score.find_real_hard(args, tmp_path / "labels")
     assert "run relabel.sh and train.sh first" in refused(*flags_of(world, "--model", "resnet18"))

@@ -199,9 +199,12 @@ def find_real_hard(args, labels):
     if top1 is None:
         raise UserError(f"{labels}: nothing tells the top-1 of the labels' teacher, with which hard labels "
                         f"are compared; give it in percent with --real-hard")
-    arch = manifest["teacher"]["arch"]
-    other = "" if arch == recorded_name(args.model) else ", another network than the student"
-    return top1, f"the teacher {arch}{other}, {origin}"
+    archs = [teacher["arch"] for teacher in manifest.get("teachers") or [manifest["teacher"]]]
+    if archs != [recorded_name(args.model)]:
+        raise UserError(f"{labels}: were made by {', '.join(archs)}, and hard labels are compared with the "
+                        f"student's network, {args.model}, trained on all real images; give the top-1 of "
+                        f"that in percent with --real-hard")
+    return top1, f"the teacher {archs[0]}, {origin}"
 
 
 def describe(values):
@@ -266,8 +269,8 @@ def make_parser():
     add("--real-data", type=os.path.abspath, metavar="DIR",
         help="folder with train/ and val/ (digits: built in)")
     add("--real-hard", type=number(float, 0, 100), metavar="PERCENT",
-        help="top-1 of the same network trained on all real images (default: the teacher's, by the labels' "
-             "manifest)")
+        help="top-1 of the same network trained on all real images (default: that of the labels' "
+             "teacher, where it is that network)")
     add("--overwrite", action="store_true",
         help="delete what an earlier run left in score/, and train it anew")
     return parser
