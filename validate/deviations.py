@@ -65,6 +65,11 @@ def describe_labels(facts):
             "teachers": len(facts.get("teachers") or [facts["teacher"]])}
 
 
+def choices(wanted):
+    """What a row wants, as a tuple: several where each of them will do."""
+    return wanted if isinstance(wanted, tuple) else (wanted,)
+
+
 def find_deviations(args, spec, facts):
     """--protocol: how this run differs from the published row, a line each. facts: of the labels, None where
     there are none yet."""
@@ -76,7 +81,8 @@ def find_deviations(args, spec, facts):
         here |= {f"{key} of the labels": value for key, value in describe_labels(facts).items()}
         wanted = dict(row.labels)
         if "batch size" in wanted:  # not more than there are images
-            wanted["batch size"] = min(wanted["batch size"], facts["num_images"])
+            sizes = choices(wanted["batch size"])
+            wanted["batch size"] = tuple(min(size, facts["num_images"]) for size in sizes)
         there |= {f"{key} of the labels": value for key, value in wanted.items()}
 
     differing = []
@@ -85,9 +91,8 @@ def find_deviations(args, spec, facts):
     if row.by_ipc and ipc not in IPCS:
         differing.append(("images per class", ipc or "not known yet", "1, 10 and 50 (the nearest is taken)"))
     for key, wanted in there.items():
-        fits = wanted if isinstance(wanted, tuple) else (wanted,)
-        if here.get(key, "not known") not in fits:
-            differing.append((key, here.get(key, "not known"), " or ".join(map(str, fits))))
+        if here.get(key, "not known") not in choices(wanted):
+            differing.append((key, here.get(key, "not known"), " or ".join(map(str, choices(wanted)))))
     differing += row.apart
     if row.evaluated:
         differing.append(("reported", "the last epoch", f"the best of those measured {row.evaluated}"))

@@ -24,10 +24,10 @@ STORED = ("labels", "stored in files", "made beside the student")
 class Row:
     """A published protocol for one data set.
 
-    flags: of validate, all of FLAGS; labels: what relabel should have done, as describe_labels words it;
-    apart: what is not followed, (what, how it is here, how it is there); by_ipc: the images per class decide;
-    models: how the names of the students begin that its learning rate is for, None for all; evaluated: of
-    which evaluations it reports the best, "" where that is not known."""
+    flags: of validate, all of FLAGS; labels: what relabel should have done, as describe_labels words it, a
+    tuple where several will do; apart: what this project does otherwise, (of what, here, there); by_ipc: the
+    images per class decide; models: how the names of the students begin that its learning rate is for, None
+    for all; evaluated: of which evaluations it reports the best, "" where that is not known."""
     source: str
     flags: dict
     labels: dict
@@ -55,8 +55,8 @@ def released(spec, ipc, model):
 def cda(spec, ipc, model):
     """CDA, whose repository has no code of this part."""
     if spec.name == "imagenet1k":
-        return Row("the paper of CDA", FLAGS, LABELS | {"batch size": 128})
-    return replace(released(spec, ipc, model), source="the paper of CDA")
+        return Row("the paper of CDA", FLAGS, LABELS | {"batch size": 128}, evaluated="")
+    return replace(released(spec, ipc, model), source="the paper of CDA", evaluated="")
 
 
 def crops_of_rded(spec):
@@ -95,8 +95,8 @@ FADRM = {
 
 def fadrm(spec, ipc, model):
     """FADRM and FADRM+, of one or four teachers, which label in train mode but for the one of Tiny-ImageNet.
-    Rate and slowdown were tuned for each entry on the test set. (FADRM+ has batches of 16 for ImageWoof at
-    IPC 10 and 50.)"""
+    Rate and slowdown were tuned for each entry on the test set. For ImageWoof at IPC 10 and 50 the batches of
+    FADRM are of 10 and those of FADRM+ of 16."""
     lr, slowdown = FADRM[spec.name][IPCS.index(ipc)]
     is_long = spec.name in ("cifar10", "cifar100") or (spec.name == "tiny-imagenet" and ipc == 1)
     batch = 10 if spec.name in ("imagenette", "imagewoof") or (spec.name == "cifar10" and ipc == 1) else 16
@@ -104,11 +104,15 @@ def fadrm(spec, ipc, model):
              "slowdown": slowdown}
     labels = {"batch size": batch, "teacher": f"train mode by parts of {batch // 2}", "teachers": (1, 4)}
     apart = ()
+    if spec.name == "imagewoof" and ipc > 1:
+        parts = tuple(f"train mode by parts of {part}" for part in (5, 8))
+        labels |= {"batch size": (10, 16), "teacher": parts}
     if spec.name == "tiny-imagenet":
         labels["teacher"] = ("eval mode", labels["teacher"])
     if spec.name == "cifar10":
         apart = (("learning rate and schedule of this row", "CV-DD's", "not published"),)
-    return Row("FADRM f445e38", FLAGS | flags, LABELS | labels, apart, by_ipc=True)
+    return Row("FADRM f445e38", FLAGS | flags, LABELS | labels, apart, by_ipc=True,
+               evaluated="in the last fifth of the epochs")
 
 
 def edc(spec, ipc, model):
