@@ -191,12 +191,13 @@ def test_what_cannot_be_is_refused(root, dry):
     assert not (root / "refused").exists()
 
 
-@pytest.mark.parametrize("part, steps, warns", ((None, 2, False), (True, 2, False), (False, 2, False),
-                                                (8, 2, False), (8, 1, True), (3, 2, True)))
+@pytest.mark.parametrize("part, steps, warns", ((None, 2, False), (True, 1, False), (False, 2, False),
+                                                (8, 2, False), (8, 1, True), (3, 2, True), (True, 2, True)))
 def test_parts_that_are_not_the_students_micro_batches_are_warned_of(part, steps, warns):
     args = SimpleNamespace(gradient_accumulation_steps=steps, fkd_path="labels")
     text = describe_part(args, SimpleNamespace(batch_size=16), {"batch_statistics": part})
     assert bool(text) == warns
     if warns:
-        assert f"saw {part} images at a time, the student's sees {16 // steps}" in text
+        seen = 16 if part is True else part
+        assert f"saw {seen} images at a time, the student's sees {16 // steps}" in text
     assert describe_part(args, SimpleNamespace(batch_size=16), None) is None

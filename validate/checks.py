@@ -118,7 +118,8 @@ def describe_part(args, labels, manifest):
     """A warning where the teacher's BatchNorm saw other parts of a batch than the student's; else None."""
     part = (manifest or {}).get("batch_statistics")
     micro_size = labels.batch_size // args.gradient_accumulation_steps
-    if isinstance(part, bool | None) or part == micro_size:
+    part = labels.batch_size if part is True else part
+    if not part or part == micro_size:
         return None
     return (f"warning: {args.fkd_path}: the teacher's BatchNorm saw {part} images at a time, the student's "
             f"sees {micro_size}; choose --gradient-accumulation-steps so that the two are the same")
