@@ -130,13 +130,36 @@ def why_no_teacher_fast(matched, size):
     return why_no_triton() if next(matched[0].network.parameters()).is_cuda else None
 
 
-def make_engine(name, matched, shares, size, precision):
-    """-> (an Engine, a line that says which one and why). precision: None for the engine's default.
+def build_engine(matched, shares, size, precision, fast):
+    """The Engine for images of `size` pixels: of one teacher its own, of several one that has theirs."""
+    weights = [one.weights for one in matched]
+    own = [each.with_priors_over(sum(shares)) for each in weights] if shares else weights
+    engines = [make_fast_engine(one.network, each, size, precision, target=one.target) if fast
+               else PlainEngine(copy.deepcopy(one.network), each, precision, one.target)
+               for one, each in zip(matched, own)]
+    if len(engines) == 1:
+        return engines[0]
+    return SumEngine(engines, shares, common_weights(weights)) if shares else CycleEngine(engines)
 
-    matched: [Matched], one for each teacher; shares: the weight of each in a sum, None where they take turns.
-    Where one network cannot be rewritten all get the plain engine, and so does a GPU without Triton."""
+
+def describe_engine(engine, why):
+    """Which engine it is, and why where it is not the fast one, in a line."""
+    if engine.name == "plain":
+        return f"plain engine: {why}" if why else "plain engine"
+    first = getattr(engine, "engines", [engine])[0]
+    if isinstance(first, CpuEngine):
+        return f"fast engine, {host_passes()[1]}, {describe_convolutions(first.network, first.exact)}"
+    return "fast engine"
+
+
+def make_engines(name, matched, shares, sizes, precision):
+    """-> ({size: the Engine for images of so many pixels}, a line that says which one and why).
+
+    matched: [Matched], one for each teacher; shares: the weight of each in a sum, None where they take turns;
+    precision: None for the engine's default. Where one network cannot be rewritten all get the plain engine,
+    and so does a GPU without Triton."""
     device = next(matched[0].network.parameters()).device
-    why = why_no_teacher_fast(matched, size) if name == "fast" else None
+    why = why_no_teacher_fast(matched, max(sizes)) if name == "fast" else None
     fast = name == "fast" and why is None
     precision = precision or default_precision(fast, device)
     set_tf32(precision)
@@ -144,41 +167,14 @@ def make_engine(name, matched, shares, size, precision):
     if not fast and dtype_of(precision) != torch.float32:
         reason = f"; {why}" if why else ""
         raise UserError(f"--precision {precision} needs the fast engine{reason}; use fp32 or tf32")
-
-    def make(one, weights):
-        if fast:
-            return make_fast_engine(one.network, weights, size, precision, target=one.target)
-        return PlainEngine(copy.deepcopy(one.network), weights, precision, one.target)
-
-    of_each = [one.weights for one in matched]
-    if shares:
-        of_each = [weights.with_priors_over(sum(shares)) for weights in of_each]
-    engines = [make(one, weights) for one, weights in zip(matched, of_each)]
-    first = engines[0]
-    if not fast:
-        note = f"plain engine: {why}" if why else "plain engine"
-    elif isinstance(first, CpuEngine):
-        note = f"fast engine, {host_passes()[1]}, {describe_convolutions(first.network, first.exact)}"
-    else:
-        note = "fast engine"
-
-    # The door is the same for several teachers.
-    if len(engines) == 1:
-        return first, note
-    if shares:
-        return SumEngine(engines, shares, common_weights([one.weights for one in matched])), note
-    return CycleEngine(engines), note
+    engines = {size: build_engine(matched, shares, size, precision, fast) for size in sizes}
+    return engines, describe_engine(engines[max(sizes)], why)
 
 
-def make_engines(name, matched, shares, sizes, precision):
-    """-> ({size: an Engine for images of that size}, a line as make_engine's). All are fast, or all plain."""
-    engines = {}
-    for size in sizes:
-        engines[size], note = make_engine(name, matched, shares, size, precision)
-        if engines[size].name != name:
-            plain = {size: make_engine("plain", matched, shares, size, precision)[0] for size in sizes}
-            return plain, note
-    return engines, note
+def make_engine(name, matched, shares, size, precision):
+    """-> (the Engine for images of one size, a line): make_engines for it alone."""
+    engines, note = make_engines(name, matched, shares, [size], precision)
+    return engines[size], note
 
 
 def default_precision(fast, device):

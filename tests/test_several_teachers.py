@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from recover import recover, several
-from recover.engines import Matched, make_engine
+from recover import engines, recover, several
+from recover.engines import Matched, make_engine, make_engines
 from recover.objective import TERMS, Weights
 from recover.several import choose_r_bn, recorded_r_bn
 from recover.step import Stepper
@@ -116,6 +116,15 @@ def test_where_one_network_cannot_be_rewritten_all_get_the_plain_engine():
     matched = [Matched(network_of("small", ODD_SIZE), weights), Matched(odd_network("decides"), weights)]
     engine, note = make_engine("fast", matched, None, ODD_SIZE, "fp32")
     assert {one.name for one in engine.engines} == {"plain"} and note.startswith("plain engine: teacher 2: ")
+
+
+def test_each_network_is_compared_once_whatever_sizes_the_blocks_have(monkeypatch):
+    compared = []
+    monkeypatch.setattr(engines, "why_not_fast", lambda *args: compared.append(args[2]))
+    matched, _ = make_teachers(("head", "conv"))
+    made, note = make_engines("fast", matched, None, [SIZE, 24], "fp32")
+    assert compared == [24, 24] and note.startswith("fast engine")
+    assert [made[size].engines[1].size for size in (SIZE, 24)] == [SIZE, 24]
 
 
 def test_auto_weighs_every_teachers_term_on_noise_as_the_first_ones():
