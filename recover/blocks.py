@@ -89,12 +89,12 @@ class Course:
         self.targets = targets
         at = next(i for i, block in enumerate(self.blocks) if iteration <= block.stop)
         if tensors is None:
-            images = noise if self.real is None else self.real[self.blocks[0].size]
-            return self.enter(at, images)
-        self.enter(at, tensors[0])
-        for tensor, value in zip(self.stepper.tensors, tensors):
-            tensor.copy_(value)
-        return None
+            self.enter(at, noise if self.real is None else self.real[self.blocks[0].size])
+        else:
+            self.enter(at, tensors[0])
+            for tensor, value in zip(self.stepper.tensors, tensors):
+                tensor.copy_(value)
+        self.stepper.forget_nonfinite()
 
     def enter(self, at, images):
         """Begin block number `at` with these images and a fresh Adam."""

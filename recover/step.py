@@ -64,8 +64,6 @@ class Stepper:
         self.targets.copy_(targets)
         self.space.first_moment.zero_()
         self.space.second_moment.zero_()
-        if first == 0:
-            self.first_nonfinite_step.fill_(NEVER)
         self.first = first
         self.views = self.engine.tabulate(views)
         self.rates = adam_rates(learning_rates).to(images)
@@ -88,6 +86,10 @@ class Stepper:
     def tensors(self):
         """All that an iteration changes in what is optimised: images, first and second moment."""
         return self.space.tensors
+
+    def forget_nonfinite(self):
+        """Of the batches that come now no term has been anything but finite."""
+        self.first_nonfinite_step.fill_(NEVER)
 
     def step(self, iteration):
         """Iteration first, first + 1, ... -> its Terms, before the step."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from recover import health, recover
 from recover.batches import ImageBatch, draw_batch
+from recover.blocks import Block, Course
 from recover.engines import make_fast_engine
 from recover.fast import FastEngine
 from recover.objective import TERMS, Terms, Weights
@@ -62,7 +63,21 @@ def test_the_first_iteration_of_each_batch_and_term_that_is_not_finite():
         found.append(stepper.nonfinite_terms())
     assert found[:2] == [[None, None]] * 2 and found[3] == [None, (2, ["bn"])]
     assert found[5] == [(4, ["tv", "l2"]), (2, ["bn"])]
-    stepper.start(stepper.images, stepper.targets, [None] * 6, [0.1] * 6)
+
+
+@pytest.mark.parametrize("done", (0, 2, 3))
+def test_a_group_begins_without_what_an_earlier_one_has_met(done):
+    """Also one that an earlier run has left in its second block; a block within a group keeps it."""
+    engine = Scripted({(1, 0, "ce"): NAN})
+    stepper = started(engine)
+    course = Course(stepper, {4: engine}, [Block(0, 2, 4), Block(2, 6, 4)], [0.1] * 6, 0.0)
+    images = torch.zeros(2, 1, 3, 4, 4)
+    group = images, [None] * 6, None, torch.zeros(2, 1, dtype=torch.int64)
+    course.start(*group)
+    for iteration in range(3):
+        course.step(iteration)
+    assert stepper.nonfinite_terms() == [(1, ["ce"]), None]
+    course.start(*group, done, [images] * 3 if done else None)
     assert stepper.nonfinite_terms() == [None, None]
 
 
