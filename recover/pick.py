@@ -27,7 +27,7 @@ from recover.picks import (
     pick_scored,
 )
 from recover.scores import SCORES, append_scores, finish_scores, plan_chunks, read_scores, score_classes
-from sre2l.data.flags import add_stage_flags, data_spec
+from sre2l.data.flags import add_stage_flags, chosen_classes, data_spec
 from sre2l.data.image_folder import encode, fingerprint
 from sre2l.data.real_images import read_real, shown_at
 from sre2l.nets import statistics
@@ -100,10 +100,7 @@ def write_groups(folder, images, scored, args, teacher, spec, device):
 
 def check_args(args, spec):
     """What one flag alone does not tell -> the list of classes."""
-    classes = args.classes or list(range(spec.num_classes))
-    if classes[-1] >= spec.num_classes:
-        raise UserError(f"--classes: class {classes[-1]} is out of range, {args.dataset} has "
-                        f"{spec.num_classes} (0-{spec.num_classes - 1})")
+    classes = chosen_classes(args, spec)
     wanted = args.ipc_end * args.grid ** 2
     if args.most is not None and args.most < wanted and args.score != "random":
         raise UserError(f"--most {args.most}: {wanted} images of a class are picked; score as many or more")

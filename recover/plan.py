@@ -9,6 +9,7 @@ from recover.real_start import find_real
 from recover.several import check_shares, choose_r_bn
 from recover.targets import load_targets
 from recover.views import LEAST_AREA
+from sre2l.data.flags import chosen_classes
 from sre2l.nets.functions import recorded_name
 from sre2l.nets.models import build_for, check_shapes
 from sre2l.nets.teacher import find_teachers
@@ -50,11 +51,7 @@ def settings_of(args, spec, classes, teachers, blocks, real, target_hashes=()):
 
 def check_args(args, spec):
     """Ranges that one flag alone does not tell -> the list of classes."""
-    classes = args.classes or list(range(spec.num_classes))
-    if classes[-1] >= spec.num_classes:
-        last = spec.num_classes - 1
-        raise UserError(f"--classes: class {classes[-1]} is out of range, {args.dataset} has "
-                        f"{spec.num_classes} (0-{last})")
+    classes = chosen_classes(args, spec)
     if args.ipc_start >= args.ipc_end:
         raise UserError(f"--ipc-start {args.ipc_start} is not below --ipc-end {args.ipc_end}")
     check_options(args)

@@ -9,7 +9,8 @@ from torchvision.transforms import functional as vision
 
 from relabel import relabel
 from sre2l.data import pixel_store, randaugment
-from sre2l.data.derived import Derived, shuffle_patches
+from sre2l.data.augment import shuffle_patches
+from sre2l.data.derived import Derived
 from sre2l.data.image_folder import read_folder
 from sre2l.data.label_files import read_label_batch
 from sre2l.data.loader import Batch, BatchDataset

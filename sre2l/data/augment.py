@@ -96,6 +96,24 @@ def draw_crops(sizes, crop, scale, padding, flip, rng):
     return Crops(torch.from_numpy(boxes.astype(np.float32)), torch.from_numpy(flips))
 
 
+def source_lines(places, inside):
+    """Which line of pixels each line is, where lines move in patches -> (..., F * len(inside)).
+
+    places (..., F): the patches' old places; inside: 0, 1, ... within a patch. Both of numpy or of torch."""
+    lines = places[..., None] * len(inside) + inside
+    return lines.reshape(*places.shape[:-1], -1)
+
+
+def shuffle_patches(image, patches):
+    """Permute the rows of F x F patches, then their columns, as RDED does. image (H, W, 3), of one batch.
+
+    patches (2, F): of derived.Drawn, for this image. H and W are multiples of F."""
+    num_parts = patches.shape[1]
+    rows, cols = (source_lines(places, np.arange(side // num_parts))
+                  for places, side in zip(patches, image.shape))
+    return image[rows[:, None], cols]
+
+
 def draw_cutmix_box(size, lam, rng):
     """A box of about (1 - lam) of the image, clipped -> [row1, col1, row2, col2], pixels; may be empty."""
     half = int(size * math.sqrt(1 - lam)) // 2

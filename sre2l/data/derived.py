@@ -54,24 +54,6 @@ def derived_of(settings):
     return Derived(**{key: settings[key] for key in keys if key in (settings or {})})
 
 
-def source_lines(places, inside):
-    """Which line of pixels each line is, where lines move in patches -> (..., F * len(inside)).
-
-    places (..., F): the patches' old places; inside: 0, 1, ... within a patch. Both of numpy or of torch."""
-    lines = places[..., None] * len(inside) + inside
-    return lines.reshape(*places.shape[:-1], -1)
-
-
-def shuffle_patches(image, patches):
-    """Permute the rows of F x F patches, then their columns, as RDED does. image (H, W, 3), of one batch.
-
-    patches (2, F): of Drawn, for this image. H and W are multiples of F."""
-    num_parts = patches.shape[1]
-    rows, cols = (source_lines(places, np.arange(side // num_parts))
-                  for places, side in zip(patches, image.shape))
-    return image[rows[:, None], cols]
-
-
 def check_patches(images, parts):
     """Raise UserError for images that --patch-shuffle cannot cut into parts by parts patches of one size."""
     shapes = images.shapes(range(len(images)))

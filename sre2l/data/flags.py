@@ -126,6 +126,15 @@ def find_row(args):
     return row
 
 
+def chosen_classes(args, spec):
+    """--classes, by default all of the data set -> a list. Raises UserError for one that is none of it."""
+    classes = args.classes or list(range(spec.num_classes))
+    if classes[-1] >= spec.num_classes:
+        raise UserError(f"--classes: class {classes[-1]} is out of range, {args.dataset} has "
+                        f"{spec.num_classes} (0-{spec.num_classes - 1})")
+    return classes
+
+
 def data_spec(args, row=None):
     """The data set's row, with what the user says instead. row: if it is known already."""
     row = row or find_row(args)

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sre2l.data.augment import Crops
-from sre2l.data.derived import Derived, shuffle_patches
+from sre2l.data.augment import Crops, shuffle_patches
+from sre2l.data.derived import Derived
 from sre2l.data.randaugment import apply_operations
 from sre2l.data.resize import apply_crops, pixel_windows
 from sre2l.run.ahead import in_order

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sre2l.data.derived import source_lines
+from sre2l.data.augment import source_lines
 from sre2l.data.image_folder import decoding_threads, fill, fill_gpu, refuse_faults
 from sre2l.data.resize import host_cropper, vertical_first
 from sre2l.kernels.compiled import why_no_triton

@@ -197,8 +197,7 @@ def fuse(network, layers, size, on_gpu=False, forward_only=False):
         name = layer_name(node, wanted)
         if name is None:
             continue
-        norm = Norm(originals[name], *wanted[name])
-        norm.layer_name = name  # in the network as it was
+        norm = Norm(originals[name], *wanted[name], layer_name=name)
         source = node.args[0]
 
         # A convolution's result that nobody else reads may be written over, where no backward pass needs it.

@@ -81,10 +81,13 @@ class NormRun:
 
 
 class Norm(nn.Module):
-    """A BatchNorm layer in the rewritten network, with what fuse.py put into the same pass."""
+    """A BatchNorm layer in the rewritten network, with what fuse.py put into the same pass.
 
-    def __init__(self, layer, coefficient, weight):
+    layer_name: of the layer in the network as it was."""
+
+    def __init__(self, layer, coefficient, weight, layer_name=None):
         super().__init__()
+        self.layer_name = layer_name
         exact = torch.promote_types(layer.running_var.dtype, torch.float32)
         mean = layer.running_mean.to(exact)
         var = layer.running_var.to(exact)
