@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_refused(root):
 
 
 def test_groups_are_those_of_the_folder_that_it_starts_from(root):
-    """Ipc index 1 begins with the same images and noise for 0, and has another target."""
+    """No image is that of the running statistics. Each image of a class needs a group in the file."""
     picked = synthetic_folder(root / "picked", ipc=3, suffix=".png")
     flags = ("--bn-target", "group", "--init", picked)
     assert "picked.groups.pth: there are no group statistics" in refused(*recover_flags(root, *flags))

@@ -93,7 +93,7 @@ def test_class_statistics_are_means_of_the_moments_of_each_image(network, images
 
 
 def test_distances_are_those_of_psm(network, images):
-    found = statistics.image_distances(network, images, MEAN, STD, CPU, batch_size=7)
+    found = statistics.gps_distances(network, shown(images, range(23)).float()).numpy()
     inputs = inputs_of(network, images, range(23))
     layers = [layer for layer in statistics_layers(network) if layer is not network.idle]
     wanted = np.zeros(23)
@@ -133,7 +133,7 @@ def test_measuring_leaves_the_network_as_it_was(network, images, training):
     modes = [module.training for module in network.modules()]
     before = hash_weights(network)
     statistics.class_statistics(network, images, 3, MEAN, STD, CPU)
-    statistics.image_distances(network, images, MEAN, STD, CPU)
+    statistics.gps_distances(network, shown(images, range(2)).float())
     assert hash_weights(network) == before and not network.bn1._forward_pre_hooks
     assert [module.training for module in network.modules()] == modes
 

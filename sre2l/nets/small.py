@@ -4,8 +4,8 @@ convnet3, convnet1-w32, ...: depth D (blocks of 3x3 convolution with padding 1, 
 average pool) and width W (128 channels where the name says none), then one linear layer over all that is left
 of the image. That layer depends on the size of the image: a ConvNet is built for the size of its data set,
 S pixels, and has W * (S // 2^D)^2 inputs there. It takes the sizes that leave as many, 32 to 39 pixels of
-convnet3, and no other. Its weights have the names that the
-condensation papers' code gives them (layers.conv.0.weight, ..., classifier.weight).
+convnet3, and no other. Its weights have the names that the condensation papers' code gives them
+(layers.conv.0.weight, ..., classifier.weight).
 
 NAME-32 and NAME-64: the first layers keep more of a small image, so that the last feature map of an image of
 that size is 4x4 (WRN: 8x8) before the average over it. They take larger images too. The first convolution is

@@ -161,14 +161,6 @@ def normalised_batches(images, batches, mean, std, device, text, workers=4):
         yield rows, normalise(upload(pixels, device).permute(0, 3, 1, 2), mean, std)
 
 
-def image_distances(network, images, mean, std, device, batch_size=256):
-    """gps_distances of every image -> (n,) float64 numpy array. images: as in normalised_batches."""
-    batches = [range(first, min(first + batch_size, len(images)))
-               for first in range(0, len(images), batch_size)]
-    stream = normalised_batches(images, batches, mean, std, device, "scores")
-    return np.concatenate([gps_distances(network, pixels).cpu().numpy() for _, pixels in stream])
-
-
 def class_statistics(network, images, num_classes, mean, std, device, batch_size=256):
     """The mean of m and the mean of v over the images of each class (EDC) -> Statistics.
 

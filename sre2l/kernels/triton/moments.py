@@ -1,5 +1,5 @@
-"""On a GPU, in two kernels: the partial sums of all layers ->
-alpha and beta of each layer, the BatchNorm term of each group. A second target costs a launch more."""
+"""On a GPU, in two kernels: the partial sums of all layers -> alpha and beta of each layer, the BatchNorm
+term of each group. A second target costs a launch more."""
 import torch
 import triton
 import triton.language as tl
@@ -11,8 +11,8 @@ WIDTH = 16  # channels that one program sums
 def sum_parts(partial, means, moments, table, width, P: tl.constexpr, WIDTH: tl.constexpr, ACC: tl.constexpr):
     """One tile of channels and one group. means (G, width): m; moments (G, 3, width): mean - m, var, mean.
 
-    table, a line for each tile: where its parts begin, how many there are, C, the first
-    channel of its layer among all layers, of the tile within the layer, number of values."""
+    table, a line for each tile: where its parts begin, how many there are, C, the first channel of its layer
+    among all layers, of the tile within the layer, number of values."""
     tile = tl.program_id(0)
     group = tl.program_id(1)
     line = table + tile * 6
@@ -99,16 +99,16 @@ def coefficients_of(moments, shifts, variances, coefficients, distances, table, 
 
 
 class Finisher:
-    """norms.finish on a GPU. Memory and tables are laid out once for
-    a batch shape, so that a kernel finds all layers in one place."""
+    """norms.finish on a GPU. Memory and tables are laid out once for a batch shape, so that a kernel finds
+    all layers in one place."""
 
     def __init__(self, norms):
         self.norms = norms
         self.groups = None  # G, that the memory is laid out for
 
     def lay_out(self):
-        """One buffer for the partial sums of all layers, one for alpha
-        and beta, and the tables of the two kernels. Syncs the GPU."""
+        """One buffer for the partial sums of all layers, one for alpha and beta, and the tables of the two
+        kernels. Syncs the GPU."""
         facts = [norm.facts for norm in self.norms]
         runs = [norm.run for norm in self.norms]
         like = {"device": facts[0].mean.device, "dtype": facts[0].mean.dtype}
@@ -160,8 +160,8 @@ class Finisher:
             self.variances[i] = rows(one.targets[i].var for one in facts)
 
     def finish(self):
-        """-> sum over the layers and targets of w (|mean - m|_2 + |var -
-        v|_2), (G,); every norm's coefficients are filled."""
+        """-> sum over the layers and targets of w (|mean - m|_2 + |var - v|_2), (G,); every norm's
+        coefficients are filled."""
         if any(norm.run.coefficients is None for norm in self.norms):
             self.lay_out()
         acc = tl.float64 if self.moments.dtype == torch.float64 else tl.float32
