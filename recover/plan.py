@@ -1,36 +1,47 @@
 """What a run of recover will do, and what its images depend on: settings, checks of the flags, --dry-run."""
+import copy
 import os
 from pathlib import Path
 
+import torch
+
 from recover.blocks import check_blocks, describe_blocks, plan_blocks
 from recover.engines import Matched
-from recover.objective import WEIGHTS, Weights, check_statistics
+from recover.objective import WEIGHTS, PlainEngine, Weights, check_statistics
 from recover.real_start import find_real
-from recover.several import check_shares, choose_r_bn
 from recover.targets import load_targets
-from recover.views import LEAST_AREA
+from recover.views import LEAST_AREA, WHOLE_IMAGE
+from sre2l.data.augment import unit_rng
 from sre2l.data.flags import chosen_classes
 from sre2l.nets.functions import recorded_name
 from sre2l.nets.models import build_for, check_shapes
-from sre2l.nets.teacher import find_teachers
+from sre2l.nets.teacher import find_teachers, teacher_weights
 from sre2l.run.errors import UserError
+from sre2l.run.flags import number
 from sre2l.run.paths import in_run
 
 # What an image depends on, besides the data set's facts and the teacher.
 SETTINGS = ("dataset", "batch_size", "iteration", "lr", "jitter", "signed_jitter", "no_crop_flip",
             *WEIGHTS, "seed", "precision", "engine", "groups", "lossless")
-# The same, but left out of the records where they have these defaults, as in older runs.
-OPTIONS = {"init": "noise", "blocks": None, "merge": 0.0, "crop_scale": LEAST_AREA, "crop_curriculum": "none",
-           "curriculum_milestone": None, "batch_order": "ipc", "bn_target": "running",
-           "teacher_rule": "cycle", "teacher_weights": None}
+# The same, but left out of the records where they have their defaults, as in older runs.
+OPTIONS = ("init", "blocks", "merge", "crop_scale", "crop_curriculum", "curriculum_milestone", "batch_order",
+           "bn_target", "teacher_rule", "teacher_weights")
 FREE = ("precision",)  # may differ between the runs that fill one folder
+R_BN = 0.01      # the published one: the first teacher's, where `auto` comes without a number
+MOST_NOISE = 32  # images of noise by which `auto` scales the others'
+DIGITS = 4       # of what `auto` finds: rounding elsewhere then seldom gives another number
 
 
-def settings_of(args, spec, classes, teachers, blocks, real, target_hashes=()):
+def defaults_of(args):
+    """The settings of a run without a flag. args: its arguments."""
+    return {key: getattr(args, key) for key in (*SETTINGS, *OPTIONS)}
+
+
+def settings_of(args, defaults, spec, classes, teachers, blocks, real, target_hashes=()):
     """What an image depends on. The IPC range, device, logging and verifier are not among it, but where
     batches are cut by class, the range is: it says which images share one.
 
-    target_hashes: of the files that --bn-target reads."""
+    defaults: of defaults_of; target_hashes: of the files that --bn-target reads."""
     settings = {key: getattr(args, key) for key in SETTINGS}
     planned = {"arch": recorded_name(args.arch or "resnet18"), "file": args.teacher}
     described = [teacher.describe() for teacher in teachers] or [planned]
@@ -41,7 +52,7 @@ def settings_of(args, spec, classes, teachers, blocks, real, target_hashes=()):
     options = {key: getattr(args, key) for key in OPTIONS} | {"blocks": describe_blocks(blocks)}
     if args.init != "noise":  # in a dry run the folder may be still to be made
         options["init"] = real and real.describe()
-    settings |= {key: value for key, value in options.items() if value != OPTIONS[key]}
+    settings |= {key: value for key, value in options.items() if value != defaults[key]}
     if args.batch_order == "class":
         settings["ipc_range"] = [args.ipc_start, args.ipc_end]
     if target_hashes:
@@ -78,6 +89,71 @@ def check_options(args):
     if args.blocks:
         args.iteration = sum(steps for steps, _ in args.blocks)
 
+
+# -- an r_bn for each teacher
+
+def r_bn_type(text):
+    """An argparse type: '0.01' -> 0.01 of all teachers, '0.01,0.1' -> [0.01, 0.1], one each; 'auto' ->
+    'auto:0.01', any 'auto:R' as it is."""
+    kind, _, first = text.partition(":")
+    if kind == "auto":
+        return f"auto:{number(float, above=0)(first) if first else R_BN:g}"
+    values = [number(float, 0)(part) for part in text.split(",")]
+    return values if len(values) > 1 else values[0]
+
+
+def recorded_r_bn(r_bn, settings):
+    """What an earlier run has found where r_bn is 'auto:R'; else r_bn. settings: recorded ones, or None."""
+    found = (settings or {}).get("r_bn")
+    is_of_auto = isinstance(r_bn, str) and isinstance(found, list) and r_bn == f"auto:{found[0]:g}"
+    return found if is_of_auto else r_bn
+
+
+def noise_distances(networks, multiplier, images):
+    """The BatchNorm term of each network on whole images (B, 3, S, S); 0 for one without BatchNorm layers."""
+    distances = []
+    targets = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    for network in networks:
+        engine = PlainEngine(copy.deepcopy(network), Weights(1.0, multiplier, 0.0, 0.0))
+        with torch.no_grad():
+            distances.append(engine.batch_terms(images, targets, WHOLE_IMAGE).bn.item())
+    return distances
+
+
+def choose_r_bn(r_bn, networks, multiplier, batch_size, size, seed):
+    """-> the r_bn of each network. r_bn: as r_bn_type gives it; multiplier: of the first BatchNorm layer.
+
+    'auto:R' gives the first R and each of the others that with which its term weighs as much on a batch of
+    noise, the same whenever the seed is. One without BatchNorm has no term to scale."""
+    if isinstance(r_bn, list):
+        if len(r_bn) != len(networks):
+            raise UserError(f"--r-bn: {len(r_bn)} numbers for {len(networks)} "
+                            f"teacher{'s' * (len(networks) > 1)}; give one for each, or a single one for all")
+        return r_bn
+    if not isinstance(r_bn, str):
+        return [r_bn] * len(networks)
+
+    first = float(r_bn.partition(":")[2])
+    shape = min(batch_size, MOST_NOISE), 3, size, size
+    noise = torch.from_numpy(unit_rng(seed).standard_normal(shape, dtype="float32"))
+    distances = noise_distances(networks, multiplier, noise.to(next(networks[0].parameters())))
+    reference = next(distance for distance in distances if distance)
+    return [first if distance in (0, reference) else float(f"{first * reference / distance:.{DIGITS}g}")
+            for distance in distances]
+
+
+def check_shares(shares, rule, num_teachers):
+    """-> the weight of each teacher in a sum; None where they take turns. shares: of --teacher-weights."""
+    if rule == "cycle":
+        if shares:
+            raise UserError("--teacher-weights: teachers that take turns have no weights; add --teachers sum")
+        return None
+    if num_teachers == 1:
+        raise UserError("--teachers sum: there is one teacher; name several, as in --teacher a.pth,b.pth")
+    return teacher_weights(shares, num_teachers)
+
+
+# -- teachers, blocks and real images
 
 def match_teachers(args, teachers, batches, size):
     """What each teacher's terms count, and what its statistics are to match -> ([Matched], the hashes of the
@@ -133,5 +209,6 @@ def dry_run(args, spec, classes, batches, folder):
     # Noise-like pixels: PNG stores them as they are, JPEG takes about a third of a byte for each.
     image_bytes = 100 + (3 * spec.size + 2) * spec.size if args.lossless else 620 + spec.size ** 2 // 3
     num_computed = sum(len(batch.pairs) for batch in batches)
-    folder.dry_run(settings_of(args, spec, classes, teachers, blocks, real), images=num_images,
-                   units=len(batches), images_computed=num_computed, bytes=num_images * image_bytes)
+    folder.dry_run(settings_of(args, folder.defaults, spec, classes, teachers, blocks, real),
+                   images=num_images, units=len(batches), images_computed=num_computed,
+                   bytes=num_images * image_bytes)

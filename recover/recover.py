@@ -15,7 +15,7 @@ from recover import pictures, plan
 from recover.batches import draw, group_batches, image_names, index_ranges, plan_batches
 from recover.blocks import Course, block_list
 from recover.engines import ENGINES, choose_groups, make_engines
-from recover.several import common_weights, r_bn_type, recorded_r_bn
+from recover.several import common_weights
 from recover.state import StateKeeper
 from recover.step import Stepper, pixel_bounds
 from recover.targets import bn_target
@@ -72,16 +72,51 @@ def write_images(folder, group, pixels, names, keeper):
     keeper.forget(group.batches)
 
 
+def having(missing, parts):
+    """Those of the batches or groups in which an image is missing."""
+    return [part for part in parts if not missing.keys().isdisjoint(part.pairs)]
+
+
+def choose_engines(args, matched, blocks, batches, folder, is_needed, device):
+    """-> ({pixels: Engine}, a line that says which, {"groups": ...} where that is to be chosen).
+
+    args.engine and args.precision become what was chosen. A run with nothing left to do (is_needed: False)
+    asks for no precision: the record keeps that of the images."""
+    requested = args.precision if is_needed else None
+    precision = requested or (folder.earlier_settings() or {}).get("precision")
+    sizes = {block.size for block in blocks}
+    engines, note = make_engines(args.engine, matched, args.teacher_weights, sizes, precision)
+    engine = engines[max(sizes)]
+    args.engine = engine.name
+    args.precision = engine.precision
+    chosen = {} if args.groups else {"groups": choose_groups(engine, batches, max(sizes), device)}
+    return engines, note, chosen
+
+
+def describe_computation(args, note, teachers, matched):
+    """Lines for the log: the engine, by its note, and what each of several teachers counts."""
+    line = f"{note}, {args.precision}, {args.groups} batch{'es' * (args.groups > 1)} at a time"
+    if len(teachers) == 1:
+        return line
+    each = [f"{teacher.arch} with r_bn {one.weights.r_bn:g}" for teacher, one in zip(teachers, matched)]
+    return f"{line}\n{len(teachers)} teachers, {args.teacher_rule}: {', '.join(each)}"
+
+
+def make_snapshots(args, folder, batch, spec):
+    """The pictures of the run's first batch; where the range begins later, their names say which it is."""
+    first = f"unit{batch.index}." if batch.index else ""
+    return pictures.Snapshots(folder.path(f"{first}snapshots"), folder.path(f"{first}gif"),
+                              args.snapshot_every, args.iteration, spec.mean, spec.std)
+
+
 def main(args):
     # Plan: which images, which of them share a batch (a part of the method), and where they go.
     spec = data_spec(args)
     classes = plan.check_args(args, spec)
     batches = plan_batches(classes, args.batch_size, args.ipc_start, args.ipc_end, args.batch_order)
     root = Path(args.syn_data_path or run_folder(args)) / args.exp_name
-    known = {*plan.SETTINGS, *plan.OPTIONS}
-    defaults = {key: value for key, value in vars(get_args([])).items() if key in known}
-    folder = OutputFolder(root, "images", args.overwrite, defaults, free=plan.FREE)
-    args.r_bn = recorded_r_bn(args.r_bn, folder.earlier_settings())
+    folder = OutputFolder(root, "images", args.overwrite, plan.defaults_of(get_args([])), free=plan.FREE)
+    args.r_bn = plan.recorded_r_bn(args.r_bn, folder.earlier_settings())
     if args.dry_run:
         return plan.dry_run(args, spec, classes, batches, folder)
 
@@ -108,49 +143,29 @@ def main(args):
     if real and missing:
         real = real.decoded()
 
-    # The engine computes loss and gradient; several batches at a time keep a GPU busy.
-    # A run with nothing left to do asks for no precision: the record keeps that of the images.
-    earlier = folder.earlier_settings() or {}
-    precision = args.precision if missing else None
-    precision = precision or earlier.get("precision")
-    sizes = sorted({block.size for block in blocks})
-    engines, note = make_engines(args.engine, matched, args.teacher_weights, sizes, precision)
-    engine = engines[sizes[-1]]
-
-    # What was chosen is recorded in place of what was asked for: it is what an image depends on.
-    args.engine = engine.name
-    args.precision = engine.precision
-    chosen = {} if args.groups else {"groups": choose_groups(engine, batches, sizes[-1], device)}
-    part = index_ranges(own, spec.num_classes)
-    settings = plan.settings_of(args, spec, classes, teachers, blocks, real, target_hashes)
-    settings = folder.begin(settings, part, chosen)
+    # The engine computes loss and gradient; what it is, is among the settings that an image depends on.
+    engines, note, chosen = choose_engines(args, matched, blocks, batches, folder, bool(missing), device)
+    settings = plan.settings_of(args, folder.defaults, spec, classes, teachers, blocks, real, target_hashes)
+    settings = folder.begin(settings, index_ranges(own, spec.num_classes), chosen)
     args.groups = settings["groups"]
 
     # Another run may have ended since the first look: what it has written is kept.
     missing = missing_images(folder, missing)
-    unfinished = [batch for batch in own_batches if not missing.keys().isdisjoint(batch.pairs)]
-    groups = group_batches(own_batches, args.groups)
-    groups = [group for group in groups if not missing.keys().isdisjoint(group.pairs)]
-
+    unfinished = having(missing, own_batches)
+    groups = having(missing, group_batches(own_batches, args.groups))
     log = folder.open_log(args, device)
-    log.line(f"{note}, {args.precision}, {args.groups} batch{'es' * (args.groups > 1)} at a time")
-    if len(teachers) > 1:
-        each = [f"{teacher.arch} with r_bn {one.weights.r_bn:g}" for teacher, one in zip(teachers, matched)]
-        log.line(f"{len(teachers)} teachers, {args.teacher_rule}: {', '.join(each)}")
-    log.line(f"{len(pairs)} images in batches of {args.batch_size}: {len(batches)} in all, "
-             f"{len(unfinished)} left to do -> {root}")
+    log.line(f"{describe_computation(args, note, teachers, matched)}\n{len(pairs)} images in batches of "
+             f"{args.batch_size}: {len(batches)} in all, {len(unfinished)} left to do -> {root}")
 
     # Everything random about a batch depends on the seed and the batch's index alone.
     draw_group = partial(draw_start, seed=args.seed, draw_views=draw_views_of(args, blocks), blocks=blocks,
                          real=real, merge=args.merge, spec=spec)
-    stepper = Stepper(engine, *pixel_bounds(spec.mean, spec.std, device))
+    stepper = Stepper(engines[blocks[0].size], *pixel_bounds(spec.mean, spec.std, device))
     course = Course(stepper, engines, blocks, cosine_rates(args.lr, args.iteration), args.merge)
     period = args.print_period or max(1, args.iteration // 40)
     weights = common_weights([one.weights for one in matched])
     watch = Watch(log, stepper, weights, args.precision, args.iteration, period, spec.num_classes, verifier)
-    first = f"unit{batches[0].index}." if batches[0].index else ""  # of a range that begins later
-    snapshots = pictures.Snapshots(folder.path(f"{first}snapshots"), folder.path(f"{first}gif"),
-                                   args.snapshot_every, args.iteration, spec.mean, spec.std)
+    snapshots = make_snapshots(args, folder, batches[0], spec)
 
     # Loop: on threads beside the computation, the next noise is drawn and the last images are written.
     drawn = in_order(draw_group, groups, threads=1)
@@ -237,7 +252,7 @@ def make_parser():
         help="class: a batch holds the images of one class after the other")
 
     # The terms of the loss.
-    add("--r-bn", type=r_bn_type, default=0.01, metavar="R[,R]|auto[:R]",
+    add("--r-bn", type=plan.r_bn_type, default=0.01, metavar="R[,R]|auto[:R]",
         help="weight of the BatchNorm term, which depends on the architecture; of several teachers one for "
              "each, or auto: R (0.01) for the first, and so that the others' terms on noise weigh as much")
     add("--first-bn-multiplier", type=number(float, 0), default=10.0,

@@ -1,91 +1,13 @@
-"""Several teachers: one after another (cycle), or all in every iteration (sum); and an r_bn for each."""
-import copy
+"""Several teachers: one after another (cycle), or all in every iteration (sum)."""
 from dataclasses import replace
 
-import torch
-
-from recover.objective import TERMS, PlainEngine, Terms, Weights
-from recover.views import WHOLE_IMAGE
-from sre2l.data.augment import unit_rng
-from sre2l.run.errors import UserError
-from sre2l.run.flags import number
-
-R_BN = 0.01      # the published one: the first teacher's, where `auto` comes without a number
-MOST_NOISE = 32  # images of noise by which `auto` scales the others'
-DIGITS = 4       # of what `auto` finds: rounding elsewhere then seldom gives another number
-
-
-# -- an r_bn for each teacher
-
-def r_bn_type(text):
-    """An argparse type: '0.01' -> 0.01 of all teachers, '0.01,0.1' -> [0.01, 0.1], one each; 'auto' ->
-    'auto:0.01', any 'auto:R' as it is."""
-    kind, _, first = text.partition(":")
-    if kind == "auto":
-        return f"auto:{number(float, above=0)(first) if first else R_BN:g}"
-    values = [number(float, 0)(part) for part in text.split(",")]
-    return values if len(values) > 1 else values[0]
-
-
-def recorded_r_bn(r_bn, settings):
-    """What an earlier run has found where r_bn is 'auto:R'; else r_bn. settings: recorded ones, or None."""
-    found = (settings or {}).get("r_bn")
-    is_of_auto = isinstance(r_bn, str) and isinstance(found, list) and r_bn == f"auto:{found[0]:g}"
-    return found if is_of_auto else r_bn
-
-
-def noise_distances(networks, multiplier, images):
-    """The BatchNorm term of each network on whole images (B, 3, S, S); 0 for one without BatchNorm layers."""
-    distances = []
-    targets = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    for network in networks:
-        engine = PlainEngine(copy.deepcopy(network), Weights(1.0, multiplier, 0.0, 0.0))
-        with torch.no_grad():
-            distances.append(engine.batch_terms(images, targets, WHOLE_IMAGE).bn.item())
-    return distances
-
-
-def choose_r_bn(r_bn, networks, multiplier, batch_size, size, seed):
-    """-> the r_bn of each network. r_bn: as r_bn_type gives it; multiplier: of the first BatchNorm layer.
-
-    'auto:R' gives the first R and each of the others that with which its term weighs as much on a batch of
-    noise, the same whenever the seed is. One without BatchNorm has no term to scale."""
-    if isinstance(r_bn, list):
-        if len(r_bn) != len(networks):
-            raise UserError(f"--r-bn: {len(r_bn)} numbers for {len(networks)} "
-                            f"teacher{'s' * (len(networks) > 1)}; give one for each, or a single one for all")
-        return r_bn
-    if not isinstance(r_bn, str):
-        return [r_bn] * len(networks)
-
-    first = float(r_bn.partition(":")[2])
-    shape = min(batch_size, MOST_NOISE), 3, size, size
-    noise = torch.from_numpy(unit_rng(seed).standard_normal(shape, dtype="float32"))
-    distances = noise_distances(networks, multiplier, noise.to(next(networks[0].parameters())))
-    reference = next(distance for distance in distances if distance)
-    return [first if distance in (0, reference) else float(f"{first * reference / distance:.{DIGITS}g}")
-            for distance in distances]
-
-
-def check_shares(shares, rule, num_teachers):
-    """-> the weight of each teacher in a sum; None where they take turns. shares: of --teacher-weights."""
-    if rule == "cycle":
-        if shares:
-            raise UserError("--teacher-weights: teachers that take turns have no weights; add --teachers sum")
-        return None
-    if num_teachers == 1:
-        raise UserError("--teachers sum: there is one teacher; name several, as in --teacher a.pth,b.pth")
-    if shares and len(shares) != num_teachers:
-        raise UserError(f"--teacher-weights: {len(shares)} for {num_teachers} teachers; give one for each")
-    return shares or [1.0] * num_teachers
+from recover.objective import TERMS, Terms
 
 
 def common_weights(weights):
     """The Weights of a log over several teachers: the unit of BN is the largest r_bn."""
     return replace(weights[0], r_bn=max(one.r_bn for one in weights))
 
-
-# -- the engines
 
 def average_terms(found, shares, r_bn):
     """What the log shows of several teachers: the weighted mean of each term, BN in units of r_bn.

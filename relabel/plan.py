@@ -6,7 +6,7 @@ import numpy as np
 from sre2l.check.manifest import LABEL_FORMAT, ORDER_RULE, check_images, manifest_of
 from sre2l.check.verify import read_checked, verify_images
 from sre2l.data.loader import Batches
-from sre2l.nets.teacher import find_teachers
+from sre2l.nets.teacher import find_teachers, teacher_weights
 from sre2l.run.errors import UserError
 from sre2l.run.flags import check_folders
 from sre2l.run.output import check_dataset
@@ -28,15 +28,6 @@ def check_args(args, spec):
 def part_of(args):
     """How many images BatchNorm sees at a time under --batch-statistics PART; None for the whole batch."""
     return None if isinstance(args.batch_statistics, bool) else args.batch_statistics
-
-
-def weights_of(args, teachers):
-    """--teacher-weights, by default 1 for each teacher. Raises UserError for another number of them."""
-    weights = args.teacher_weights or [1.0] * len(teachers)
-    if len(weights) != len(teachers):
-        raise UserError(f"--teacher-weights has {len(weights)} numbers for {len(teachers)} "
-                        f"teacher{'s' * (len(teachers) > 1)}; give one for each, between commas")
-    return weights
 
 
 def find_images(args, spec):
@@ -100,7 +91,7 @@ def dry_run(args, spec, images, labels):
     """--dry-run: the settings, how many label files and how many bytes."""
     teachers, spec = find_teachers(args, spec)
     described = [teacher.describe() for teacher in teachers]
-    weights = weights_of(args, teachers) if teachers else None
+    weights = teacher_weights(args.teacher_weights, len(teachers)) if teachers else None
     several = {"teachers": described, "teacher_weights": weights} if len(teachers) > 1 else {}
     settings = make_settings(args, spec)
     count = num_batches = num_bytes = None

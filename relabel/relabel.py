@@ -31,7 +31,7 @@ from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.label_files import LabelBatch, encode_label_batch, label_name
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.nets.precision import PRECISIONS, dtype_of, memory_format_of, start_device
-from sre2l.nets.teacher import check_top1, find_teachers
+from sre2l.nets.teacher import check_top1, find_teachers, teacher_weights
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.device import versions
@@ -110,7 +110,7 @@ def main(args):
     # Prepare: images and teachers have to be usable before anything is written or deleted.
     device, _ = start_device(args.device, args.precision, args.deterministic, training=False)
     teachers, spec = find_teachers(args, spec)
-    weights = plan.weights_of(args, teachers)
+    weights = teacher_weights(args.teacher_weights, len(teachers))
     for teacher in teachers:
         teacher.network.to(device, memory_format=memory_format_of(device))
     top1 = [None]

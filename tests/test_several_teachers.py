@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from recover import engines, recover, several
+from recover import engines, plan, recover
 from recover.engines import Matched, make_engine, make_engines
 from recover.objective import TERMS, Weights
-from recover.several import choose_r_bn, recorded_r_bn
+from recover.plan import choose_r_bn, recorded_r_bn
 from recover.step import Stepper
 from recover.targets import BnTarget
 from recover.views import WHOLE_IMAGE
@@ -184,7 +184,7 @@ def test_what_auto_found_is_recorded_and_used_again(root, monkeypatch):
     assert first == 0.01 != second and settings(root)["teacher_weights"] == [1, 0.5]
     before = files_of(root / "new" / "images")
     (root / "new" / "images" / "new003" / "class003_id000.jpg").unlink()
-    monkeypatch.setattr(several, "noise_distances", None)  # not asked again
+    monkeypatch.setattr(plan, "noise_distances", None)  # not asked again
     run_main(*flags)
     assert files_of(root / "new" / "images") == before
     run_main(*flags, "--dry-run")
@@ -220,7 +220,7 @@ def test_what_does_not_fit_several_teachers_is_refused(root):
     alone = ("--teacher", root / "a.pth", "--arch", SMALL)
     for flags, message in (
             (("--r-bn", "1,2,3"), "--r-bn: 3 numbers for 2 teachers"),
-            (("--teachers", "sum", "--teacher-weights", "1"), "--teacher-weights: 1 for 2 teachers"),
+            (("--teachers", "sum", "--teacher-weights", "1"), "has 1 numbers for 2 teachers"),
             (("--teacher-weights", "1,2"), "teachers that take turns have no weights; add --teachers sum"),
             ((*alone, "--teachers", "sum"), "there is one teacher"),
             ((*alone, "--r-bn", "1,2"), "--r-bn: 2 numbers for 1 teacher;"),

@@ -264,6 +264,15 @@ def find_teachers(args, spec):
     return [first, *(as_shown(teacher, spec) for teacher in others)], spec
 
 
+def teacher_weights(weights, num_teachers):
+    """--teacher-weights, by default 1 for each teacher. Raises UserError for another number of them."""
+    weights = weights or [1.0] * num_teachers
+    if len(weights) != num_teachers:
+        raise UserError(f"--teacher-weights has {len(weights)} numbers for {num_teachers} "
+                        f"teacher{'s' * (num_teachers > 1)}; give one for each, between commas")
+    return weights
+
+
 def describe_order(answers, labels, top1):
     """What says that the classes are in another order; None where top1, in percent, is as good as in any."""
     share, order = share_in_best_order(answers, labels)
