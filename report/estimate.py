@@ -93,11 +93,21 @@ def picking(settings, num_train, num_classes, rates):
     return scored * max(1, settings["crops"]) * rates.forward
 
 
-def mean_of_matching(rates):
-    """Seconds of an iteration of recover for one image, where teachers take turns: the mean over those that
-    have BatchNorm."""
+def of_iteration(rates, rule):
+    """Seconds of an iteration of recover for one image, over the teachers that have BatchNorm: their sum, or
+    where they take turns their mean. rule: of --teachers."""
     matching = [rate.recover for rate in rates if not math.isnan(rate.recover)]
-    return sum(matching) / len(matching) if matching else math.nan
+    return sum(matching) / (1 if rule == "sum" else len(matching)) if matching else math.nan
+
+
+def planned_teachers(plans):
+    """Network and stem of each teacher. Those of torchvision's that are not trained stand in recover's plan,
+    else in squeeze's."""
+    settings = plans["squeeze"]["settings"]
+    if "recover" in plans:
+        settings = plans["recover"]["settings"]["teacher"]
+    untrained = [(arch, "torchvision") for arch in settings["arch"].split(",")]
+    return plans["squeeze"].get("teachers", untrained)
 
 
 def estimate(plans, spec, path, device, typed=()):
@@ -108,9 +118,8 @@ def estimate(plans, spec, path, device, typed=()):
     say in which folder a file is."""
     settings = {name: plan["settings"] for name, plan in plans.items()}
     paths = {recorded_name(name): name for name in typed}
-    planned = plans["squeeze"].get("teachers", [(settings["squeeze"]["arch"], "torchvision")])
     *teachers, student = ((paths.get(name, name), stem) for name, stem in
-                          (*planned, (settings["validate"]["model"], settings["validate"]["stem"])))
+                          (*planned_teachers(plans), (settings["validate"]["model"], settings["validate"]["stem"])))
     batch = settings.get("recover", settings["relabel"])["batch_size"]
     rates = {teacher: measure_rates(*teacher, spec, batch, device) for teacher in teachers}
     if student not in rates:
@@ -134,7 +143,8 @@ def estimate(plans, spec, path, device, typed=()):
         seconds["pick"] = picking(settings["pick"], num_train, spec.num_classes, of_teachers[0])
     if "recover" in plans:
         image_iterations = settings["recover"]["iteration"] * plans["recover"]["images_computed"]
-        seconds["recover"] = image_iterations * mean_of_matching(of_teachers)
+        rule = settings["recover"].get("teacher_rule")
+        seconds["recover"] = image_iterations * of_iteration(of_teachers, rule)
     forward = sum(rate.forward for rate in of_teachers)
     seconds |= {"relabel": settings["relabel"]["epochs"] * num_images * forward,
                 "validate": training(plans["validate"], num_images, of_student)}

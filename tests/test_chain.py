@@ -167,6 +167,24 @@ def test_a_dry_run_adds_up_what_the_stages_plan(tmp_path, monkeypatch, capsys):
     assert last.split()[1] == f"{sum(seconds.values()) / 60:.1f}"
 
 
+@pytest.mark.parametrize("rule, cost", (("cycle", 3.0), ("sum", 6.0)))
+def test_an_estimate_counts_every_one_of_several_teachers(rule, cost, tmp_path, monkeypatch, capsys):
+    """Also torchvision's, which squeeze does not train: an iteration of each in turn, or of all in a sum."""
+    name = ("--name", tmp_path / "run")
+    several = ("--arch", "resnet18,mobilenet_v2")
+    run_main(squeeze, "--dataset", "imagenet1k", *name, *several, "--dry-run")
+    plans = {"squeeze": json.loads(capsys.readouterr().out),
+             "recover": plan_of(capsys, recover, *name, *several, "--teachers", rule),
+             "relabel": plan_of(capsys, relabel, *name, *several, "--epochs", 4),
+             "validate": plan_of(capsys, train, *name, "--epochs", 4)}
+    seconds = {"resnet18": 2.0, "mobilenet_v2": 4.0}
+    monkeypatch.setattr(estimate, "measure_rates", lambda arch, *_: estimate.Rates(1, 1, seconds[arch]))
+    found = estimate.estimate(plans, DATASETS["digits"], None, torch.device("cpu"))
+    settings = plans["recover"]["settings"]
+    assert found["recover"][0] == settings["iteration"] * plans["recover"]["images_computed"] * cost
+    assert found["relabel"][0] == 4 * plans["recover"]["images"] * 2
+
+
 def test_the_rates_of_a_network_are_measured():
     rates = estimate.measure_rates("mobilenet_v2", "torchvision", DATASETS["digits"], 4, torch.device("cpu"))
     assert 0 < rates.forward < rates.train and rates.recover > rates.forward / 4
