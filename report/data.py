@@ -8,6 +8,8 @@ from sre2l.run.output import recorded
 from sre2l.run.paths import student_name
 from validate.results import is_of_earlier_images, teacher_top1
 
+CONTROLS = ("picked_real", "random_real", "hard")  # in the order of the page
+
 
 @dataclass
 class Student:
@@ -27,8 +29,12 @@ class Student:
         return self.results["protocol"]["model"]
 
     @property
-    def is_control(self):
-        return "hard labels" in self.label or " real images" in self.label
+    def control(self):
+        """Which of CONTROLS it is, by its folder: a set may be of real images itself. "" for no control."""
+        if self.name.endswith("_hard") or self.results["protocol"]["hard_labels"]:
+            return "hard"
+        place = self.name.partition("/")[0]
+        return place if place in CONTROLS else ""
 
 
 @dataclass
@@ -56,6 +62,11 @@ def kind_of(images):
     return "distilled images" if "r_bn" in made else "images of other origin"
 
 
+def maker_of(images):
+    """The stage that has made a folder of images: pick or, as far as one can tell, recover."""
+    return "pick" if kind_of(images).endswith(" real images") else "recover"
+
+
 def read_student(folder, run_folder):
     """The student in a folder of the run."""
     results = read_json(folder / "results.json")
@@ -73,14 +84,13 @@ def read_student(folder, run_folder):
 
 
 def read_run(folder):
-    """-> Run, its students in the order: distilled images, picked real ones, random ones, hard labels. The
+    """-> Run, its students in the order: the run's images, picked real ones, random ones, hard labels. The
     first is one that has controls, and the name that train.sh gives."""
     patterns = ("results.json", "*/results.json", "random_real/*/results.json", "picked_real/*/results.json")
     found = sorted(path.parent for pattern in patterns for path in folder.glob(pattern))
     students = [read_student(path, folder) for path in found]
-    controlled = [student.model for student in students if student.is_control]
-    students.sort(key=lambda student: ("hard labels" in student.label, "random real" in student.label,
-                                       "picked real" in student.label,
+    controlled = [student.model for student in students if student.control]
+    students.sort(key=lambda student: (("", *CONTROLS).index(student.control),
                                        controlled.count(student.model) == 0,
                                        student.name != student_name(student.model)))
 

@@ -118,8 +118,8 @@ def estimate(plans, spec, path, device, typed=()):
     say in which folder a file is."""
     settings = {name: plan["settings"] for name, plan in plans.items()}
     paths = {recorded_name(name): name for name in typed}
-    *teachers, student = ((paths.get(name, name), stem) for name, stem in
-                          (*planned_teachers(plans), (settings["validate"]["model"], settings["validate"]["stem"])))
+    planned = *planned_teachers(plans), (settings["validate"]["model"], settings["validate"]["stem"])
+    *teachers, student = ((paths.get(name, name), stem) for name, stem in planned)
     batch = settings.get("recover", settings["relabel"])["batch_size"]
     rates = {teacher: measure_rates(*teacher, spec, batch, device) for teacher in teachers}
     if student not in rates:

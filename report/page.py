@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from report.data import describe_measure, read_run, seconds_of, teacher_facts
+from report.data import describe_measure, maker_of, read_run, seconds_of, teacher_facts
 from report.html import element, image, note, page, table, text
 from report.plots import page_curves
 from sre2l.data.flags import add_run_flags
@@ -95,8 +95,8 @@ def accuracy(run):
 
 def compared_with(run, student):
     """The student that a control belongs to, the first of the same network; of others, the page's first."""
-    of_it = [other for other in run.students if not other.is_control and other.model == student.model]
-    return of_it[0] if student.is_control and of_it else run.students[0]
+    of_it = [other for other in run.students if not other.control and other.model == student.model]
+    return of_it[0] if student.control and of_it else run.students[0]
 
 
 def differences(one, other):
@@ -142,8 +142,8 @@ def cost_rows(run):
         first = run.students[0]
         sizes = {"recover": first.results["image_bytes"], "relabel": first.results["label_bytes"]}
         student = f"{first.name}, {seeds_of(first)} (validate)"
-    what = {"squeeze": "teacher (squeeze)", "recover": "images (recover)", "relabel": "labels (relabel)",
-            "validate": student}
+    what = {"squeeze": "teacher (squeeze)", "recover": f"images ({maker_of(run.images)})",
+            "relabel": "labels (relabel)", "validate": student}
     for stage, seconds in seconds_of(run).items():
         yield what[stage], sizes.get(stage), seconds
 

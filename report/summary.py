@@ -3,7 +3,7 @@
 Run: python3 -m report.summary --dataset digits      (after all stages and both controls, as in demo.sh)
 Result: the table on the screen, runs/<name>/summary.json, and report.html anew.
 """
-from report.data import describe_measure, is_of_earlier_images, teacher_top1
+from report.data import describe_measure, is_of_earlier_images, kind_of, maker_of, teacher_top1
 from report.page import write_report
 from sre2l.data.flags import add_run_flags
 from sre2l.run.errors import UserError
@@ -53,8 +53,10 @@ def collect(run, model):
             raise UserError(f"{folder}: a student was trained on other images than the labels there belong "
                             f"to now; run {name} again, with --overwrite")
 
+    own = {maker_of(run / "images") if stage == "recover" else stage: value
+           for stage, value in student["seconds"].items()}
     seconds = {**({"pick": stage_seconds(run / "picked.metrics.jsonl")} if picked else {}),
-               **student["seconds"],
+               **own,
                "hard_label_control": hard["seconds"].get("validate"),
                "random_real_control": seconds_of_control(real),
                **({"picked_real_control": seconds_of_control(picked)} if picked else {})}
@@ -68,13 +70,14 @@ def collect(run, model):
             "seconds": seconds, "versions": student["versions"]}
 
 
-def table(name, values):
-    """The figures as lines for a terminal."""
+def table(name, values, images):
+    """The figures as lines for a terminal. images: what the set's own are, as kind_of says it."""
     lines = [f"{name}: {values['images']} images, {values['image_bytes']:,} bytes; "
              f"labels {values['label_bytes']:,} bytes", ""]
     for key, text in ACCURACIES.items():
         if key not in values:  # nothing was picked
             continue
+        text = text.replace("distilled images", images)
         lines.append(f"  {text:<42} " + ("not measured" if values[key] is None else f"{values[key]:6.2f}%"))
     lines.append(f"  {describe_measure(values['chance_top1'], values['val_images'])}")
     timed = [f"{stage} {value:.0f}" for stage, value in values["seconds"].items() if value is not None]
@@ -87,7 +90,7 @@ def main(args):
         return print_plan(vars(args), output=str(run / "summary.json"))
     values = collect(run, args.model)
     write_json(run / "summary.json", values)
-    print(f"\n{table(args.name or args.dataset, values)}\n")
+    print(f"\n{table(args.name or args.dataset, values, kind_of(run / 'images'))}\n")
     print(f"written to {run / 'summary.json'}\nreport: {write_report(run)}")
 
 

@@ -28,7 +28,7 @@ from tests.nets import like_trained
 from tests.test_continue import files_of
 from tests.test_interrupts import handlers, interrupted  # noqa: F401  a fixture
 from tests.worlds import make_world, recover_flags, teacher, train_flags
-from validate import random_real
+from validate import random_real, train
 
 ARCH = "convnet2-w8"
 MEAN, STD = (torch.tensor(value).double().view(3, 1, 1) for value in (DATASETS["cifar10"].mean,
@@ -479,6 +479,27 @@ def test_picked_images_have_a_control_of_their_own(world, capsys):
     write_json(run / "picked_real" / f"student_{SMALL}" / "results.json", results)
     assert "run random_real.sh with --picked again" in refused(
         summary, "--dataset", "cifar10", "--name", run, "--model", SMALL)
+
+
+def test_picked_images_that_are_the_set_are_no_control_and_are_called_what_they_are(world, tmp_path, capsys):
+    """As of an RDED run: folders tell the controls, and the set's seconds are pick's."""
+    common = ("--dataset", "cifar10", "--name", tmp_path, "--device", "cpu")
+    run_main(pick, *common, "--real-data", world / "real", *teacher(world), "--allow-chance", "--crops", 0,
+             "--ipc-end", 1, "--exp-name", "images")
+    run_main(relabel, *common, *teacher(world), "--epochs", 1, "-b", 5, "-j", 0)
+    run_main(train, *common, "--val-dir", world / "real", "--model", SMALL, "--epochs", 1, "-j", 0,
+             "--gradient-accumulation-steps", 1)
+    for name in (f"student_{SMALL}_hard", f"random_real/student_{SMALL}"):
+        shutil.copytree(tmp_path / f"student_{SMALL}", tmp_path / name)
+    capsys.readouterr()
+    run_main(summary, "--dataset", "cifar10", "--name", tmp_path, "--model", SMALL)
+    students = read_run(tmp_path).students
+    assert [student.control for student in students] == ["", "random_real", "hard"]
+    seconds = json.loads((tmp_path / "summary.json").read_text())["seconds"]
+    assert seconds["pick"] > 0 and "recover" not in seconds
+    said = capsys.readouterr().out
+    assert "student, picked real images, soft labels" in said and "distilled" not in said
+    assert "images (pick)" in (tmp_path / "report.html").read_text()
 
 
 def test_images_that_are_no_files_are_named_by_their_number_in_the_class():
