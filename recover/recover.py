@@ -102,6 +102,20 @@ def describe_computation(args, note, teachers, matched):
     return f"{line}\n{len(teachers)} teachers, {args.teacher_rule}: {', '.join(each)}"
 
 
+def make_watch(args, log, stepper, matched, num_classes, verifier):
+    """What looks at the iterations: by default it says 40 lines of each group."""
+    period = args.print_period or max(1, args.iteration // 40)
+    weights = common_weights([one.weights for one in matched])
+    return Watch(log, stepper, weights, args.precision, args.iteration, period, num_classes, verifier)
+
+
+def log_group(log, group, missing, precision, num_left):
+    """Say that a group is computed: of each batch how many images are new, and how many groups are left."""
+    for batch in group.batches:
+        log.metrics(unit=batch.index, images=len(missing.keys() & set(batch.pairs)), precision=precision)
+    log.line(f"{group.name}: computed, {num_left} more of this process to do")
+
+
 def make_snapshots(args, folder, batch, spec):
     """The pictures of the run's first batch; where the range begins later, their names say which it is."""
     first = f"unit{batch.index}." if batch.index else ""
@@ -162,9 +176,7 @@ def main(args):
                          real=real, merge=args.merge, spec=spec)
     stepper = Stepper(engines[blocks[0].size], *pixel_bounds(spec.mean, spec.std, device))
     course = Course(stepper, engines, blocks, cosine_rates(args.lr, args.iteration), args.merge)
-    period = args.print_period or max(1, args.iteration // 40)
-    weights = common_weights([one.weights for one in matched])
-    watch = Watch(log, stepper, weights, args.precision, args.iteration, period, spec.num_classes, verifier)
+    watch = make_watch(args, log, stepper, matched, spec.num_classes, verifier)
     snapshots = make_snapshots(args, folder, batches[0], spec)
 
     # Loop: on threads beside the computation, the next noise is drawn and the last images are written.
@@ -206,10 +218,7 @@ def main(args):
             wait_for(writing)
             pixels = [pictures.to_pixels(images, spec.mean, spec.std) for images in stepper.images]
             writing = writer.submit(write_images, folder, group, pixels, missing, keeper)
-            for batch in group.batches:
-                num_new = len(missing.keys() & set(batch.pairs))
-                log.metrics(unit=batch.index, images=num_new, precision=args.precision)
-            log.line(f"{group.name}: computed, {len(groups) - done} more of this process to do")
+            log_group(log, group, missing, args.precision, len(groups) - done)
         wait_for(writing)
 
     # Finish: of several processes the last one finds the set complete.
