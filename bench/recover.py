@@ -10,7 +10,7 @@ from bench.plain import Look, PlainBatch, PlainObjective
 from recover.engines import enough_groups, make_fast_engine
 from recover.objective import Weights
 from recover.step import Stepper
-from recover.views import draw_view
+from recover.views import LEAST_AREA, draw_view, least_areas
 from sre2l.data.augment import unit_rng
 from sre2l.data.datasets import DATASETS
 from sre2l.nets.models import build_network
@@ -72,20 +72,22 @@ def make_stepper(case, engine, device):
     return Stepper(engine, *(torch.tensor(edge, device=device).view(3, 1, 1) for edge in case.bounds))
 
 
-def views_of(case, groups):
-    """NUM_VIEWS lists of `groups` views."""
+def views_of(case, groups, curriculum=None):
+    """NUM_VIEWS lists of `groups` views. curriculum: of --crop-curriculum; crops of small images, too."""
     rng = unit_rng(0)
-    crop_flip = case.spec.size > 32
+    crop_flip = case.spec.size > 32 or curriculum is not None
     low, high = case.rolls
-    return [[draw_view(case.spec.size, high, low < 0, crop_flip, rng) for _ in range(groups)]
-            for _ in range(NUM_VIEWS)]
+    areas = least_areas(curriculum or "none", LEAST_AREA, 1.0, NUM_VIEWS)
+    return [[draw_view(case.spec.size, high, low < 0, crop_flip, rng, area) for _ in range(groups)]
+            for area in areas]
 
 
-def build_ours(case, precision, groups, device):
-    """-> run() that is one iteration of `groups` stacked batches."""
+def build_ours(case, precision, groups, device, curriculum=None):
+    """-> run() that is one iteration of `groups` stacked batches. curriculum: as in views_of."""
     engine = make_fast_engine(make_teacher(case, device), WEIGHTS, case.spec.size, precision)
     stepper = make_stepper(case, engine, device)
-    stepper.start(*batches(case, groups, device), views_of(case, groups), [LR] * NUM_VIEWS)
+    views = views_of(case, groups, curriculum)
+    stepper.start(*batches(case, groups, device), views, [LR] * NUM_VIEWS)
     done = count()
     return lambda: stepper.step(next(done) % NUM_VIEWS)
 

@@ -163,7 +163,7 @@ def test_benchmark_prints_a_json_line_for_every_row_and_tables(capsys):
              "--dataset", "cifar100", "--batch", 4, "--images", 10, "--size", 32)
     lines = capsys.readouterr().out.splitlines()
     rows = [json.loads(line) for line in lines if line.startswith("{")]
-    sections = ["recover"] + ["options"] * 4 + ["relabel"] * 4 + ["validate"] * 4
+    sections = ["recover"] + ["options"] * 6 + ["relabel"] * 4 + ["validate"] * 4
     assert [row["section"] for row in rows] == sections
     for row in rows:
         assert row.keys() >= {"device", "torch", "date", "pairs", "precision", "size", "batch", "unit"}
