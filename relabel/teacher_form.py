@@ -198,10 +198,10 @@ def describe_precisions(labellers):
 def describe_teachers(teachers, weights, labellers, top1):
     """What a manifest says of the teachers. Of several, `teacher` is the first. top1: its own."""
     forms = [labeller.form if labeller.precision in HALF else None for labeller in labellers]
-    several = {}
+    found = {"teacher": teachers[0].describe(), "teacher_classes": teachers[0].class_names,
+             "measured_top1": top1, "precision": describe_precisions(labellers),
+             "half_against_fp32": forms[0]}
     if len(teachers) > 1:
-        several = {"teachers": [teacher.describe() for teacher in teachers], "teacher_weights": weights}
-        forms = [forms if any(forms) else None]
-    return {"teacher": teachers[0].describe(), "teacher_classes": teachers[0].class_names,
-            "measured_top1": top1, "precision": describe_precisions(labellers), "half_against_fp32": forms[0],
-            **several}
+        found |= {"teachers": [teacher.describe() for teacher in teachers], "teacher_weights": weights,
+                  "half_against_fp32": forms if any(forms) else None}
+    return found
