@@ -104,9 +104,9 @@ def check_args(args, spec):
     wanted = args.ipc_end * args.grid ** 2
     if args.most is not None and args.most < wanted and args.score != "random":
         raise UserError(f"--most {args.most}: {wanted} images of a class are picked; score as many or more")
-    if args.groups and (args.score == "random" or args.pick not in SPREADS):
-        raise UserError(f"--groups: image g of a class belongs to group g with --pick {', '.join(SPREADS)} "
-                        f"alone, and with a --score other than random")
+    if args.group_statistics and (args.score == "random" or args.pick not in SPREADS):
+        raise UserError(f"--group-statistics: image g of a class belongs to group g with --pick "
+                        f"{', '.join(SPREADS)} alone, and with a --score other than random")
     return classes
 
 
@@ -185,8 +185,8 @@ def main(args):
     teachers = []
     if args.score != "random":
         teachers, spec = find_teachers(args, spec)
-    if args.groups and len(teachers) > 1:
-        raise UserError("--groups: the statistics are one teacher's; pick with one, or without --groups")
+    if args.group_statistics and len(teachers) > 1:
+        raise UserError("--group-statistics: the statistics are one teacher's; pick with one, or without it")
     for teacher in teachers:
         teacher.network.to(device, memory_format=memory_format_of(device))
         if processes.rank() == 0 or args.overwrite:  # whoever may delete has measured first
@@ -216,7 +216,7 @@ def main(args):
         if teachers:
             scored = finish_scores(folder, images, classes, args)
         write_chosen(folder, images, choose(args, images, classes, scored), names)
-        if args.groups:
+        if args.group_statistics:
             write_groups(folder, images, scored, args, teachers[0], spec, device)
         pictures.contact_sheet(folder.root, folder.path("png"))
         log.line(f"done: {len(pairs)} images in {folder.root}, contact sheet {folder.path('png')}",
@@ -239,7 +239,7 @@ def make_parser():
     add("--grid", type=number(int, 1, 8), default=1, help="images side by side in a picked one, each way")
     add("--most", type=number(int, 1), metavar="N",
         help="images of a class that are scored, drawn by chance (default: all)")
-    add("--groups", action="store_true",
+    add("--group-statistics", action="store_true",
         help="with --pick spread: write the teacher's statistics of each group, for recover's group targets")
     add("--seed", type=number(int, 0), default=0, help="of what is drawn: images and crops")
 

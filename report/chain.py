@@ -35,12 +35,12 @@ from validate.checks import check_micro_batches
 
 # Flags that would take a stage away from the folders in which the others look.
 OF_THE_CHAIN = ("--output-dir", "--evaluate", "--hard-labels", "--data", "--fkd-path", "--train-dir",
-                "--syn-data-path", "--exp-name")
+                "--syn-data-path", "--exp-name", "--picked")
 FOR_ALL = ("--name", "--dataset", "--dry-run")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A flag of one of these names means something else in each stage that has it.
 AMBIGUOUS = ("--epochs", "--lr", "--batch-size", "-b", "--seed", "--precision", "--momentum",
-             "--weight-decay", "--warmup-epochs", "--lr-schedule")
+             "--weight-decay", "--warmup-epochs", "--lr-schedule", "--teacher-weights")
 STAGES = {"squeeze": squeeze, "pick": pick, "recover": recover, "relabel": relabel, "check": check,
           "validate": train, "random_real": random_real, "summary": summary}
 PLANNED = ("squeeze", "pick", "recover", "relabel", "validate")  # whose --dry-run an estimate needs
@@ -135,10 +135,10 @@ def make_commands(dataset, flags, start="noise"):
     """The command of every step -> {name: words}. flags: of split_flags; start: a key of STARTS."""
     found = {}
     for name, stage, program, own in steps_of(start):
-        start = ["sh", str(ROOT / program), dataset]
+        words = ["sh", str(ROOT / program), dataset]
         if not program.endswith(".sh"):
-            start = [sys.executable, "-m", program, "--dataset", dataset]
-        found[name] = [*start, *own, *flags[stage]]
+            words = [sys.executable, "-m", program, "--dataset", dataset]
+        found[name] = [*words, *own, *flags[stage]]
     return found
 
 
@@ -223,6 +223,10 @@ def print_plan(args, flags, plans, row, of_squeeze):
     print(f"{'sum':<20} {sum(known) / 60:>9.1f} {total / 1e6:>11,.1f}" + f"   {days:,.0f} days" * (days > 2))
     if len(known) < len(found):
         print("?: without the real images, --real-data DIR, nobody can tell")
+    try:
+        check_real_images(args, of_squeeze)
+    except UserError as missing:
+        print(f"Before it runs: {missing}")
 
 
 def check_real_images(args, of_squeeze):
@@ -249,6 +253,8 @@ def way_on(args, done):
         left = [stage for name, stage, *_ in steps if name not in done][1:]  # not the one that has begun
         deleting = ("pick", "recover", "relabel", "validate", "random_real")
         words += [f"--{stage}.overwrite" for stage in deleting if stage in left]
+    if len(args.starts) > 1:
+        words = ["--start", args.start, *words]
     gpus = num_processes()
     return f"GPUS={gpus} " * (gpus != 1) + shlex.join(["sh", "run.sh", args.word, *words])
 
@@ -296,11 +302,13 @@ def get_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--dataset", action=Once, required=True, metavar="NAME[+RECIPE]",
                         help=f"{', '.join(DATASETS)}, or a name of your own with --real-data DIR")
-    parser.add_argument("--start", choices=STARTS, default="noise",
+    parser.add_argument("--start", choices=STARTS, action="append",
                         help="what the images begin as; only-picked: real images, not optimised")
     parser.set_defaults(name=None)
     args, args.words = parser.parse_known_args(argv)
     args.word = args.name or args.dataset  # as the launchers take it
+    args.starts = args.start or ["noise"]  # run.sh gives one, the user another
+    args.start = args.starts[-1]
     return args
 
 

@@ -188,3 +188,21 @@ def test_an_estimate_counts_every_one_of_several_teachers(rule, cost, tmp_path, 
 def test_the_rates_of_a_network_are_measured():
     rates = estimate.measure_rates("mobilenet_v2", "torchvision", DATASETS["digits"], 4, torch.device("cpu"))
     assert 0 < rates.forward < rates.train and rates.recover > rates.forward / 4
+
+
+@pytest.mark.parametrize("start, names", [
+    ("noise", ["squeeze", "recover", "relabel"]), ("picked", ["squeeze", "pick", "recover", "relabel"]),
+    ("only-picked", ["squeeze", "pick", "relabel"])])
+def test_what_images_begin_as_says_the_steps_and_the_controls(start, names):
+    steps = [name for name, *_ in chain.steps_of(start)]
+    assert steps[:len(names)] == names
+    assert ("picked real images" in steps) == (start == "picked")
+    assert {"random real images", "hard labels", "summary"} <= {*steps}
+
+
+def test_a_start_that_the_user_typed_is_part_of_the_way_on():
+    args = chain.get_args(["--dataset", "photos", "--start", "noise", "--start", "picked", "--merge", "0.5"])
+    assert chain.way_on(args, ["squeeze"]) == "sh run.sh photos --start picked --merge 0.5"
+    args = chain.get_args(["--dataset", "cifar10+fadrm", "--start", "picked"])
+    assert (args.dataset, args.start) == ("cifar10", "picked")
+    assert chain.way_on(args, []) == "sh run.sh cifar10+fadrm"

@@ -277,7 +277,7 @@ def test_several_teachers_rank_by_the_mean_of_their_ranks(root, tmp_path):
     means = (sum(ranks) / 2).view(-1, 2)
     assert line["scores"] == means.min(1).values.tolist()
     assert line["boxes"] == [candidates[2 * i + k][0] for i, k in enumerate(means.min(1).indices.tolist())]
-    assert "the statistics are one teacher's" in refused(*flags, "--pick", "spread", "--groups")
+    assert "the statistics are one teacher's" in refused(*flags, "--pick", "spread", "--group-statistics")
 
 
 def test_very_hard_images_have_finite_scores_and_very_easy_ones_different_ones():
@@ -292,7 +292,7 @@ def test_very_hard_images_have_finite_scores_and_very_easy_ones_different_ones()
 def whole(root, tmp_path_factory):
     """A pick in peace, each class in three parts -> (flags, what it left)."""
     folder = tmp_path_factory.mktemp("whole")
-    flags = ("--pick", "spread", "--crops", 2, "--groups", "--most", 8)
+    flags = ("--pick", "spread", "--crops", 2, "--group-statistics", "--most", 8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores, "VIEWS", 6)
         run_main(*flags_of(root, folder, *flags))
@@ -404,8 +404,9 @@ def test_groups_are_the_statistics_of_equal_parts_of_every_class_s_ranking(root,
     (("--score", "random", "--ipc-end", 10), "class 0 has 9 images, 10 are wanted"),
     (("--most", 1), "--most 1: 2 images of a class are picked; score as many or more"),
     (("--classes", "3,10"), "--classes: class 10 is out of range, cifar10 has 10 (0-9)"),
-    (("--groups",), "--groups: image g of a class belongs to group g with --pick spread"),
-    (("--score", "random", "--pick", "spread", "--groups"), "and with a --score other than random")])
+    (("--group-statistics",), "--group-statistics: image g of a class belongs to group g with --pick spread"),
+    (("--score", "random", "--pick", "spread", "--group-statistics"),
+     "and with a --score other than random")])
 def test_what_cannot_be_picked_is_refused_before_anything_is_written(root, tmp_path, flags, sentence):
     assert sentence in refused(*flags_of(root, tmp_path / "run", *flags))
     assert not (tmp_path / "run").exists()

@@ -24,7 +24,7 @@ from sre2l.run.safe_load import is_whole
 FORMAT = "sre2l-statistics-1"  # what the files say under `format`
 MAKERS = {  # who writes which kind
     "class": "squeeze's same command with --class-statistics",
-    "group": "recover/pick.sh with --pick spread --groups",
+    "group": "recover/pick.sh with --pick spread --group-statistics",
 }
 
 
