@@ -18,7 +18,7 @@ from sre2l.nets.models import build_for, check_shapes
 from sre2l.nets.teacher import find_teachers, teacher_weights
 from sre2l.run.errors import UserError
 from sre2l.run.flags import number
-from sre2l.run.paths import in_run
+from sre2l.run.paths import run_folder
 
 # What an image depends on, besides the data set's facts and the teacher.
 SETTINGS = ("dataset", "batch_size", "iteration", "lr", "jitter", "signed_jitter", "no_crop_flip",
@@ -73,9 +73,9 @@ def check_options(args):
     """Refuse options that would do nothing. --blocks says the number of iterations; a curriculum gets its
     milestone, and the folder of --init its whole path."""
     if args.init != "noise":
-        args.init = os.path.abspath(in_run(args, args.init))
+        args.init = os.path.abspath(run_folder(args) / "picked" if args.init == "picked" else args.init)
     if args.merge and args.init == "noise":
-        raise UserError("--merge needs real images: give their folder with --init FOLDER")
+        raise UserError("--merge needs real images: --init picked, after pick.sh, or --init FOLDER")
     if args.merge and len(args.blocks or ()) < 2:
         raise UserError("--merge mixes real images in between blocks: give several, such as --blocks 500,500")
     is_cropped = args.crop_scale != LEAST_AREA or args.crop_curriculum != "none"

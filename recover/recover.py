@@ -6,6 +6,7 @@ Result: runs/<name>/images/new000/class000_id000.jpg ... and, beside the folder,
 """
 import math
 import os
+from argparse import BooleanOptionalAction
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -250,9 +251,8 @@ def make_parser():
     add("--lr", type=number(float, above=0), default=0.25, help="learning rate at step 0, cosine to 0")
 
     # Where it begins, and how it is cut. The total of --blocks replaces --iteration.
-    add("--init", default="noise", metavar="FOLDER",
-        help="begin with these real images, in recover's layout, a folder here or in runs/<name> (default: "
-             "noise)")
+    add("--init", default="noise", metavar="noise|picked|FOLDER",
+        help="begin with these real images, in recover's layout; picked: runs/<name>/picked of pick.sh")
     add("--blocks", type=block_list, metavar="500@200,500",
         help="steps@pixels of each block, a fresh Adam in each (default: one of --iteration steps)")
     add("--merge", type=number(float, 0, 1), default=0.0, metavar="A",
@@ -278,7 +278,8 @@ def make_parser():
 
     # The view of an iteration. recover.sh leaves crop and flip out for CIFAR and digits.
     add("--jitter", "--image_shifting", type=number(int, 0), default=32, help="largest random roll, pixels")
-    add("--signed-jitter", action="store_true", help="roll by -jitter..jitter instead of 0..jitter")
+    add("--signed-jitter", action=BooleanOptionalAction, default=False,
+        help="roll by -jitter..jitter instead of 0..jitter")
     add("--no-crop-flip", action="store_true", help="neither crop nor flip, only roll")
     add("--crop-flip", action="store_false", dest="no_crop_flip", default=False,
         help="crop and flip, where a launcher's table says not to")

@@ -15,10 +15,10 @@ case $dataset in                          # recipes (docs/methods.md): what they
         set -- --arch resnet18,densenet121-32,shufflenet_v2_x0_5-32,mobilenet_v2-32 \
             --ipc-end 10 --init picked --blocks 500,500,500,500 --merge 0.5 --crop-flip --batch-size $batch --lossless "$@" ;;
     tiny-imagenet+fadrm)
-        set -- --ipc-end 10 --init picked --blocks 500,500 --merge 0.5 --lr 0.01 --r-bn 0.01 --lossless "$@" ;;
+        set -- --ipc-end 10 --init picked --blocks 500,500 --merge 0.5 --lr 0.01 --r-bn 0.01 --no-signed-jitter --lossless "$@" ;;
     tiny-imagenet+fadrm+)
         set -- --arch resnet18,shufflenet_v2_x0_5-32,densenet121-32,mobilenet_v2-32 \
-            --ipc-end 10 --init picked --blocks 500,500,500,500 --merge 0.5 --lr 0.25 --r-bn 0.01 --lossless "$@" ;;
+            --ipc-end 10 --init picked --blocks 500,500,500,500 --merge 0.5 --lr 0.25 --r-bn 0.01 --no-signed-jitter --lossless "$@" ;;
     imagenette+fadrm | imagewoof+fadrm | imagenet1k+fadrm)
         case $dataset in imagenette+*) lr=0.05 ;; *) lr=0.25 ;; esac
         set -- --ipc-end 10 --init picked --blocks 500@200,500@224,500@200,500@224 --merge 0.5 --lr $lr --lossless "$@" ;;
@@ -37,9 +37,9 @@ case $dataset in                          # recipes (docs/methods.md): what they
             --ipc-end 10 --init picked --iteration 2000 --lr 0.05 --r-bn 0.01 --crop-scale 0.5 --jitter 0 \
             --batch-order class --bn-target class:0.5 --lossless "$@" ;;
     cifar10+young)                        # ours
-        set -- --ipc-end 10 --init picked --blocks 150,150,150,150 --merge 0.5 --lr 0.05 --crop-flip --lossless "$@" ;;
+        set -- --ipc-end 10 --init picked --blocks 150,150,150,150 --merge 0.5 --lr 0.05 --crop-flip --batch-order class --lossless "$@" ;;
     digits+young)
-        set -- --ipc-end 10 --init picked --blocks 50,50,50,50 --merge 0.5 --lr 0.05 --lossless "$@" ;;
+        set -- --ipc-end 10 --init picked --blocks 50,50,50,50 --merge 0.5 --lr 0.05 --batch-order class --lossless "$@" ;;
     *+*) no_recipe ;;
 esac
 case ${dataset%%+*} in                        # the published settings: edit here

@@ -8,11 +8,11 @@ case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
 case $dataset in                          # recipes (docs/methods.md): what they change of the settings below
     imagenet1k+cda) set -- --batch-size 128 "$@" ;;
     tiny-imagenet+cda | imagenet21k-p+cda) ;;
-    cifar10+rded | cifar100+rded)         # of its crops one quarter or more; at 32 pixels the whole image
+    cifar10+rded)                         # batches for 10 images a class; 10 for 1, 100 for 50
         set -- --epochs 300 --batch-size 50 --mix-type cutmix --crop none "$@" ;;
-    tiny-imagenet+rded) set -- --epochs 300 --batch-size 100 --mix-type cutmix --crop none "$@" ;;
-    imagenette+rded | imagewoof+rded | imagenet1k+rded)
-        set -- --batch-size 50 --patch-shuffle 2 --min-scale-crops 0.5 "$@" ;;
+    cifar100+rded | tiny-imagenet+rded) set -- --epochs 300 --batch-size 100 --mix-type cutmix --crop none "$@" ;;
+    imagenette+rded | imagewoof+rded) set -- --batch-size 50 --patch-shuffle 2 --min-scale-crops 0.5 "$@" ;;
+    imagenet1k+rded) set -- --batch-size 100 --patch-shuffle 2 --min-scale-crops 0.5 "$@" ;;
     cifar10+fadrm | cifar100+fadrm)
         set -- --epochs 1000 --batch-size 16 --batch-statistics 8 --mix-type cutmix --crop resized "$@" ;;
     cifar10+fadrm+ | cifar100+fadrm+)
@@ -24,14 +24,16 @@ case $dataset in                          # recipes (docs/methods.md): what they
             --epochs 300 --batch-size 16 --batch-statistics 8 --mix-type cutmix "$@" ;;
     imagenette+fadrm | imagewoof+fadrm) set -- --batch-statistics 5 "$@" ;;
     imagenet1k+fadrm) set -- --batch-size 16 --batch-statistics 8 "$@" ;;
-    imagenette+fadrm+ | imagewoof+fadrm+)
+    imagenette+fadrm+)
         set -- --arch resnet18,densenet121,shufflenet_v2_x1_0,mobilenet_v2 --batch-statistics 5 "$@" ;;
-    imagenet1k+fadrm+)
+    imagewoof+fadrm+ | imagenet1k+fadrm+)
         set -- --arch resnet18,densenet121,shufflenet_v2_x1_0,mobilenet_v2 --batch-size 16 --batch-statistics 8 "$@" ;;
-    cifar10+edc | cifar100+edc)
-        case $dataset in cifar10+*) crops="--batch-size 25" ;; *) crops="--batch-size 50 --min-scale-crops 0.5" ;; esac
+    cifar10+edc)
         set -- --arch resnet18,convnet3,mobilenet_v2-32,wrn16_2-32,shufflenet_v2_x0_5-32,convnet1,convnet2,convnet3-w32 \
-            --epochs 1000 --mix-type cutmix --crop resized $crops --augment randaugment "$@" ;;
+            --epochs 1000 --batch-size 25 --mix-type cutmix --crop resized --augment randaugment "$@" ;;
+    cifar100+edc)                         # five of the eight that recover takes
+        set -- --arch resnet18,convnet3,mobilenet_v2-32,wrn16_2-32,shufflenet_v2_x0_5-32 --epochs 1000 --batch-size 50 \
+            --mix-type cutmix --crop resized --min-scale-crops 0.5 --augment randaugment "$@" ;;
     tiny-imagenet+edc)
         set -- --arch resnet18,convnet4,mobilenet_v2-64,wrn16_2-64,shufflenet_v2_x0_5-64 \
             --epochs 300 --batch-size 100 --mix-type cutmix --min-scale-crops 0.5 --augment randaugment "$@" ;;

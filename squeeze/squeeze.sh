@@ -6,7 +6,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/sre2l/run/env.sh"
 case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
 case $dataset in                          # recipes (docs/methods.md): what they change of the settings below
-    *+cda | *+rded | imagenette+fadrm | imagewoof+fadrm | imagenet1k+fadrm) ;;
+    imagenet1k+cda | tiny-imagenet+cda | imagenet21k-p+cda | imagenette+fadrm | imagewoof+fadrm | imagenet1k+fadrm) ;;
+    cifar10+rded | cifar100+rded | tiny-imagenet+rded | imagenette+rded | imagewoof+rded | imagenet1k+rded) ;;
     cifar10+fadrm | cifar100+fadrm)       # of CV-DD
         set -- --optimizer adam --lr 1e-3 --weight-decay 1e-4 --batch-size 512 "$@" ;;
     cifar10+fadrm+ | cifar100+fadrm+)     # of several teachers the first is in teacher/, another in teacher_ARCH/

@@ -419,7 +419,8 @@ def test_a_convnet_is_made_for_the_size_of_its_images(world):
     with pytest.raises(UserError, match="nothing is left of them; take convnet5 or less"):
         build_network("convnet6", 10, "torchvision", size=32)
     run_main(*squeeze_flags(world, "--arch", "convnet2-w32", "--input-size", 24))
-    flags = (*common(world), "--iteration", 1, "--ipc-end", 1, "--batch-size", 10, "--allow-chance")
+    flags = (*common(world), "--iteration", 1, "--jitter", 4, "--ipc-end", 1, "--batch-size", 10,
+             "--allow-chance")
     assert "cannot take images of 32x32 pixels" in refused(recover, *flags, "--input-size", 32)
     run_main(recover, *flags)
     manifest = json.loads((world / "run" / "images.manifest.json").read_text())

@@ -13,11 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from recover.batches import plan_batches
+from relabel import plan as relabel_plan
 from sre2l.data.datasets import DATASETS
 from sre2l.run import preflight
 from sre2l.run.paths import ROOT
 from sre2l.run.start import run_script
 from tests.helpers import SMALL, launch, noise_folder, refused, run_main
+from validate.deviations import describe_labels
+from validate.published import find_row
 
 LAUNCHERS = ("squeeze/squeeze.sh", "recover/pick.sh", "recover/recover.sh", "relabel/relabel.sh",
              "validate/train.sh")
@@ -85,8 +89,9 @@ ABSENT = {"cda": "recover/pick.sh", "rded": "recover/recover.sh"}  # what run.sh
 
 def recipes_of(launcher):
     """The words NAME+RECIPE that a launcher has a block for; of '*+RECIPE' RECIPE stands for every NAME."""
-    head = (ROOT / launcher).read_text().partition("esac\n# ")[0].partition("no_recipe")[0]
-    return set(re.findall(r"[a-z0-9*-]+\+[a-z]+\+?(?= *[|)])", head))
+    text = (ROOT / launcher).read_text()
+    assert text.count("no_recipe") == 1
+    return set(re.findall(r"[a-z0-9*-]+\+[a-z]+\+?(?= *[|)])", text.partition("no_recipe")[0]))
 
 
 def test_every_recipe_has_settings_in_all_launchers_of_its_chain(tmp_path):
@@ -114,6 +119,46 @@ def test_a_recipe_is_planned_in_a_run_of_its_own(word, launcher, tmp_path, capsy
     plan = json.loads(capsys.readouterr().out)
     assert plan["settings"]["dataset"] == dataset
     assert plan["output"].startswith(str(ROOT / "runs" / word))
+
+
+def flags_planned(tmp_path, launcher, word):
+    """What a launcher's stage is given for NAME+RECIPE -> (module, its arguments)."""
+    module, *flags = planned(tmp_path, launcher, word)
+    return module, module.get_args(flags)
+
+
+def words_of(recipe):
+    return sorted(word for word in recipes_of("relabel/relabel.sh") if word.endswith(f"+{recipe}"))
+
+
+@pytest.mark.parametrize("word", [word for recipe in ("cda", "rded", "fadrm", "fadrm+", "edc")
+                                  for word in words_of(recipe) if not word.startswith("imagenet21k")])
+def test_a_recipe_labels_as_the_published_protocol_of_its_student_wants_it(word, tmp_path):
+    """Batch, mix, crops, the teacher's mode, augmentation and number of teachers: those of the row."""
+    dataset, _, recipe = word.partition("+")
+    _, args = flags_planned(tmp_path, "relabel/relabel.sh", word)
+    spec = DATASETS[dataset]
+    facts = {**relabel_plan.make_settings(args, spec), "teacher": None, "num_images": 10 * spec.num_classes}
+    facts["teachers"] = (args.arch or "").split(",")
+    row = find_row(recipe.rstrip("+"), spec, 10, "resnet18")
+    found = describe_labels(facts)
+    for key, wanted in row.labels.items():
+        fits = wanted if isinstance(wanted, tuple) else (wanted,)
+        assert found[key] in fits, (key, found[key], fits)
+    assert args.epochs == row.flags["epochs"]
+
+
+@pytest.mark.parametrize("word", sorted(word for word in recipes_of("recover/recover.sh")
+                                        if word.partition("+")[2] != "cda"))
+def test_a_recipe_recovers_as_many_images_as_it_picks_and_each_block_has_them(word, tmp_path):
+    """Batches that take more images of a class than are picked would be refused after hours of squeeze."""
+    _, pick_args = flags_planned(tmp_path, "recover/pick.sh", word)
+    module, args = flags_planned(tmp_path, "recover/recover.sh", word)
+    assert args.ipc_end == pick_args.ipc_end and args.init == "picked"
+    classes = list(range(DATASETS[word.partition("+")[0]].num_classes))
+    for ipc in (1, 7, args.ipc_end):
+        batches = plan_batches(classes, args.batch_size, 0, ipc, args.batch_order)
+        assert max(pair[0] for batch in batches for pair in batch.pairs) == ipc - 1
 
 
 def test_no_name_means_imagenet_and_hand_given_flags_win(tmp_path, capsys):
@@ -210,7 +255,7 @@ def test_a_signal_to_the_demo_ends_its_stage(sent, code, tmp_path):
     path = with_python(tmp_path / "bin", f'{chain}; echo $$ > "{tmp_path}/pid"; exec sleep 60')
     command = ["sh", str(ROOT / "demo.sh")]
     demo = subprocess.Popen(command, env={**os.environ, "PATH": path}, preexec_fn=hear_ctrl_c)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not (tmp_path / "pid").exists() and time.monotonic() < until:
         time.sleep(0.05)
     time.sleep(0.2)

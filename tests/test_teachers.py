@@ -53,18 +53,17 @@ def test_a_teacher_alone_is_described_as_before(tmp_path):
                                        "sha256"}
 
 
-def test_a_path_that_is_no_file_here_is_one_of_the_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_teacher(tmp_path / "run" / "teacher" / "teacher.e2.pth")
-    run = ("--name", tmp_path / "run")
-    (teacher,), _ = found(*run, "--teacher", "teacher/teacher.e2.pth")
-    assert Path(teacher.source) == tmp_path / "run" / "teacher" / "teacher.e2.pth"
-    save_teacher(tmp_path / "teacher" / "teacher.e2.pth", "convnet2-w8")  # where the command runs comes first
-    (teacher,), _ = found(*run, "--teacher", "teacher/teacher.e2.pth")
-    assert teacher.arch == "convnet2-w8"
-    with pytest.raises(UserError, match=r"teacher.e5.pth: no teacher there; train one \(sh squeeze"):
-        found(*run, "--teacher", "teacher/teacher.e2.pth,teacher/teacher.e5.pth")
-    assert found(*run, "--teacher", "teacher/teacher.e5.pth", "--dry-run")[0] == []
+def test_the_networks_that_squeeze_trains_by_one_command_are_found_by_their_names(tmp_path):
+    run = tmp_path / "run"
+    save_teacher(run / "teacher" / "teacher.pth")
+    save_teacher(run / "teacher_convnet2-w8" / "teacher.pth", "convnet2-w8")
+    flags = ("--name", run, "--arch", "convnet1-w8,convnet2-w8")
+    folders = [Path(teacher.source).parent.name for teacher in found(*flags)[0]]
+    assert folders == ["teacher", "teacher_convnet2-w8"]
+    (run / "teacher_convnet2-w8" / "teacher.pth").unlink()
+    with pytest.raises(UserError, match=r"convnet2-w8/teacher.pth: no teacher there; train one \(sh squeeze"):
+        found(*flags)
+    assert found(*flags, "--dry-run")[0] == []
 
 
 def test_other_classes_are_refused(tmp_path):

@@ -6,6 +6,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/sre2l/run/env.sh"
 case ${1:-} in "" | -*) dataset=imagenet1k ;; *) dataset=$1; shift ;; esac
 case $dataset in                          # recipes (docs/methods.md): what they change of the settings below
+    imagenet21k-p+cda) ;;                 # of which CDA publishes no student's settings
     *+cda) set -- --protocol cda "$@" ;;
     *+rded) set -- --protocol rded "$@" ;;
     *+fadrm | *+fadrm+) set -- --protocol fadrm "$@" ;;

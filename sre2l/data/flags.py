@@ -95,8 +95,8 @@ def add_stage_flags(parser, stage, teacher=False, tensorboard=False, val=False):
             help="the teacher's network (docs/networks.md; default: the checkpoint's, else resnet18); of "
                  "several teachers one for each")
         add("--teacher", "--arch-path", type=checkpoint_files, metavar="FILE[,FILE]",
-            help="the teacher's checkpoint, a file here or in runs/<name> (default: torchvision's weights "
-                 "for imagenet1k, else teacher/teacher.pth); several between commas")
+            help="the teacher's checkpoint (default: torchvision's weights for imagenet1k, else "
+                 "runs/<name>/teacher/teacher.pth); several between commas")
         add("--classes", type=number_list, metavar="0-9,17", help="only these of the teacher's classes")
         add("--allow-chance", action="store_true", help="go on with a teacher whose measured top-1 is chance")
     if tensorboard:

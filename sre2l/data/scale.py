@@ -36,8 +36,9 @@ def main():
     parser.add_argument("--real-data", "--val-dir", nargs="?")
     parser.add_argument("--overwrite", action="store_true")
     args, _ = parser.parse_known_args()
-    args.dataset = args.dataset.partition("+")[0]  # of NAME+RECIPE
-    args.dataset = args.dataset.partition("+")[0]  # of NAME+RECIPE
+    if "+" in args.dataset:  # NAME+RECIPE
+        args.name = args.name or args.dataset
+        args.dataset = args.dataset.partition("+")[0]
     row = DATASETS.get(args.dataset)
     if row and row.scale is None:
         sys.exit(f"error: {args.launcher} has no settings for '{args.dataset}'; add a block for it there")

@@ -19,7 +19,7 @@ from sre2l.nets.models import build_network, check_shapes
 from sre2l.nets.weights import load_weights, read_any_checkpoint
 from sre2l.run.errors import UserError
 from sre2l.run.output import recorded
-from sre2l.run.paths import in_run, run_folder, teacher_names
+from sre2l.run.paths import run_folder, teacher_names
 
 # Where checkpoints say their top-1: ours in percent, those of others also as a share.
 TOP1_KEYS = ("top1", "acc", "acc1", "best_acc1", "best_acc", "best_prec1")
@@ -197,7 +197,7 @@ def teacher_files(args):
         is_torchvision = args.dataset == "imagenet1k"
         return [None] if is_torchvision else [run_folder(args) / name / "teacher.pth" for name in names]
     files = [args.teacher] if os.path.exists(args.teacher) else args.teacher.split(",")
-    return [in_run(args, file) for file in files]
+    return [Path(file) for file in files]
 
 
 def pair_with_archs(args, files):

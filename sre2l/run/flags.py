@@ -115,10 +115,9 @@ def network_names(text):
 
 
 def checkpoint_files(text):
-    """An argparse type: one or more checkpoints, between commas. The path of one that is a file here becomes
-    absolute; another one is of the run folder, see in_run."""
+    """An argparse type: one or more checkpoints, between commas. Their paths become absolute."""
     files = [text] if os.path.exists(text) else text.split(",")
-    return ",".join(os.path.abspath(file) if os.path.exists(file) else file for file in files)
+    return ",".join(map(os.path.abspath, files))
 
 
 def check_folders(*paths):

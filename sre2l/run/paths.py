@@ -9,13 +9,6 @@ def run_folder(args):
     return ROOT / "runs" / (args.name or args.dataset)
 
 
-def in_run(args, path):
-    """A path as the user types it: where it is not there, and no absolute one, it is one of the run folder,
-    so that a launcher can name what another stage leaves there: teacher/teacher.e2.pth, picked."""
-    path = Path(path)
-    return path if path.exists() else run_folder(args) / path
-
-
 def in_name(arch):
     """A network's name as a part of a file's name: of PATH/nets.py:Net nets-Net."""
     place, colon, function = arch.rpartition(":")
