@@ -218,8 +218,9 @@ def main(args):
     elif args.dry_run:
         dry_run(plans)
     else:
-        for one, _, spec, _ in plans[1:]:  # a network that cannot be built is said before the first trains
-            build_teacher(one, spec)
+        for one, _, spec, folder in plans[1:]:  # what is wrong with one is said before the first trains
+            _, stem, _ = build_teacher(one, spec)
+            folder.refuse_planned(make_settings(one, spec, stem))
         for planned in plans:
             train_teacher(*planned)
 

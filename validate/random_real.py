@@ -34,7 +34,8 @@ def saved_args(stage, path, typed, **changes):
 
     typed: the network as this command line names it, or None."""
     if not path.exists():
-        raise UserError(f"{path}: the control repeats a run's settings; run relabel.sh and train.sh first")
+        raise UserError(f"{path}: the control repeats a run's settings; run relabel.sh and train.sh first "
+                        f"(run.sh runs all)")
     args = stage.get_args([])
     recorded = {key: value for key, value in read_json(path).items() if value is not None}
     vars(args).update(recorded | changes)

@@ -177,12 +177,20 @@ class OutputFolder:
             names = sorted(path.relative_to(self.root.parent).as_posix() for path in beside)
             size = num_bytes(inside + beside)
             plan["deletes"] = {"folder": str(self.root), "files": len(inside), "beside": names, "bytes": size}
-        elif (there := self.earlier_settings()) is not None:
-            # A setting that is left out has its default; one that is None is not known before the run.
-            unknown = {key for key, value in settings.items() if value is None}
-            known = {*there, *self.defaults} & {*settings, *self.defaults} - unknown
-            self.refuse_others(there, settings, known - {*self.free, *FOUND_LATER})
+        else:
+            self.refuse_planned(settings)
         print_plan(settings, **plan)
+
+    def refuse_planned(self, settings):
+        """Raise UserError as `begin` would, as far as the settings are known before anything is loaded."""
+        settings = as_json(settings)
+        there = self.earlier_settings()
+        if there is None or self.overwrite:
+            return
+        # A setting that is left out has its default; one that is None is not known before the run.
+        unknown = {key for key, value in settings.items() if value is None}
+        known = {*there, *self.defaults} & {*settings, *self.defaults} - unknown
+        self.refuse_others(there, settings, known - {*self.free, *FOUND_LATER})
 
     def begin(self, settings, part=None, chosen=None):
         """Take the lock, delete with --overwrite, refuse other settings, record these -> those on record.
