@@ -31,9 +31,8 @@ from sre2l.data.flags import add_stage_flags, chosen_classes, data_spec
 from sre2l.data.image_folder import encode, fingerprint
 from sre2l.data.real_images import read_real, shown_at
 from sre2l.nets import statistics
-from sre2l.nets.functions import recorded_name
 from sre2l.nets.precision import memory_format_of, start_device
-from sre2l.nets.teacher import check_top1, find_teachers
+from sre2l.nets.teacher import check_top1, described_or_planned, find_teachers
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
@@ -116,8 +115,7 @@ def settings_of(args, spec, classes, teachers, images=None):
     --score random takes whole images, so that --pick, --crops and --most say nothing there."""
     is_random = args.score == "random"
     cut_by_ipc = args.grid > 1 or (not is_random and args.pick in SPREADS)
-    planned = {"arch": recorded_name(args.arch or "resnet18"), "file": args.teacher}
-    described = [teacher.describe() for teacher in teachers] or [planned]
+    described = described_or_planned(args, teachers)
     scoring = {} if is_random else {"pick": args.pick, "crops": args.crops, "most": args.most,
                                     "teacher": described[0], "further_teachers": described[1:] or None}
     found = {"real": fingerprint(images), "source": images.root} if images else {}

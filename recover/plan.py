@@ -13,9 +13,8 @@ from recover.targets import load_targets
 from recover.views import LEAST_AREA, WHOLE_IMAGE
 from sre2l.data.augment import unit_rng
 from sre2l.data.flags import chosen_classes
-from sre2l.nets.functions import recorded_name
 from sre2l.nets.models import build_for, check_shapes
-from sre2l.nets.teacher import find_teachers, teacher_weights
+from sre2l.nets.teacher import described_or_planned, find_teachers, teacher_weights
 from sre2l.run.errors import UserError
 from sre2l.run.flags import number
 from sre2l.run.paths import run_folder
@@ -43,8 +42,7 @@ def settings_of(args, defaults, spec, classes, teachers, blocks, real, target_ha
 
     defaults: of defaults_of; target_hashes: of the files that --bn-target reads."""
     settings = {key: getattr(args, key) for key in SETTINGS}
-    planned = {"arch": recorded_name(args.arch or "resnet18"), "file": args.teacher}
-    described = [teacher.describe() for teacher in teachers] or [planned]
+    described = described_or_planned(args, teachers)
     settings |= {"size": spec.size, "classes": classes, "teacher": described[0]}
     if len(described) > 1:
         settings["teachers"] = described
@@ -183,9 +181,11 @@ def prepare_blocks(args, spec, teachers):
 
 def prepare_real(args, spec, batches, output):
     """-> the RealImages that --init names; None for noise, and in a dry run whose folder is not there yet."""
-    if args.init == "noise" or (args.dry_run and not Path(args.init).exists()):
+    if args.init == "noise":
         return None
     if not Path(args.init).exists():
+        if args.dry_run:
+            return None
         raise UserError(f"--init: {args.init}: there is no such folder; pick.sh makes runs/<name>/picked")
     return find_real(args.init, spec, batches, output)
 

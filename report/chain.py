@@ -44,7 +44,9 @@ AMBIGUOUS = ("--epochs", "--lr", "--batch-size", "-b", "--seed", "--precision", 
 STAGES = {"squeeze": squeeze, "pick": pick, "recover": recover, "relabel": relabel, "check": check,
           "validate": train, "random_real": random_real, "summary": summary}
 PLANNED = ("squeeze", "pick", "recover", "relabel", "validate")  # whose --dry-run an estimate needs
-STARTS = {"noise": ("recover",), "picked": ("pick", "recover"), "only-picked": ("pick",)}
+# What images begin as, and which of the steps that not every chain has it brings.
+STARTS = {"noise": ("recover",), "only-picked": ("pick",),
+          "picked": ("pick", "recover", "picked real images")}
 # Each step: its name, the stage whose flags it takes, its launcher or module, and flags of its own.
 STEPS = (
     ("squeeze", "squeeze", "squeeze/squeeze.sh", ()),
@@ -125,9 +127,7 @@ def steps_of(start):
     """The steps of a chain whose images begin as noise, begin as picked real ones or stay these.
 
     start: a key of STARTS."""
-    absent = {"pick", "recover", "picked real images"} - {*STARTS[start]}
-    if start == "picked":
-        absent.discard("picked real images")
+    absent = {name for names in STARTS.values() for name in names} - {*STARTS[start]}
     return [step for step in STEPS if step[0] not in absent]
 
 
@@ -266,7 +266,7 @@ def plan_and_check(args, flags, of_squeeze):
     planning = {stage: [*words, "--dry-run"] for stage, words in flags.items()}
     plans = plan_stages(args, planning, row, of_squeeze)
     steps = plans["validate"]["settings"]["gradient_accumulation_steps"]
-    made_by = STARTS[args.start][-1]
+    made_by = "recover" if "recover" in plans else "pick"
     num_images = plans[made_by]["images"]
     check_micro_batches(steps, num_processes(), plans["relabel"]["settings"]["batch_size"], num_images)
     if row.source:

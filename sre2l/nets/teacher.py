@@ -1,7 +1,6 @@
 """The teacher of a run, frozen: from our own checkpoint, from anybody's, or from torchvision."""
 import dataclasses
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from sre2l.nets.functions import is_function, recorded_name, source_sha256
 from sre2l.nets.models import build_network, check_shapes
 from sre2l.nets.weights import load_weights, read_any_checkpoint
 from sre2l.run.errors import UserError
+from sre2l.run.flags import split_files
 from sre2l.run.output import recorded
 from sre2l.run.paths import run_folder, teacher_names
 
@@ -196,20 +196,19 @@ def teacher_files(args):
         names = teacher_names((args.arch or "").split(","))
         is_torchvision = args.dataset == "imagenet1k"
         return [None] if is_torchvision else [run_folder(args) / name / "teacher.pth" for name in names]
-    files = [args.teacher] if os.path.exists(args.teacher) else args.teacher.split(",")
-    return [Path(file) for file in files]
+    return [Path(file) for file in split_files(args.teacher)]
 
 
 def pair_with_archs(args, files):
     """-> [(file, name of the network or None)], one for each teacher. Raises UserError where the numbers of
     --teacher and --arch differ. Without --teacher, each name is a teacher of torchvision's."""
-    archs = args.arch.split(",") if args.arch else [None]
+    archs = args.arch.split(",") if args.arch else [None] * len(files)
     if files == [None]:
         return [(None, arch) for arch in archs]
-    if len(archs) not in (1, len(files)) or (len(archs) == 1 < len(files) and archs[0]):
+    if len(archs) != len(files):
         raise UserError(f"--arch names {len(archs)} network{'s' * (len(archs) > 1)} for {len(files)} "
                         f"checkpoint{'s' * (len(files) > 1)}; name one for each, between commas")
-    return list(zip(files, archs if len(archs) == len(files) else archs * len(files)))
+    return list(zip(files, archs))
 
 
 def is_untrained(args, file):
@@ -262,6 +261,12 @@ def find_teachers(args, spec):
         teacher.check_takes(spec.size)
     first = dataclasses.replace(first, mean=spec.mean, std=spec.std)
     return [first, *(as_shown(teacher, spec) for teacher in others)], spec
+
+
+def described_or_planned(args, teachers):
+    """What settings say of each teacher; of one that a dry run does not have yet, what the flags say."""
+    planned = {"arch": recorded_name(args.arch or "resnet18"), "file": args.teacher}
+    return [teacher.describe() for teacher in teachers] or [planned]
 
 
 def teacher_weights(weights, num_teachers):

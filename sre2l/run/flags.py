@@ -114,10 +114,14 @@ def network_names(text):
     return ",".join(network_name(name) for name in text.split(","))
 
 
+def split_files(text):
+    """The files that --teacher names, between commas; a file may have commas in its own name."""
+    return [text] if os.path.exists(text) else text.split(",")
+
+
 def checkpoint_files(text):
     """An argparse type: one or more checkpoints, between commas. Their paths become absolute."""
-    files = [text] if os.path.exists(text) else text.split(",")
-    return ",".join(map(os.path.abspath, files))
+    return ",".join(map(os.path.abspath, split_files(text)))
 
 
 def check_folders(*paths):
