@@ -225,6 +225,7 @@ REFUSED = {
     "--lr-schedule multistep": "--milestones 0.8,0.9,0.95",
     "--lr-schedule multistep --milestones 0.5 --slowdown 2": "--slowdown 2 would do nothing",
     "--milestones 0.5": "would do nothing with --lr-schedule cosine",
+    "--milestone-factor 0.2": "--milestone-factor would do nothing with --lr-schedule cosine",
     "--warmup-epochs 2": "is not below --epochs 2"}
 
 

@@ -21,6 +21,7 @@ from sre2l.run.errors import UserError
 from sre2l.run.flags import number
 
 SLOWED = {"cosine": cosine_factor, "ssrs": ssrs_factor, "linear": linear_factor}  # by --slowdown
+MILESTONE_FACTOR = 0.5  # of EDC
 
 
 def parts(text):
@@ -66,7 +67,7 @@ def add_protocol_flags(add):
         help="run the first 1/Z of the schedule: 2 ends a cosine at half the rate (eta or zeta in papers)")
     add("--milestones", type=parts, metavar="P,P",
         help="parts of the epochs after which multistep lowers the rate, like 0.8,0.9,0.95 or 2/3,5/6")
-    add("--milestone-factor", type=number(float, above=0, high=1), default=0.5,
+    add("--milestone-factor", type=number(float, above=0, high=1), default=MILESTONE_FACTOR,
         help="what the rate is multiplied by at a milestone")
     add("--warmup-epochs", type=number(int, 0), default=0,
         help="epochs of linear warm-up from 0.01 of the rate, before the schedule")
@@ -78,6 +79,9 @@ def check_protocol(args):
     """Raise UserError where flags of the protocol contradict each other."""
     check_warmup(args)
     if args.lr_schedule != "multistep":
+        if args.milestone_factor != MILESTONE_FACTOR and not args.protocol:
+            raise UserError(f"--milestone-factor would do nothing with --lr-schedule {args.lr_schedule}; "
+                            f"leave it away, or type --lr-schedule multistep --milestones 0.8,0.9,0.95")
         if args.milestones and not args.protocol:  # those of a protocol may be left over
             raise UserError(f"--milestones would do nothing with --lr-schedule {args.lr_schedule}; leave "
                             f"them away, or type --lr-schedule multistep")
