@@ -30,6 +30,7 @@ from recover.scores import SCORES, append_scores, finish_scores, plan_chunks, re
 from sre2l.data.flags import add_stage_flags, chosen_classes, data_spec
 from sre2l.data.image_folder import encode, fingerprint
 from sre2l.data.real_images import read_real, shown_at
+from sre2l.kernels.norms import statistics_layers
 from sre2l.nets import statistics
 from sre2l.nets.precision import memory_format_of, start_device
 from sre2l.nets.teacher import check_top1, described_or_planned, find_teachers
@@ -109,6 +110,15 @@ def check_args(args, spec):
     return classes
 
 
+def check_have_statistics(args, teachers):
+    """Raise UserError for a teacher without the running statistics that the flags want to use."""
+    flag = "--group-statistics" if args.group_statistics else f"--score {args.score}"
+    for teacher in teachers:
+        if (args.group_statistics or args.score == "gps") and not statistics_layers(teacher.network):
+            raise UserError(f"{flag}: {teacher.arch} ({teacher.source}) has no BatchNorm layer with running "
+                            f"statistics; pick without this teacher, or with --score confidence")
+
+
 def settings_of(args, spec, classes, teachers, images=None):
     """What a picked image depends on. The IPC range is among it where a ranking is cut into so many parts.
 
@@ -129,6 +139,7 @@ def dry_run(args, spec, classes, folder):
     teachers = []
     if args.score != "random":
         teachers, spec = find_teachers(args, spec)
+    check_have_statistics(args, teachers)
     num_images = args.ipc_end * len(classes)
     image_bytes = spec.size ** 2 // 3 + 620 if args.jpeg else 2 * spec.size ** 2 + 100
     folder.dry_run(settings_of(args, spec, classes, teachers), images=num_images,
@@ -185,6 +196,7 @@ def main(args):
         teachers, spec = find_teachers(args, spec)
     if args.group_statistics and len(teachers) > 1:
         raise UserError("--group-statistics: the statistics are one teacher's; pick with one, or without it")
+    check_have_statistics(args, teachers)
     for teacher in teachers:
         teacher.network.to(device, memory_format=memory_format_of(device))
         if processes.rank() == 0 or args.overwrite:  # whoever may delete has measured first

@@ -23,7 +23,7 @@ from sre2l.nets import statistics
 from sre2l.nets.models import build_network
 from sre2l.nets.teacher import load_teacher
 from sre2l.run.files import write_json
-from tests.helpers import SMALL, before_call, refused, run_main
+from tests.helpers import SMALL, bare_checkpoint, before_call, refused, run_main
 from tests.nets import like_trained
 from tests.test_continue import files_of
 from tests.test_interrupts import handlers, interrupted  # noqa: F401  a fixture
@@ -418,6 +418,16 @@ def test_a_teacher_whose_scores_are_no_numbers_is_refused(root, tmp_path):
     torch.save(weights, tmp_path / "nan.pth")
     flags = flags_of(root, tmp_path, "--teacher", tmp_path / "nan.pth")
     assert "the score of an image of class 0 is not finite" in refused(*flags)
+
+
+@pytest.mark.parametrize("flags", (("--score", "gps"), ("--pick", "spread", "--group-statistics")))
+def test_a_teacher_without_batchnorm_has_no_statistics_to_pick_by(root, tmp_path, flags):
+    bare_checkpoint(tmp_path / "plain.pth", "squeezenet1_1")
+    flags = flags_of(root, tmp_path / "run", *flags, "--teacher", tmp_path / "plain.pth",
+                     "--arch", "squeezenet1_1")
+    assert "squeezenet1_1" in (found := refused(*flags)) and "has no BatchNorm layer" in found
+    assert found == refused(*flags, "--dry-run")
+    assert not (tmp_path / "run").exists()
 
 
 # -- the controls
