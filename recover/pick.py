@@ -143,7 +143,7 @@ def dry_run(args, spec, classes, folder):
     num_images = args.ipc_end * len(classes)
     image_bytes = spec.size ** 2 // 3 + 620 if args.jpeg else 2 * spec.size ** 2 + 100
     folder.dry_run(settings_of(args, spec, classes, teachers), images=num_images,
-                   bytes=num_images * image_bytes)
+                   bytes=num_images * image_bytes, group_statistics=args.group_statistics)
 
 
 def score_own(args, folder, log, images, classes, teachers, spec, device):

@@ -9,7 +9,7 @@ from recover.blocks import check_blocks, describe_blocks, plan_blocks
 from recover.engines import Matched
 from recover.objective import WEIGHTS, PlainEngine, Weights, check_statistics
 from recover.real_start import find_real
-from recover.targets import load_targets
+from recover.targets import check_target, load_targets
 from recover.views import LEAST_AREA, WHOLE_IMAGE
 from sre2l.data.augment import unit_rng
 from sre2l.data.flags import chosen_classes
@@ -192,6 +192,7 @@ def prepare_real(args, spec, batches, output):
 
 def dry_run(args, spec, classes, batches, folder):
     """--dry-run: print the settings, how many images and how many bytes."""
+    check_target(args.bn_target, args.init, batches, args.ipc_end)
     teachers, spec = find_teachers(args, spec)
     blocks = prepare_blocks(args, spec, teachers)
     if teachers:
@@ -209,6 +210,7 @@ def dry_run(args, spec, classes, batches, folder):
     # Noise-like pixels: PNG stores them as they are, JPEG takes about a third of a byte for each.
     image_bytes = 100 + (3 * spec.size + 2) * spec.size if args.lossless else 620 + spec.size ** 2 // 3
     num_computed = sum(len(batch.pairs) for batch in batches)
+    begins_as = {} if args.init == "noise" else {"begins_as": args.init}
     folder.dry_run(settings_of(args, folder.defaults, spec, classes, teachers, blocks, real),
-                   images=num_images, units=len(batches), images_computed=num_computed,
+                   images=num_images, units=len(batches), images_computed=num_computed, **begins_as,
                    bytes=num_images * image_bytes)

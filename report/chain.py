@@ -135,6 +135,8 @@ def make_commands(dataset, flags, start="noise"):
     """The command of every step -> {name: words}. flags: of split_flags; start: a key of STARTS."""
     found = {}
     for name, stage, program, own in steps_of(start):
+        if (name, start) == ("pick", "only-picked"):  # these are the set, in whose folder relabel looks
+            own = ("--exp-name", "images")
         words = ["sh", str(ROOT / program), dataset]
         if not program.endswith(".sh"):
             words = [sys.executable, "-m", program, "--dataset", dataset]
@@ -205,6 +207,42 @@ def check_control(num_images, classes, row, path):
                         f"--ipc-end {counts[few]}")
 
 
+def check_start(start, plans):
+    """Raise UserError where recover is to begin with other images than the chain makes for it, or with
+    fewer than its batches take. start: a key of STARTS; plans: of plan_stages."""
+    of_recover = plans["recover"]
+    begins_as = of_recover.get("begins_as", "noise")
+    if start == "noise" and begins_as != "noise" and not os.path.exists(begins_as):
+        raise UserError(f"recover is to begin with {begins_as}, where no images are, and this chain picks "
+                        f"none; add --start picked, or type --init noise")
+    if start != "picked":
+        return
+    if begins_as != plans["pick"]["output"]:
+        raise UserError(f"--start picked: recover would begin with {begins_as} and not with the picked "
+                        f"images; add --init picked, or leave --start away")
+    picked, images = plans["pick"]["images"], of_recover["images"]
+    if picked != images:
+        raise UserError(f"--start picked: {picked} images are to be picked and {images} recovered, which "
+                        f"their control compares; give both stages the same --ipc-end and --classes")
+    if of_recover["images_computed"] > picked:
+        raise UserError(f"--start picked: recover's batches take {of_recover['images_computed']} images, and "
+                        f"{picked} are to be picked; choose --batch-order class or a smaller "
+                        f"--recover.batch-size")
+
+
+def check_targets(plans, has_own_teacher):
+    """Raise UserError where no earlier stage writes the statistics that recover's --bn-target wants.
+
+    has_own_teacher: --teacher names a file, beside which class statistics may lie."""
+    target = plans["recover"]["settings"].get("bn_target", "running")
+    if target == "group" and "pick" in plans and not plans["pick"]["group_statistics"]:
+        raise UserError("--bn-target group: pick would write no statistics of the groups; add --pick spread "
+                        "--group-statistics")
+    if target.startswith("class") and not has_own_teacher and not plans["squeeze"].get("class_statistics"):
+        raise UserError(f"--bn-target {target}: squeeze would write no statistics of the classes; add "
+                        f"--class-statistics")
+
+
 def print_plan(args, flags, plans, row, of_squeeze):
     """--dry-run: what each stage would write, how long it would take on this machine, the sums."""
     of_validate = train.get_args(flags["validate"])
@@ -265,7 +303,14 @@ def plan_and_check(args, flags, of_squeeze):
     row = row_to_squeeze(of_squeeze)
     planning = {stage: [*words, "--dry-run"] for stage, words in flags.items()}
     plans = plan_stages(args, planning, row, of_squeeze)
+    if "recover" in plans:
+        check_start(args.start, plans)
+        check_targets(plans, has_own_teacher="--teacher" in flags["recover"])
     steps = plans["validate"]["settings"]["gradient_accumulation_steps"]
+    epochs, labelled = (plans[stage]["settings"].get("epochs") for stage in ("validate", "relabel"))
+    if None not in (epochs, labelled) and epochs > labelled:
+        raise UserError(f"validate: {epochs} epochs, and relabel makes labels for {labelled}; type "
+                        f"--relabel.epochs {epochs}, or --validate.epochs {labelled}")
     made_by = "recover" if "recover" in plans else "pick"
     num_images = plans[made_by]["images"]
     check_micro_batches(steps, num_processes(), plans["relabel"]["settings"]["batch_size"], num_images)

@@ -190,7 +190,8 @@ def dry_run(plans):
     args, _, spec, folder = plans[0]
     folder.dry_run(make_settings(args, spec, networks[0][1]), epochs=args.epochs,
                    teachers=[[recorded_name(of.arch), stem] for (of, *_), (_, stem) in zip(plans, networks)],
-                   evaluations=-(-args.epochs // args.eval_every), bytes=num_bytes)
+                   evaluations=-(-args.epochs // args.eval_every), bytes=num_bytes,
+                   class_statistics=args.class_statistics)
 
 
 def plan(args, name):

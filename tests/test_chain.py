@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from recover import recover
+from recover import pick, recover
 from relabel import relabel
 from report import chain, estimate
 from squeeze import squeeze
@@ -76,7 +76,7 @@ def test_a_step_that_fails_is_named_with_the_way_on(tmp_path, monkeypatch, capsy
 
 
 def plan_with(images=20, steps=2):
-    return {"recover": {"images": images}, "relabel": {"settings": {"batch_size": 10}},
+    return {"recover": {"images": images, "settings": {}}, "relabel": {"settings": {"batch_size": 10}},
             "validate": {"settings": {"gradient_accumulation_steps": steps}}}
 
 
@@ -91,6 +91,11 @@ def test_what_a_late_stage_refuses_ends_the_chain_before_the_first(tmp_path, mon
     monkeypatch.setenv("GPUS", "1")
     monkeypatch.setattr(chain, "plan_stages", lambda *_: plan_with(images=21))
     with pytest.raises(UserError, match="of 10 over 21 images in 2 micro-batches leave a single image"):
+        run_main(chain, *flags)
+    plans = plan_with()
+    plans["validate"]["settings"]["epochs"], plans["relabel"]["settings"]["epochs"] = 1000, 400
+    monkeypatch.setattr(chain, "plan_stages", lambda *_: plans)
+    with pytest.raises(UserError, match="1000 epochs, and relabel makes labels for 400; type --relabel.epo"):
         run_main(chain, *flags)
     assert not (tmp_path / "run").exists()
 
@@ -206,3 +211,31 @@ def test_a_start_that_the_user_typed_is_part_of_the_way_on():
     args = chain.get_args(["--dataset", "cifar10+fadrm", "--start", "picked"])
     assert (args.dataset, args.start) == ("cifar10", "picked")
     assert chain.way_on(args, []) == "sh run.sh cifar10+fadrm"
+
+
+@pytest.mark.parametrize("start, of_recover, of_pick, message", [
+    ("noise", "--init picked", "", "no images are, and this chain picks none; add --start picked"),
+    ("picked", "", "", "would begin with noise and not with the picked images; add --init picked"),
+    ("picked", "--init picked", "--ipc-end 12", "120 images are to be picked and 100 recovered.*same --ipc"),
+    ("picked", "--init picked --batch-size 99", "", "batches take 198 images, and 100 are to be picked"),
+    ("picked", "--init picked --batch-size 10 --bn-target group", "", "of the groups; add --pick spread"),
+    ("picked", "--init picked --bn-target group", "", "a batch would hold images of several ipc indices"),
+    ("noise", "--bn-target group", "", "beside a folder of picked real images"),
+    ("noise", "--bn-target class:0.5", "", "no statistics of the classes; add --class-statistics")])
+def test_stages_that_do_not_fit_together_end_the_chain_before_the_first(
+        start, of_recover, of_pick, message, tmp_path, capsys):
+    flags = ("--dataset", "digits", "--name", tmp_path / "run", "--ipc-end", 10)
+    squeezed = plan_of(capsys, squeeze, *flags[:4])
+    picked = plan_of(capsys, pick, *flags, *of_pick.split())
+    with pytest.raises(UserError, match=message):
+        plans = {"squeeze": squeezed, "pick": picked,
+                 "recover": plan_of(capsys, recover, *flags, *of_recover.split())}
+        chain.check_start(start, plans)
+        chain.check_targets(plans, has_own_teacher=False)
+
+
+def test_images_that_stay_as_they_were_picked_are_where_relabel_looks():
+    flags = {name: [] for name in chain.STAGES}
+    commands = chain.make_commands("digits", flags, "only-picked")
+    assert commands["pick"][-2:] == ["--exp-name", "images"]
+    assert "--exp-name" not in chain.make_commands("digits", flags, "picked")["pick"]
