@@ -17,7 +17,7 @@ shift
 . "$root/sre2l/run/setup.sh"
 case $dataset in                          # what a recipe's images begin as
     *+rded) start=only-picked ;;
-    *+fadrm | *+fadrm+ | *+edc | *+young) start=picked ;;
+    *+fadrm | *+fadrm+ | *+edc | *+young | *+best) start=picked ;;
     *) start=noise ;;
 esac
 exec $python -m report.chain --dataset "$dataset" --start $start "$@"

@@ -12,7 +12,7 @@ case $dataset in                          # recipes (docs/methods.md): what they
         set -- --pick easiest --grid 2 --most 300 --exp-name images --ipc-end 10 "$@" ;;
     *+fadrm | *+fadrm+) set -- --ipc-end 10 "$@" ;;
     *+edc) set -- --score random --seed 1 --ipc-end 10 "$@" ;;      # others than those of the random control
-    *+young) set -- --crops 0 --ipc-end 10 "$@" ;;      # ours
+    *+young | *+best) set -- --crops 0 --ipc-end 10 "$@" ;;      # ours
     *+*) no_recipe ;;
 esac
 case ${dataset%%+*} in                        # one crop an image, of medium difficulty, as in SRe2L++, CV-DD and FADRM: edit here

@@ -38,6 +38,8 @@ case $dataset in                          # recipes (docs/methods.md): what they
             --batch-order class --bn-target class:0.5 --lossless "$@" ;;
     cifar10+young)                        # ours
         set -- --ipc-end 10 --init picked --blocks 150,150,150,150 --merge 0.5 --lr 0.05 --crop-flip --batch-order class --lossless "$@" ;;
+    cifar10+best)                         # ours, by the search in results/
+        set -- --ipc-end 10 --init picked --blocks 500,500,500,500 --merge 0.5 --lr 0.05 --crop-flip --batch-order class --lossless "$@" ;;
     digits+young)
         set -- --ipc-end 10 --init picked --blocks 50,50,50,50 --merge 0.5 --lr 0.05 --batch-order class --lossless "$@" ;;
     *+*) no_recipe ;;

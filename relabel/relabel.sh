@@ -39,6 +39,8 @@ case $dataset in                          # recipes (docs/methods.md): what they
             --epochs 300 --batch-size 100 --mix-type cutmix --min-scale-crops 0.5 --augment randaugment "$@" ;;
     cifar10+young)
         set -- --epochs 300 --batch-size 10 --batch-statistics --mix-type cutmix --crop resized "$@" ;;
+    cifar10+best)
+        set -- --epochs 1000 --batch-size 10 --batch-statistics --mix-type cutmix --crop resized "$@" ;;
     digits+young) set -- --epochs 40 --batch-size 10 --batch-statistics "$@" ;;
     *+*) no_recipe ;;
 esac
