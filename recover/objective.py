@@ -6,7 +6,7 @@
 y: what the network sees of the images, one view for the whole batch (views.py). w_l: first_bn_multiplier for
 the first BatchNorm layer, 1 for the others. The statistics to match may be others: targets.py. Several
 teachers: several.py."""
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,9 @@ class Terms:
 
 @dataclass(frozen=True)
 class Weights:
-    """The coefficients of the objective; each is a flag of recover.py under the same name."""
+    """The coefficients of the objective; each is a flag of recover.py under the same name.
+
+    One that older runs did not have stands at the end, with the default 0.0."""
     r_bn: float
     first_bn_multiplier: float
     tv_l2: float
@@ -44,7 +46,8 @@ class Weights:
 
 
 TERMS = tuple(field.name for field in fields(Terms))
-WEIGHTS = tuple(field.name for field in fields(Weights))
+WEIGHTS = tuple(field.name for field in fields(Weights) if field.default is MISSING)
+LATER_WEIGHTS = tuple(field.name for field in fields(Weights) if field.default is not MISSING)
 
 
 def weighted_sum(values, weights):

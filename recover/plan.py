@@ -7,7 +7,7 @@ import torch
 
 from recover.blocks import check_blocks, describe_blocks, plan_blocks
 from recover.engines import Matched
-from recover.objective import WEIGHTS, PlainEngine, Weights, check_statistics
+from recover.objective import LATER_WEIGHTS, WEIGHTS, PlainEngine, Weights, check_statistics
 from recover.real_start import find_real
 from recover.targets import check_target, load_targets
 from recover.views import LEAST_AREA, WHOLE_IMAGE
@@ -24,7 +24,7 @@ SETTINGS = ("dataset", "batch_size", "iteration", "lr", "jitter", "signed_jitter
             *WEIGHTS, "seed", "precision", "engine", "groups", "lossless")
 # The same, but left out of the records where they have their defaults, as in older runs.
 OPTIONS = ("init", "blocks", "merge", "crop_scale", "crop_curriculum", "curriculum_milestone", "batch_order",
-           "bn_target", "teacher_rule", "teacher_weights")
+           "bn_target", "teacher_rule", "teacher_weights", *LATER_WEIGHTS)
 FREE = ("precision",)  # may differ between the runs that fill one folder
 R_BN = 0.01      # the published one: the first teacher's, where `auto` comes without a number
 MOST_NOISE = 32  # images of noise by which `auto` scales the others'
