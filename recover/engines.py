@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from recover.fast import CpuEngine
-from recover.objective import PlainEngine, Weights
+from recover.objective import TERMS, PlainEngine, Weights
 from recover.several import CycleEngine, SumEngine, common_weights
 from recover.targets import BnTarget
 from recover.views import WHOLE_IMAGE
@@ -114,9 +114,12 @@ def why_not_fast(network, weights, size):
         terms, gradient = engine.loss_and_gradient(images, targets, engine.tabulate([views])[0])
     except Exception as error:  # torch.fx, a shape, an operation that this graph does not have: anything
         return f"torch.fx cannot trace this network ({first_line(error)})"
-    pairs = (terms.ce, wanted.ce), (terms.bn, wanted.bn), (gradient, wanted_gradient)
-    if all(relative(*pair) < 1e-6 for pair in pairs):
+    pairs = {name: (getattr(terms, name), getattr(wanted, name)) for name in TERMS}
+    if all(relative(*pair) < 1e-6 for pair in (*pairs.values(), (gradient, wanted_gradient))):
         return None
+    absent = [name for name, (found, plain) in pairs.items() if plain.any() and not found.any()]
+    if absent and absent[0] not in ("ce", "bn"):  # every fast engine has these
+        return f"the fast engine does not have the term {absent[0]}"
     return "traced by torch.fx, this network computes something else"
 
 

@@ -74,6 +74,18 @@ def test_a_network_that_cannot_be_rewritten_gets_the_plain_engine_and_a_line(pat
         make_engine("fast", [Matched(network, ALL)], None, SIZE, "bf16")
 
 
+def test_a_term_that_the_fast_engine_does_not_have_is_named(monkeypatch):
+    """Where it counts; what else differs is laid to the network."""
+    monkeypatch.setattr(FastEngine, "priors", lambda self, seen, groups: {})
+    network = network_of("small", 20)
+    for part, wanted in (("l2", "plain engine: the fast engine does not have the term l2"),
+                         ("published", "fast engine")):
+        engine, note = make_engine("fast", [Matched(network, PARTS[part])], None, 20, "fp32")
+        assert note.startswith(wanted)
+    why = engines.why_not_fast(odd_network("looked away"), PARTS["published"], SIZE)
+    assert why == "traced by torch.fx, this network computes something else"
+
+
 def test_without_a_precision_the_plain_engine_gets_one_that_it_has(monkeypatch):
     """Also where the fast engine would take half precision."""
     monkeypatch.setattr(engines, "default_precision", lambda fast, device: "fp16" if fast else "fp32")
