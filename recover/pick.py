@@ -16,6 +16,7 @@ import torch
 from recover import pictures
 from recover.batches import image_names, index_ranges
 from recover.picks import (
+    GROWING,
     PICKS,
     SPREADS,
     central_box,
@@ -120,11 +121,12 @@ def check_have_statistics(args, teachers):
 
 
 def settings_of(args, spec, classes, teachers, images=None):
-    """What a picked image depends on. The IPC range is among it where a ranking is cut into so many parts.
+    """What a picked image depends on. The number of images of a class is among it where another one
+    would change those that are there.
 
     --score random takes whole images, so that --pick, --crops and --most say nothing there."""
     is_random = args.score == "random"
-    cut_by_ipc = args.grid > 1 or (not is_random and args.pick in SPREADS)
+    cut_by_ipc = args.grid > 1 or (not is_random and args.pick not in GROWING)
     described = described_or_planned(args, teachers)
     scoring = {} if is_random else {"pick": args.pick, "crops": args.crops, "most": args.most,
                                     "teacher": described[0], "further_teachers": described[1:] or None}

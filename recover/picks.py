@@ -76,6 +76,8 @@ def spread_back(ranking, ipc, cells):
 
 PICKS = {"easiest": easiest, "medium": medium, "hardest": hardest, "spread": spread,
          "spread-front": spread_front, "spread-back": spread_back}
+# More images of a class leave the first ones as they are, without mosaics; of another kind ipc is recorded.
+GROWING = ("easiest", "medium", "hardest")
 SPREADS = ("spread", "spread-front", "spread-back")  # image g of a class comes from group g
 
 

@@ -81,6 +81,13 @@ def test_spread_takes_the_middle_front_or_back_of_equal_groups():
         assert abs(list(group).index(middle) - (len(group) - 1) / 2) <= 0.5
 
 
+@pytest.mark.parametrize("kind", picks.GROWING)
+def test_with_more_images_the_first_ones_of_a_growing_kind_stay(kind):
+    ranking = np.random.default_rng(0).permutation(11)
+    few, many = (list(map(list, picks.PICKS[kind](ranking, ipc, 1))) for ipc in (3, 11))
+    assert few == many[:3]
+
+
 def test_equal_scores_keep_the_drawn_order():
     candidates = [Cell(row, None, score) for row, score in ((5, 1.0), (3, 0.0), (9, 1.0), (1, 0.0))]
     chosen = picks.pick_scored({7: candidates}, "easiest", 4)
@@ -373,6 +380,13 @@ def test_more_images_of_a_class_leave_those_that_are_there(root, tmp_path):
     run_main(*flags_of(root, tmp_path, "--crops", 0, "--ipc-end", 4))
     many = files_of(tmp_path / "picked")
     assert len(few) == 20 and len(many) == 40 and few.items() <= many.items()
+
+
+def test_a_kind_that_is_not_known_to_grow_does_not(root, tmp_path, monkeypatch):
+    monkeypatch.setitem(picks.PICKS, "new", picks.spread)
+    flags = flags_of(root, tmp_path, "--crops", 0, "--pick", "new")
+    run_main(*flags)
+    assert "ipc: there 2, here 3" in refused(*flags, "--ipc-end", 3)
 
 
 def test_groups_are_the_statistics_of_equal_parts_of_every_class_s_ranking(root, tmp_path, whole):
