@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from recover import recover
+from squeeze import squeeze
 from sre2l.data.flags import data_spec
 from sre2l.nets.checkpoints import TEACHER_FORMAT
 from sre2l.nets.models import build_network
 from sre2l.nets.teacher import find_teachers
 from sre2l.run.errors import UserError
+from tests.helpers import refused
 
 NAMES = [str(number) for number in range(10)]
 
@@ -64,6 +66,15 @@ def test_the_networks_that_squeeze_trains_by_one_command_are_found_by_their_name
     with pytest.raises(UserError, match=r"convnet2-w8/teacher.pth: no teacher there; train one \(sh squeeze"):
         found(*flags)
     assert found(*flags, "--dry-run")[0] == []
+
+
+def test_a_network_that_is_named_twice_is_refused_before_anything_trains(tmp_path):
+    flags = ("--dataset", "digits", "--name", tmp_path / "run", "--arch",
+             "convnet1-w8,convnet2-w8,convnet2-w8")
+    for stage in (squeeze, recover):
+        for more in ((), ("--dry-run",)):
+            assert "--arch names convnet2-w8 twice" in refused(stage, *flags, *more)
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_classes_are_refused(tmp_path):

@@ -1,6 +1,8 @@
 """Where this project lies, and where a run lies in it."""
 from pathlib import Path
 
+from sre2l.run.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -21,5 +23,10 @@ def student_name(model):
 
 
 def teacher_names(archs):
-    """The folders in a run of the teachers that squeeze trains by one command: teacher, teacher_convnet3."""
+    """The folders in a run of the teachers that squeeze trains by one command: teacher, teacher_convnet3.
+
+    Raises UserError for a network that is named twice: it would be one teacher that counts twice."""
+    for arch in archs:
+        if archs.count(arch) > 1:
+            raise UserError(f"--arch names {arch} twice; name each network once, or its files with --teacher")
     return ["teacher", *(f"teacher_{in_name(arch)}" for arch in archs[1:])]
