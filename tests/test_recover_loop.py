@@ -10,7 +10,7 @@ from PIL import Image
 
 from recover import recover
 from recover.batches import BatchGroup, ImageBatch, draw, group_batches, plan_batches
-from recover.objective import Terms
+from recover.objective import TERMS, Terms
 from recover.pictures import to_pixels
 from recover.recover import cosine_rates
 from recover.step import Stepper
@@ -41,7 +41,7 @@ class FakeEngine:
     def loss_and_gradient(self, images, targets, view):
         self.seen.append(images.detach().clone())
         zero = images.new_zeros(len(images))
-        return Terms(zero, zero, zero, zero), next(self.gradients)[None].clone()
+        return Terms(*[zero] * len(TERMS)), next(self.gradients)[None].clone()
 
 
 def draw_one(seed=0, index=0, batch=2, size=SPEC.size, steps=6):
