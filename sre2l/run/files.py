@@ -8,8 +8,6 @@ import os
 import secrets
 from pathlib import Path
 
-import torch
-
 from sre2l.run.errors import UserError
 
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of a file system that cannot, or need not
@@ -115,6 +113,7 @@ def append_line(path, text):
 
 def save_torch(path, value):
     """torch.save by way of memory: equal values give equal bytes, whatever the file's name."""
+    import torch  # not above: it takes seconds, and the queue of results/ never saves a tensor
     data = io.BytesIO()
     torch.save(value, data)
     write_bytes(path, data.getbuffer())

@@ -5,10 +5,6 @@ import math
 import os
 from pathlib import Path
 
-import torch
-
-from sre2l.run.processes import local_world_size
-
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 MEMORY_SHARE = 0.5  # for pixels, of the memory that the processes of this machine may use
@@ -77,9 +73,11 @@ def fits_gpu(num_bytes, device):
     """Is there room for so many bytes of pixels in the GPU's memory?"""
     if device.type != "cuda":
         return False
+    import torch  # not above: it takes seconds, and the queue of results/ only asks for cores
     return num_bytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def memory_room():
     """How many bytes of pixels this process may keep in memory; the machine's processes have equal parts."""
+    from sre2l.run.processes import local_world_size  # not above: it brings torch
     return MEMORY_SHARE * usable_memory() / local_world_size()
