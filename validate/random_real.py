@@ -19,7 +19,7 @@ from sre2l.nets.functions import is_function, recorded_name
 from sre2l.run.device import pick_device
 from sre2l.run.errors import UserError
 from sre2l.run.files import read_json, sidecar
-from sre2l.run.flags import Parser, check_folders, network_name, network_names, number
+from sre2l.run.flags import Parser, check_folders, network_name, network_names, number, number_list
 from sre2l.run.output import OutputFolder, recorded
 from sre2l.run.paths import run_folder, student_name
 from sre2l.run.processes import barrier, rank, start
@@ -27,6 +27,23 @@ from sre2l.run.start import run_script
 from validate import train
 
 DEFAULTS = {"lossless": False}  # older folders did not record it where it was off
+
+
+def follow_move(values, here):
+    """The values of a record with the paths that they have now, where the project has moved since, or came
+    from another machine: what is gone there and is here. here: the output folder whose record it is."""
+    there = Path(values.get("output_dir") or values.get("fkd_path") or here)
+    while there.name and there.name == here.name:
+        there, here = there.parent, here.parent
+
+    def move(path):
+        if not Path(path).is_relative_to(there) or os.path.exists(path):
+            return path
+        moved = here / Path(path).relative_to(there)
+        return str(moved) if moved.exists() else path
+
+    return {key: ",".join(map(move, value.split(","))) if isinstance(value, str) else value
+            for key, value in values.items()}
 
 
 def saved_args(stage, path, typed, **changes):
@@ -38,6 +55,8 @@ def saved_args(stage, path, typed, **changes):
                         f"(run.sh runs all)")
     args = stage.get_args([])
     recorded = {key: value for key, value in read_json(path).items() if value is not None}
+    folder = path.parent if path.name == "args.json" else path.with_name(path.name.partition(".")[0])
+    recorded = follow_move(recorded, folder)
     vars(args).update(recorded | changes)
     key = "model" if stage is train else "arch"
     setattr(args, key, network_to_repeat(path, recorded.get(key), typed))
@@ -86,12 +105,13 @@ def main(args):
     run = run_folder(args)
     root = run / ("picked_real" if args.picked else "random_real")
     place = run / "picked" if args.picked else root / "images"
-    images = OutputFolder(place, "images", args.overwrite, DEFAULTS)
+    images = OutputFolder(place, "images", args.overwrite, DEFAULTS, free=("source",))  # it may have moved
     # What this command line says about the control itself goes to both stages.
     changes = {"overwrite": args.overwrite, "dry_run": args.dry_run, "fkd_path": str(root / "labels")}
     to_relabel = saved_args(relabel, sidecar(run / "labels", "args.json"), args.arch, **changes)
     to_train = saved_args(train, run / student_name(args.model) / "args.json", args.model, **changes,
                           train_dir=str(images.root), output_dir=str(root / student_name(args.model)))
+    to_train.seeds = args.seeds or to_train.seeds
     run_images = to_relabel.data
     to_relabel.data = str(images.root)
 
@@ -145,6 +165,7 @@ def make_parser():
     add_run_flags(parser)
     add = parser.add_argument
     add("--seed", type=number(int, 0), default=0, help="of the choice of images")
+    add("--seeds", type=number_list, metavar="0-2", help="of the students (default: those of the run)")
     add("--real-data", type=os.path.abspath, metavar="DIR",
         help="folder with train/ and val/ (digits: built in)")
     add("--picked", action="store_true",

@@ -155,8 +155,8 @@ def main(args):
     settings = make_settings(args, data.spec, stem, data.facts, data.val, precision)
     data = replace(data, val=keep_on_device(data.val, device))
 
-    # Begin: this run becomes the folder's only writer; another protocol in it is refused.
-    folder.begin(settings)
+    # Begin: this run becomes the only writer of its seeds; another protocol in the folder is refused.
+    folder.begin(settings, [(seed, seed + 1) for seed in args.seeds])
     log = folder.open_log(args, device)
     labels = data.labels
     for note in data.notes:
@@ -176,7 +176,8 @@ def main(args):
         row = rows[seed] = results.summarise(history)
         if processes.rank() == 0:
             num_bytes = {"image_bytes": data.facts["image_bytes"], "label_bytes": labels.num_bytes}
-            written = results.write_results(args, settings, rows, num_bytes, device, deviations)
+            with folder.lock.moment():  # other seeds may train beside these, and add theirs
+                written = results.write_results(args, settings, rows, num_bytes, device, deviations)
             warning = describe_chance(row["top1"], data.spec.num_classes, len(data.val), CHANCE_CAUSES)
             log.line(f"seed {seed}: last top1 {row['top1']:.2f}%  top5 {row['top5']:.2f}%   "
                      f"(best top1 {row['best_top1']:.2f}% at epoch {row['best_epoch']}){warning}")

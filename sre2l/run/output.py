@@ -195,9 +195,10 @@ class OutputFolder:
     def begin(self, settings, part=None, chosen=None):
         """Take the lock, delete with --overwrite, refuse other settings, record these -> those on record.
 
-        part: the ranges (first, stop) of flat image indices that this process writes; None for everything,
-        which the processes of one launch share. chosen: settings that the run has chosen by itself; recorded
-        ones win. A teacher and a student have one writer: the first process begins, the others wait."""
+        part: the ranges (first, stop) of flat image indices that this process writes, of a student those of
+        its seeds; None for everything, which the processes of one launch share. chosen: settings that the run
+        has chosen by itself; recorded ones win. Of the processes that train one network the first begins, the
+        others wait."""
         # The first process has written the record by the time this one passes the barrier.
         if not self.is_set and rank() > 0:
             barrier()
