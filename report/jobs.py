@@ -1,0 +1,171 @@
+"""The jobs of the queue: the list that a user edits, what is done of it, what waits for what, and bytes.
+
+It imports nothing that takes seconds: on a busy machine torch takes half a minute.
+"""
+import contextlib
+import functools
+import glob
+import os
+import re
+import subprocess
+from dataclasses import dataclass, field
+
+from sre2l.run.errors import UserError
+from sre2l.run.files import read_json, write_json
+from sre2l.run.paths import ROOT
+
+RUNS = ROOT / "runs"
+DATA = ROOT / "data"
+STATE = RUNS / "queue"
+LEAST_PART = 0.1  # of its estimate, that a job which has run before is still thought to take
+TEMPORARY = (".tmp", ".lock")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of a row.
+
+    commands: lines of sh, run in order from the project's root, each of which continues when it is given
+    again. needs: 'cpu' (anything will do) or 'gpu'. minutes: {'cpu': on one core, 'gpu': on an H200},
+    estimates. data: folders of data/. uses: beginnings of paths in runs/, of what it reads and what it goes
+    on with. after: the jobs that have to be done before."""
+    name: str
+    commands: list
+    minutes: dict
+    needs: str = "cpu"
+    data: list = field(default_factory=list)
+    uses: list = field(default_factory=list)
+    after: list = field(default_factory=list)
+
+    def path(self, kind):
+        """The job's 'json' (its state) or 'log'."""
+        return STATE / f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', self.name)}.{kind}"
+
+    def state(self):
+        """{state, seconds, commands} as the last start left them; {} where there was none, and where the
+        commands have been edited since."""
+        found = read_json(self.path("json")) if self.path("json").exists() else {}
+        return found if found.get("commands") == self.commands else {}
+
+    def write_state(self, state, seconds):
+        """state: 'running', 'done', 'failed' or 'stopped'; seconds: of all its starts."""
+        write_json(self.path("json"), {"job": self.name, "state": state, "seconds": round(seconds, 1),
+                                       "commands": self.commands})
+
+    @property
+    def is_done(self):
+        return self.state().get("state") == "done"
+
+    def seconds_left(self, has_gpu):
+        """What is left of the estimate; more than nothing, since an estimate may be too low."""
+        estimate = 60 * self.minutes["gpu" if has_gpu and "gpu" in self.minutes else self.needs]
+        return max(estimate - self.state().get("seconds", 0), LEAST_PART * estimate)
+
+
+def check_job(job, earlier, path):
+    """Raise UserError for a job that cannot be meant so. earlier: {name: job} of those before it."""
+    where = f"{path}: job '{job.name}'"
+    if job.path("json") in {other.path("json") for other in earlier.values()}:
+        raise UserError(f"{where} is there twice, or its name differs from another one in signs alone")
+    for name in job.after:
+        if name not in earlier:
+            raise UserError(f"{where} comes after '{name}', which does not stand before it in the list")
+    if job.needs not in ("cpu", "gpu"):
+        raise UserError(f"{where} needs '{job.needs}'; write cpu or gpu")
+    if job.needs not in job.minutes:
+        raise UserError(f"{where} needs a {job.needs}; say how many minutes of one it takes, under 'minutes'")
+    if not job.commands:
+        raise UserError(f"{where} has no commands")
+
+
+def read_jobs(path):
+    """The jobs of a list, in its order. Raises UserError for what is wrong with it."""
+    jobs = {}
+    for values in read_json(path).get("jobs", []):
+        try:
+            job = Job(**values)
+        except TypeError as error:
+            wrong = str(error).partition("() ")[2]
+            raise UserError(f"{path}: job '{values.get('name')}': {wrong}; a job has "
+                            f"{', '.join(Job.__annotations__)}") from None
+        check_job(job, jobs, path)
+        jobs[job.name] = job
+    if not jobs:
+        raise UserError(f"{path}: names no jobs")
+    return list(jobs.values())
+
+
+def has_gpu():
+    """Is there an NVIDIA GPU that a job may see?"""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    except OSError:
+        return False
+    return listed.returncode == 0 and listed.stdout.startswith("GPU ")
+
+
+def why_waiting(job, jobs, gpu):
+    """What a job waits for that this call cannot give, '' where nothing keeps it from running in its turn.
+
+    jobs: those of this call, {name: job}; gpu: has this machine one?"""
+    if job.needs == "gpu" and not gpu:
+        return "a GPU"
+    for name in job.data:
+        if not (DATA / name).is_dir():
+            return f"data/{name}"
+    for name in job.after:
+        if name not in jobs:
+            return f"'{name}', which is not among these jobs"
+        if not jobs[name].is_done and why_waiting(jobs[name], jobs, gpu):
+            return f"'{name}'"
+    return ""
+
+
+@functools.cache
+def files_under(top, beginning):
+    """The files below a folder whose path in it begins so -> {path: bytes}."""
+    found = {}
+    folder, name = os.path.split(beginning)
+    for entry in (top / folder).glob(f"{glob.escape(name)}*"):
+        for path in entry.rglob("*") if entry.is_dir() else [entry]:
+            with contextlib.suppress(FileNotFoundError):  # a run may be under way
+                if path.is_file() and path.suffix not in TEMPORARY:
+                    found[path] = path.stat().st_size
+    return found
+
+
+def files_to_carry(job):
+    """What a job that is to run reads or goes on with, as far as it is there -> {path: bytes}."""
+    parts = [files_under(DATA, f"{name}/") for name in job.data]
+    parts += [files_under(RUNS, beginning) for beginning in job.uses]
+    return {path: size for part in parts for path, size in part.items()}
+
+
+def print_plan(jobs, others, gpu):
+    """--dry-run: the jobs in their order, hours and bytes. others: the rest of the list."""
+    known = {job.name: job for job in jobs} | {job.name: job for job in others if job.is_done}
+    print(f"{'state':<8} {'CPU min':>8} {'GPU min':>8} {'MB to carry':>12}   job")
+    todo = []
+    carried = {}
+    for job in jobs:
+        minutes = [f"{job.minutes[kind]:g}" if kind in job.minutes else "-" for kind in ("cpu", "gpu")]
+        if job.is_done:
+            state, waits, size = "done", "", "0"
+        else:
+            waits = why_waiting(job, known, gpu)
+            state = "waiting" if waits else "to run"
+            todo.append(job)
+            files = files_to_carry(job)
+            carried |= files
+            size = f"{sum(files.values()) / 1e6:,.1f}"
+        line = f"{state:<8} {minutes[0]:>8} {minutes[1]:>8} {size:>12}   {job.name}"
+        print(line + f"   (waits for {waits})" * bool(waits))
+    on_cpu = [job for job in todo if job.needs == "cpu"]
+    hours = {kind: sum(job.seconds_left(kind == "gpu") for job in group) / 3600
+             for kind, group in (("cpu", on_cpu), ("gpu", todo))}
+    num_bytes = sum(carried.values())
+    print(f"{len(todo)} of {len(jobs)} jobs are not done; one after the other: {hours['cpu']:.1f} h of one "
+          f"CPU core for the {len(on_cpu)} that need no GPU, {hours['gpu']:.1f} h of a GPU for all")
+    print(f"they read {num_bytes / 1e6:,.1f} MB of data/ and runs/ that are there, each file counted once")
