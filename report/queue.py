@@ -62,7 +62,7 @@ def say(text):
 
 
 def last_line(path):
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].strip()[:300]
 
 
