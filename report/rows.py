@@ -92,5 +92,12 @@ class Row:
         return folder
 
 
+def results_of(value):
+    """The results that an ablation's value names: 'folder' or 'folder:student'; None where there are none."""
+    folder, _, student = value.partition(":")
+    row = Row(folder, "")
+    return row.read("results.json").get(student) if student else row.results()
+
+
 ROWS = [Row(**row) for row in TABLES["rows"]]
-ABLATIONS = TABLES["ablations"]  # [{dataset, varied, values: {as the table says it: folder}, tells}]
+ABLATIONS = TABLES["ablations"]  # [{dataset, varied, values: {as the table says it: see results_of}, tells}]

@@ -6,7 +6,7 @@ Result: between its marker comments README.md has accuracies and controls, resul
 import re
 import statistics
 
-from report.rows import ABLATIONS, NAMES, ROWS, Row
+from report.rows import ABLATIONS, NAMES, ROWS, results_of
 from sre2l.run.errors import UserError
 from sre2l.run.files import write_bytes
 from sre2l.run.flags import Parser
@@ -149,7 +149,7 @@ def protocol_row(row):
 def ablation_rows(ablation):
     """A line for each value of an ablation that has been run."""
     name = NAMES[ablation["dataset"]]
-    found = [(text, folder, Row(folder, name).results()) for text, folder in ablation["values"].items()]
+    found = [(text, value.partition(":")[0], results_of(value)) for text, value in ablation["values"].items()]
     return [[name, ablation["varied"], text, accuracy(results), f"[{folder}]({folder})"]
             for text, folder, results in found if results]
 

@@ -96,7 +96,8 @@ def recipes_of(launcher):
 
 def test_every_recipe_has_settings_in_all_launchers_of_its_chain(tmp_path):
     words = {word for launcher in CHAIN for word in recipes_of(launcher) if word[0] != "*"}
-    assert {word.partition("+")[2] for word in words} == {"cda", "rded", "fadrm", "fadrm+", "edc", "young"}
+    assert {word.partition("+")[2] for word in words} == {"cda", "rded", "fadrm", "fadrm+", "edc", "young",
+                                                           "best"}
     for word in sorted(words):
         dataset, _, recipe = word.partition("+")
         for launcher in CHAIN:
