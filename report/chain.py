@@ -25,8 +25,10 @@ from sre2l.data.flags import Once, override
 from sre2l.data.own import facts_path, read_facts, row_to_squeeze, write_facts
 from sre2l.data.real_images import find_split
 from sre2l.data.torchvision_sets import TORCHVISION
+from sre2l.nets.statistics import class_statistics_path
 from sre2l.run.device import pick_device
 from sre2l.run.errors import UserError
+from sre2l.run.files import sidecar
 from sre2l.run.flags import Parser
 from sre2l.run.paths import ROOT, run_folder
 from sre2l.run.start import run_script
@@ -219,28 +221,30 @@ def check_start(start, plans):
         return
     if begins_as != plans["pick"]["output"]:
         raise UserError(f"--start picked: recover would begin with {begins_as} and not with the picked "
-                        f"images; add --init picked, or leave --start away")
+                        f"images; add --init picked, or --start noise")
     picked, images = plans["pick"]["images"], of_recover["images"]
     if picked != images:
         raise UserError(f"--start picked: {picked} images are to be picked and {images} recovered, which "
-                        f"their control compares; give both stages the same --ipc-end and --classes")
+                        f"their control compares; give both stages the same --ipc-end, and no --ipc-start")
     if of_recover["images_computed"] > picked:
         raise UserError(f"--start picked: recover's batches take {of_recover['images_computed']} images, and "
                         f"{picked} are to be picked; choose --batch-order class or a smaller "
                         f"--recover.batch-size")
 
 
-def check_targets(plans, has_own_teacher):
-    """Raise UserError where no earlier stage writes the statistics that recover's --bn-target wants.
+def check_targets(plans, teacher):
+    """Raise UserError where the statistics that recover's --bn-target wants are neither there nor planned.
 
-    has_own_teacher: --teacher names a file, beside which class statistics may lie."""
+    teacher: the file of recover's teacher, None where --teacher names files, beside which they may lie."""
     target = plans["recover"]["settings"].get("bn_target", "running")
-    if target == "group" and "pick" in plans and not plans["pick"]["group_statistics"]:
+    if target == "group" and "pick" in plans and not plans["pick"]["group_statistics"] \
+            and not sidecar(plans["pick"]["output"], "groups.pth").exists():
         raise UserError("--bn-target group: pick would write no statistics of the groups; add --pick spread "
                         "--group-statistics")
-    if target.startswith("class") and not has_own_teacher and not plans["squeeze"].get("class_statistics"):
+    if target.startswith("class") and teacher and not plans["squeeze"].get("class_statistics") \
+            and not class_statistics_path(teacher).exists():
         raise UserError(f"--bn-target {target}: squeeze would write no statistics of the classes; add "
-                        f"--class-statistics")
+                        f"--class-statistics, or name a teacher that has them with --teacher")
 
 
 def print_plan(args, flags, plans, row, of_squeeze):
@@ -305,7 +309,8 @@ def plan_and_check(args, flags, of_squeeze):
     plans = plan_stages(args, planning, row, of_squeeze)
     if "recover" in plans:
         check_start(args.start, plans)
-        check_targets(plans, has_own_teacher="--teacher" in flags["recover"])
+        trained = run_folder(of_squeeze) / "teacher" / "teacher.pth"
+        check_targets(plans, None if "--teacher" in flags["recover"] else trained)
     steps = plans["validate"]["settings"]["gradient_accumulation_steps"]
     epochs, labelled = (plans[stage]["settings"].get("epochs") for stage in ("validate", "relabel"))
     if None not in (epochs, labelled) and epochs > labelled:

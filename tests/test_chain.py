@@ -231,7 +231,22 @@ def test_stages_that_do_not_fit_together_end_the_chain_before_the_first(
         plans = {"squeeze": squeezed, "pick": picked,
                  "recover": plan_of(capsys, recover, *flags, *of_recover.split())}
         chain.check_start(start, plans)
-        chain.check_targets(plans, has_own_teacher=False)
+        chain.check_targets(plans, tmp_path / "teacher.pth")
+
+
+def test_statistics_that_an_earlier_call_wrote_are_taken(tmp_path, capsys):
+    teacher = tmp_path / "run" / "teacher" / "teacher.pth"
+    flags = ("--dataset", "digits", "--name", tmp_path / "run", "--ipc-end", 10)
+    plans = {"squeeze": plan_of(capsys, squeeze, *flags[:4]), "pick": plan_of(capsys, pick, *flags)}
+    for target, path in (("class:0.5", teacher.parent / "teacher.class_statistics.pth"),
+                         ("group", tmp_path / "run" / "picked.groups.pth")):
+        plans["recover"] = plan_of(capsys, recover, *flags, "--bn-target", target, "--init", "picked",
+                                   "--batch-size", 10)
+        with pytest.raises(UserError, match=f"--bn-target {target}"):
+            chain.check_targets(plans, teacher)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        chain.check_targets(plans, teacher)
 
 
 def test_images_that_stay_as_they_were_picked_are_where_relabel_looks():
