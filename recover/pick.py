@@ -33,6 +33,7 @@ from sre2l.data.image_folder import encode, fingerprint
 from sre2l.data.real_images import read_real, shown_at
 from sre2l.kernels.norms import statistics_layers
 from sre2l.nets import statistics
+from sre2l.nets.models import build_for
 from sre2l.nets.precision import memory_format_of, start_device
 from sre2l.nets.teacher import check_top1, described_or_planned, find_teachers
 from sre2l.run import processes, signals
@@ -111,13 +112,24 @@ def check_args(args, spec):
     return classes
 
 
-def check_have_statistics(args, teachers):
-    """Raise UserError for a teacher without the running statistics that the flags want to use."""
-    flag = "--group-statistics" if args.group_statistics else f"--score {args.score}"
-    for teacher in teachers:
-        if (args.group_statistics or args.score == "gps") and not statistics_layers(teacher.network):
-            raise UserError(f"{flag}: {teacher.arch} ({teacher.source}) has no BatchNorm layer with running "
-                            f"statistics; pick without this teacher, or with --score confidence")
+def check_teachers(args, networks):
+    """Raise UserError for networks whose running statistics the flags want to use and cannot.
+
+    networks: (name, network) of each teacher, also of one that is still to be trained."""
+    if args.group_statistics and len(networks) > 1:
+        raise UserError("--group-statistics: the statistics are one teacher's; pick with one, or without it")
+    if not args.group_statistics and args.score != "gps":
+        return
+    flag, other = (("--group-statistics", "leave it away") if args.group_statistics else
+                   ("--score gps", "choose --score confidence"))
+    for name, network in networks:
+        if not statistics_layers(network):
+            raise UserError(f"{flag}: {name} has no BatchNorm layer with running statistics; pick without "
+                            f"this teacher, or {other}")
+
+
+def networks_of(teachers):
+    return [(f"{teacher.arch} ({teacher.source})", teacher.network) for teacher in teachers]
 
 
 def settings_of(args, spec, classes, teachers, images=None):
@@ -141,7 +153,9 @@ def dry_run(args, spec, classes, folder):
     teachers = []
     if args.score != "random":
         teachers, spec = find_teachers(args, spec)
-    check_have_statistics(args, teachers)
+        archs = () if teachers or not args.arch else args.arch.split(",")
+        planned = [(arch, build_for(spec, arch, None)[0]) for arch in archs]
+        check_teachers(args, networks_of(teachers) or planned)
     num_images = args.ipc_end * len(classes)
     image_bytes = spec.size ** 2 // 3 + 620 if args.jpeg else 2 * spec.size ** 2 + 100
     folder.dry_run(settings_of(args, spec, classes, teachers), images=num_images,
@@ -196,9 +210,7 @@ def main(args):
     teachers = []
     if args.score != "random":
         teachers, spec = find_teachers(args, spec)
-    if args.group_statistics and len(teachers) > 1:
-        raise UserError("--group-statistics: the statistics are one teacher's; pick with one, or without it")
-    check_have_statistics(args, teachers)
+    check_teachers(args, networks_of(teachers))
     for teacher in teachers:
         teacher.network.to(device, memory_format=memory_format_of(device))
         if processes.rank() == 0 or args.overwrite:  # whoever may delete has measured first

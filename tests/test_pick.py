@@ -436,6 +436,12 @@ def test_a_teacher_whose_scores_are_no_numbers_is_refused(root, tmp_path):
 
 @pytest.mark.parametrize("flags", (("--score", "gps"), ("--pick", "spread", "--group-statistics")))
 def test_a_teacher_without_batchnorm_has_no_statistics_to_pick_by(root, tmp_path, flags):
+    to_train = (pick, "--dataset", "cifar10", "--name", tmp_path / "run", *flags, "--dry-run", "--arch")
+    assert "squeezenet1_1 has no BatchNorm layer" in refused(*to_train, "squeezenet1_1")
+    assert ("leave it away" if "--group-statistics" in flags else "--score confidence") in \
+        refused(*to_train, "squeezenet1_1")
+    if "--group-statistics" in flags:
+        assert "the statistics are one teacher's" in refused(*to_train, "resnet18,convnet3")
     bare_checkpoint(tmp_path / "plain.pth", "squeezenet1_1")
     flags = flags_of(root, tmp_path / "run", *flags, "--teacher", tmp_path / "plain.pth",
                      "--arch", "squeezenet1_1")
