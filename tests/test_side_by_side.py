@@ -27,11 +27,13 @@ def test_seeds_may_train_side_by_side_and_the_control_may_have_its_own_in_a_run_
     control = (random_real, "--dataset", "cifar10", "--model", SMALL)
     noise_folder(old / "more" / "train", NAMES, 4)
     run_main(*control, "--name", old / "run", "--real-data", old / "more")
+    noise_folder(old / "others" / "train", NAMES, 4)
+    assert "source: there" in refused(*control, "--name", old / "run", "--real-data", old / "others")
     new = tmp_path / "new"
     shutil.move(old, new)
     run_main(*control, "--name", new / "run", "--real-data", new / "more", "--seeds", 3)
     root = new / "run" / "random_real"
-    assert list(read_json(root / f"student_{SMALL}" / "results.json")["seeds"]) == ["1", "3"]
+    assert list(read_json(root / f"student_{SMALL}" / "results.json")["seeds"]) == ["0", "1", "2", "3"]
     assert not old.exists()
     for path in (root / "labels.args.json", root / f"student_{SMALL}" / "args.json"):
         assert read_json(path)["val_dir" if "student" in str(path) else "data"].startswith(str(new))

@@ -100,18 +100,31 @@ def check_alike(picked, wanted):
               "pick.sh has --jpeg, recover.sh --lossless")
 
 
+def free_settings(place):
+    """Real images that are gone where the control's images came from may have moved: their place is free."""
+    source = recorded(sidecar(place, "manifest.json"), "source")
+    return () if source is None or os.path.exists(source) else ("source",)
+
+
+def seeds_of(student, of_last_call):
+    """The seeds of a run's students, which may have been trained by several calls, one beside the other."""
+    path = student / "results.json"
+    done = map(int, read_json(path)["seeds"]) if path.exists() else ()
+    return sorted({*done, *of_last_call})
+
+
 def main(args):
     # Plan: the settings of the run's own relabel and validate, with other folders.
     run = run_folder(args)
     root = run / ("picked_real" if args.picked else "random_real")
     place = run / "picked" if args.picked else root / "images"
-    images = OutputFolder(place, "images", args.overwrite, DEFAULTS, free=("source",))  # it may have moved
+    images = OutputFolder(place, "images", args.overwrite, DEFAULTS, free=free_settings(place))
     # What this command line says about the control itself goes to both stages.
     changes = {"overwrite": args.overwrite, "dry_run": args.dry_run, "fkd_path": str(root / "labels")}
     to_relabel = saved_args(relabel, sidecar(run / "labels", "args.json"), args.arch, **changes)
     to_train = saved_args(train, run / student_name(args.model) / "args.json", args.model, **changes,
                           train_dir=str(images.root), output_dir=str(root / student_name(args.model)))
-    to_train.seeds = args.seeds or to_train.seeds
+    to_train.seeds = args.seeds or seeds_of(run / student_name(args.model), to_train.seeds)
     run_images = to_relabel.data
     to_relabel.data = str(images.root)
 

@@ -92,14 +92,12 @@ def make_missing(args, arms, missing, own):
     if missing["syn_any"]:
         train_arm(arms["syn_any"], own, args.seeds, moved)
     if missing["rnd_any"] or not arms["rnd_any"].images.exists():
-        flags = ["--dataset", args.dataset, "--model", args.model]
+        flags = ["--dataset", args.dataset, "--model", args.model, "--seeds", ",".join(map(str, args.seeds))]
         flags += ["--name", args.name] if args.name else []
         flags += ["--arch", args.arch] if args.arch else []
         flags += ["--real-data", args.real_data] if args.real_data else []
         random_real.main(random_real.get_args(flags))
         barrier()
-        if missing_seeds(arms["rnd_any"], args.seeds):  # the control repeats the last call of train alone
-            train_arm(arms["rnd_any"], own, args.seeds, moved)
     if args.real_data and to_relabel.val_dir:
         to_relabel.val_dir = args.real_data
     labelled = set()
