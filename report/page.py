@@ -4,6 +4,8 @@ Run: python3 -m report.page --dataset digits      (train.sh and demo.sh write it
 Time: about 2 s; the curves need matplotlib, an extra: pip install matplotlib.
 Result: runs/<name>/report.html, which loads nothing from elsewhere.
 """
+import contextlib
+import fcntl
 import io
 import os
 from pathlib import Path
@@ -223,15 +225,29 @@ def make_report(folder):
                 element("p", lead(run), class_="lead"), *body)
 
 
+@contextlib.contextmanager
+def alone_in(folder):
+    """One page at a time: where students end together the last page knows them all, and no page removes
+    another one's temporary file. The lock is the folder's own and leaves no file."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system that locks no folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def write_report(run, student=None):
     """Write report.html into a run folder -> its path.
 
     student: the folder that was written last. One outside of the run folder gets a page of its own."""
     is_inside = student is None or student.parent in (run, run / "random_real", run / "picked_real")
     folder = run if is_inside else student
-    for path in folder.glob("report.html.*.tmp"):  # a kill left it
-        path.unlink(missing_ok=True)
-    write_bytes(folder / "report.html", make_report(folder).encode(errors="replace"))
+    with alone_in(folder):
+        for path in folder.glob("report.html.*.tmp"):  # a kill left it
+            path.unlink(missing_ok=True)
+        write_bytes(folder / "report.html", make_report(folder).encode(errors="replace"))
     return folder / "report.html"
 
 

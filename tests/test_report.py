@@ -1,6 +1,8 @@
 """report.html says what the run wrote and loads nothing; a page that cannot be made fails no run."""
 import base64
+import fcntl
 import json
+import os
 import re
 import shutil
 import sys
@@ -225,6 +227,20 @@ def test_what_a_kill_left_of_a_page_goes_with_the_next_one(run):
     (run / "report.html.0123456789ab.tmp").touch()
     report_page.write_report(run)
     assert [path.name for path in run.glob("report.html*")] == ["report.html"]
+
+
+def test_two_pages_of_a_run_are_written_one_after_the_other(run, monkeypatch):
+    def page_that_tries_the_lock(folder):
+        other = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
+        return "page"
+
+    monkeypatch.setattr(report_page, "make_report", page_that_tries_the_lock)
+    report_page.write_report(run)
+    report_page.write_report(run)  # the first has let it go
+    assert (run / "report.html").read_text() == "page"
 
 
 def test_a_large_contact_sheet_is_made_smaller(run):
