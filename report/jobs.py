@@ -106,10 +106,10 @@ def has_gpu():
     return listed.returncode == 0 and listed.stdout.startswith("GPU ")
 
 
-def why_waiting(job, jobs, gpu):
+def why_waiting(job, jobs, gpu, failed=()):
     """What a job waits for that this call cannot give, '' where nothing keeps it from running in its turn.
 
-    jobs: those of this call, {name: job}; gpu: has this machine one?"""
+    jobs: {name: job} of this call's and of what is done; gpu: has this machine one? failed: names."""
     if job.needs == "gpu" and not gpu:
         return "a GPU"
     for name in job.data:
@@ -118,7 +118,9 @@ def why_waiting(job, jobs, gpu):
     for name in job.after:
         if name not in jobs:
             return f"'{name}', which is not among these jobs"
-        if not jobs[name].is_done and why_waiting(jobs[name], jobs, gpu):
+        if name in failed:
+            return f"'{name}', which failed"
+        if not jobs[name].is_done and why_waiting(jobs[name], jobs, gpu, failed):
             return f"'{name}'"
     return ""
 
@@ -143,29 +145,23 @@ def files_to_carry(job):
     return {path: size for part in parts for path, size in part.items()}
 
 
-def print_plan(jobs, others, gpu):
-    """--dry-run: the jobs in their order, hours and bytes. others: the rest of the list."""
-    known = {job.name: job for job in jobs} | {job.name: job for job in others if job.is_done}
+def print_plan(jobs, known, gpu):
+    """--dry-run: the jobs in their order, hours and bytes. known: as in `why_waiting`."""
     print(f"{'state':<8} {'CPU min':>8} {'GPU min':>8} {'MB to carry':>12}   job")
-    todo = []
     carried = {}
+    todo = [job for job in jobs if not job.is_done]
     for job in jobs:
-        minutes = [f"{job.minutes[kind]:g}" if kind in job.minutes else "-" for kind in ("cpu", "gpu")]
-        if job.is_done:
-            state, waits, size = "done", "", "0"
-        else:
-            waits = why_waiting(job, known, gpu)
-            state = "waiting" if waits else "to run"
-            todo.append(job)
-            files = files_to_carry(job)
-            carried |= files
-            size = f"{sum(files.values()) / 1e6:,.1f}"
-        line = f"{state:<8} {minutes[0]:>8} {minutes[1]:>8} {size:>12}   {job.name}"
-        print(line + f"   (waits for {waits})" * bool(waits))
+        files = files_to_carry(job) if job in todo else {}
+        carried |= files
+        waits = why_waiting(job, known, gpu) if job in todo else ""
+        state = "waiting" if waits else "to run" if job in todo else "done"
+        cpu, card = (f"{job.minutes[kind]:g}" if kind in job.minutes else "-" for kind in ("cpu", "gpu"))
+        print(f"{state:<8} {cpu:>8} {card:>8} {sum(files.values()) / 1e6:>12,.1f}   {job.name}"
+              + f"   (waits for {waits})" * bool(waits))
     on_cpu = [job for job in todo if job.needs == "cpu"]
-    hours = {kind: sum(job.seconds_left(kind == "gpu") for job in group) / 3600
-             for kind, group in (("cpu", on_cpu), ("gpu", todo))}
-    num_bytes = sum(carried.values())
-    print(f"{len(todo)} of {len(jobs)} jobs are not done; one after the other: {hours['cpu']:.1f} h of one "
-          f"CPU core for the {len(on_cpu)} that need no GPU, {hours['gpu']:.1f} h of a GPU for all")
-    print(f"they read {num_bytes / 1e6:,.1f} MB of data/ and runs/ that are there, each file counted once")
+    hours = [sum(job.seconds_left(is_gpu) for job in group) / 3600
+             for is_gpu, group in ((False, on_cpu), (True, todo))]
+    print(f"{len(todo)} of {len(jobs)} jobs are not done; one after the other: {hours[0]:.1f} h of one "
+          f"CPU core for the {len(on_cpu)} that need no GPU, {hours[1]:.1f} h of a GPU for all")
+    print(f"they read {sum(carried.values()) / 1e6:,.1f} MB of data/ and runs/ that are there, each file "
+          f"counted once")

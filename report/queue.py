@@ -11,10 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from report.jobs import STATE, Job, has_gpu, print_plan, read_jobs, why_waiting
+from report.jobs import STATE, has_gpu, print_plan, read_jobs, why_waiting
 from report.packing import pack
 from sre2l.run.errors import UserError, os_error_in_words
 from sre2l.run.files import make_folder
@@ -24,8 +23,6 @@ from sre2l.run.paths import ROOT
 
 SIDE_BY_SIDE = 8   # jobs on a GPU: small students are launch-bound, eight take as long as one on an H200
 SAVE_SEC = 30      # before the end of --minutes jobs are asked to save and end, or a third of the time before
-LEAST_SEC = 60     # a job that does not fit into the time is started for no less
-STATUS_SEC = 300   # between two lines about all jobs
 LOOK_SEC = 0.1
 # A job is a shell in a process group of its own. Its standard input is a pipe of the queue's: where the queue
 # is killed, the pipe ends, and a watcher asks the group to save and end. The shell itself waits for its
@@ -39,24 +36,6 @@ set -e
 """
 
 
-@dataclass
-class Running:
-    """A job under way. before: the seconds of its earlier starts."""
-    job: Job
-    process: subprocess.Popen
-    begin: float
-    before: float
-
-    @property
-    def seconds(self):
-        return time.monotonic() - self.begin
-
-    def kill(self, number):
-        """Send a signal to all processes of the job."""
-        if self.process.poll() is None:  # else its group's number may be another's by now
-            os.killpg(self.process.pid, number)
-
-
 def say(text):
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
@@ -67,46 +46,38 @@ def last_line(path):
 
 
 class Queue:
-    """Runs jobs. jobs: those to run, in the order of their worth; others: the rest of the list."""
+    """Runs jobs, in the order of their worth. known, gpu: as in `why_waiting`; width: how many at a time."""
 
-    def __init__(self, jobs, others, gpu, width, minutes, lock):
-        self.jobs = {job.name: job for job in jobs}
-        self.known = self.jobs | {job.name: job for job in others if job.is_done}
+    def __init__(self, jobs, known, gpu, width, minutes, lock):
+        self.jobs = jobs
+        self.known = known
         self.gpu = gpu
         self.width = width
         self.lock = lock
         self.threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // width))
         total = float("inf") if minutes is None else 60 * minutes
-        self.begin = time.monotonic()
-        self.deadline = self.begin + total
+        self.deadline = time.monotonic() + total
         self.stop_at = self.deadline - min(SAVE_SEC, total / 3)
-        self.least = min(LEAST_SEC, total / 3)
         self.todo = [job for job in jobs if not job.is_done]
-        self.running = []
-        self.failed = []
+        self.running = {}  # process: (job, when it was started)
+        self.failed = set()  # names
         self.signal = None
         self.asked = 0  # how often the user has asked to end
 
-    # -- which job is next
-
-    def is_ready(self, job):
-        """Can the job run now?"""
-        is_free = not why_waiting(job, self.known, self.gpu)
-        return is_free and all(self.known[name].is_done for name in job.after)
+    def why_waiting(self, job):
+        return why_waiting(job, self.known, self.gpu, self.failed)
 
     def next_job(self):
         """The first ready job that fits into the time, else the first that is ready: what it does is kept."""
         left = self.stop_at - time.monotonic()
-        ready = [job for job in self.todo if self.is_ready(job)]
+        ready = [job for job in self.todo
+                 if not self.why_waiting(job) and all(self.known[name].is_done for name in job.after)]
         fitting = [job for job in ready if job.seconds_left(self.gpu) <= left]
-        return next(iter(fitting or (ready if left >= self.least else [])), None)
-
-    # -- a job's start and end
+        return next(iter(fitting or ready), None)
 
     def start(self, job):
         self.todo.remove(job)
-        before = job.state().get("seconds", 0)
-        job.write_state("running", before)
+        job.write_state("running", job.state().get("seconds", 0))
         lines = [f"printf '%s\\n' {shlex.quote(f'+ {command}')}\n{command}\n" for command in job.commands]
         env = {**os.environ, "OMP_NUM_THREADS": self.threads}
         with open(job.path("log"), "ab") as log:
@@ -116,27 +87,33 @@ class Queue:
             process = subprocess.Popen(["sh", "-c", SCRIPT + "".join(lines)], cwd=ROOT, env=env,
                                        stdin=subprocess.PIPE, stdout=log, stderr=log,
                                        start_new_session=True, pass_fds=[self.lock])
-        self.running.append(Running(job, process, time.monotonic(), before))
+        self.running[process] = job, time.monotonic()
         minutes = job.seconds_left(self.gpu) / 60
         say(f"start    {job.name}  (about {minutes:.1f} min; {job.path('log').relative_to(ROOT)})")
 
     def collect(self):
         """Write down and say what has ended -> whether anything has."""
-        ended = [one for one in self.running if one.process.poll() is not None]
-        for one in ended:
-            self.running.remove(one)
-            one.process.stdin.close()
-            code = one.process.returncode
-            was_stopped = self.signal is not None and code
-            state = "stopped" if was_stopped else "failed" if code else "done"
-            one.job.write_state(state, one.before + one.seconds)
+        ended = [process for process in self.running if process.poll() is not None]
+        for process in ended:
+            job, begin = self.running.pop(process)
+            process.stdin.close()
+            seconds = time.monotonic() - begin
+            code = process.returncode
+            state = "done" if code == 0 else "stopped" if self.signal else "failed"
+            job.write_state(state, job.state().get("seconds", 0) + seconds)
             why = ""
             if state == "failed":
-                self.failed.append(one.job)
-                log = one.job.path("log")
+                self.failed.add(job.name)
+                log = job.path("log")
                 why = f"  exit code {code}: {last_line(log)}  ({log.relative_to(ROOT)})"
-            say(f"{state:<8} {one.job.name}  {one.seconds / 60:.1f} min{why}")
+            say(f"{state:<8} {job.name}  {seconds / 60:.1f} min{why}")
         return bool(ended)
+
+    def send(self, number):
+        """Send a signal to all processes of the running jobs."""
+        for process in self.running:
+            if process.poll() is None:  # else its group's number may be another's by now
+                os.killpg(process.pid, number)
 
     def stop(self):
         """Ask the running jobs to save and end; end those that have not in time."""
@@ -144,30 +121,16 @@ class Queue:
         self.signal = self.signal or signal.SIGTERM
         asked = self.asked
         deadline = min(self.deadline, time.monotonic() + SAVE_SEC)
-        for one in self.running:
-            one.kill(signal.SIGTERM)
+        self.send(signal.SIGTERM)
         while self.running:
             if time.monotonic() > deadline or self.asked > asked:
-                for one in self.running:
-                    one.kill(signal.SIGKILL)
+                self.send(signal.SIGKILL)
             time.sleep(LOOK_SEC)
             self.collect()
-
-    # -- the whole
 
     def ask_to_end(self, number, _):
         self.signal = signal.Signals(number)
         self.asked += 1
-
-    def status(self):
-        """One line about all jobs. The time to go is at least that of the longest job under way."""
-        ready = [job for job in self.todo if not why_waiting(job, self.known, self.gpu)]
-        under_way = [max(0, one.job.seconds_left(self.gpu) - one.seconds) for one in self.running]
-        seconds = [*under_way, *(job.seconds_left(self.gpu) for job in ready)]
-        done = sum(job.is_done for job in self.jobs.values())
-        to_go = max(sum(seconds) / self.width, *under_way, 0) / 60
-        say(f"status   {done} of {len(self.jobs)} jobs are done, {len(self.running)} are running, "
-            f"{len(ready)} to come: about {to_go:.0f} min to go")
 
     def run(self):
         """-> exit code: 1 if a job failed, 130 or 143 after a signal."""
@@ -176,38 +139,25 @@ class Queue:
                 signal.signal(which, self.ask_to_end)
         say(f"{len(self.todo)} of {len(self.jobs)} jobs to run, {self.width} side by side, CPU threads of "
             f"each: {self.threads}, {'a GPU' if self.gpu else 'no GPU'}")
-        told = self.begin
         has_news = True
         while not self.signal and time.monotonic() < self.stop_at:
             while has_news and len(self.running) < self.width and (job := self.next_job()):
                 self.start(job)
             if not self.running:
                 break
-            if time.monotonic() - told >= STATUS_SEC:
-                told = time.monotonic()
-                self.status()
             time.sleep(LOOK_SEC)
             has_news = self.collect()
         ended_by = self.signal
         if self.running:
             self.stop()
-        self.summarise()
-        return 128 + ended_by if ended_by else int(bool(self.failed))
 
-    def summarise(self):
-        """Say what is left and why."""
-        kept = {job.name for job in self.failed}
         for job in self.todo:
-            why = why_waiting(job, self.known, self.gpu)
-            broken = [name for name in job.after if name in kept]
-            if broken:
-                kept.add(job.name)
-                why = f"'{broken[0]}', which failed or was left out"
-            if why:
-                say(f"{'left out' if broken else 'waiting':<8} {job.name}  (for {why})")
-        left = sum(not job.is_done for job in self.jobs.values())
-        done = len(self.jobs) - left
-        say(f"{done} of {len(self.jobs)} jobs are done" + ("; the same command goes on" if left else ""))
+            if why := self.why_waiting(job):
+                say(f"waiting  {job.name}  (for {why})")
+        done = sum(job.is_done for job in self.jobs)
+        say(f"{done} of {len(self.jobs)} jobs are done"
+            + "; the same command goes on" * (done < len(self.jobs)))
+        return 128 + ended_by if ended_by else int(bool(self.failed))
 
 
 def take_lock():
@@ -232,16 +182,16 @@ def take_lock():
 def main(args):
     jobs = read_jobs(args.file)
     picked = [job for job in jobs if fnmatch.fnmatchcase(job.name, f"*{args.only}*")]
-    others = [job for job in jobs if job not in picked]
     if not picked:
         raise UserError(f"--only {args.only}: no job of {args.file} has such a name; --dry-run lists them")
     if args.pack:
         return pack(picked, args.pack, args.limit, args.total)
     gpu = has_gpu()
+    known = {job.name: job for job in jobs if job in picked or job.is_done}
     if args.dry_run:
-        return print_plan(picked, others, gpu)
+        return print_plan(picked, known, gpu)
     width = args.jobs or (SIDE_BY_SIDE if gpu else 1)
-    return Queue(picked, others, gpu, width, args.minutes, take_lock()).run()
+    return Queue(picked, known, gpu, width, args.minutes, take_lock()).run()
 
 
 def get_args(argv=None):
@@ -253,10 +203,10 @@ def get_args(argv=None):
     add("--file", type=os.path.abspath, default=str(ROOT / "results" / "queue.json"), help="the list of jobs")
     add("--dry-run", action="store_true", help="print the order, hours and bytes to carry, and stop")
     add("--pack", type=Path, metavar="FOLDER",
-        help="pack results, and what jobs that are not done need; unpack with 'cat FOLDER/queue_* | tar xzi'")
-    add("--limit", type=number(float, above=0), default=16, metavar="MiB", help="of each archive of --pack")
+        help="pack results, and what jobs that are not done need; unpack with 'cat FOLDER/queue_* | tar xz'")
+    add("--limit", type=number(float, 1), default=16, metavar="MiB", help="of each piece of --pack")
     add("--total", type=number(float, above=0), metavar="MiB",
-        help="of all archives together; what does not fit is named")
+        help="of all pieces together, at most; what does not fit is named")
     return parser.parse_args(argv)
 
 

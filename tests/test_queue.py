@@ -119,7 +119,7 @@ def test_a_failed_job_says_why_and_what_comes_after_it_is_left_out(make):
                         job("later", "touch later", after=["after"]), job("other", "touch other")])
     code, said = run(root)
     assert code == 1 and "exit code 1: no such image  (runs/queue/bad.log)" in said
-    assert "left out after  (for 'bad'" in said and "left out later  (for 'after'" in said
+    assert "waiting  after  (for 'bad', which failed)" in said and "waiting  later  (for 'after')" in said
     assert states(root) == {"bad": "failed", "other": "done"} and not (root / "after").exists()
     (root / "mended").touch()
     assert run(root)[0] == 0 and (root / "later").exists()
@@ -184,7 +184,7 @@ def test_a_dry_run_prints_the_order_hours_and_bytes(make):
     code, said = run(root, "--dry-run")
     lines = [re.sub(" +", " ", line) for line in said.splitlines()]
     assert code == 0 and lines[1:4] == [
-        "done 600 - 0 done", "to run 120 30 1.5 both", "waiting - 60 1.0 card (waits for a GPU)"]
+        "done 600 - 0.0 done", "to run 120 30 1.5 both", "waiting - 60 1.0 card (waits for a GPU)"]
     assert "2 of 3 jobs are not done; one after the other: 2.0 h of one CPU core for the 1 that need no " \
            "GPU, 1.5 h of a GPU for all" in said
     assert "they read 1.5 MB" in said and states(root) == {"done": "done"}
@@ -207,11 +207,11 @@ def test_what_was_made_is_packed_under_the_limit_and_goes_on_elsewhere(make, tmp
 
     folder = tmp_path / "out"
     code, said = run(one, "--pack", folder, "--limit", 1)
-    assert code == 0 and f"cat {folder}/queue_* | tar xzi" in said
+    assert code == 0 and f"cat {folder}/queue_* | tar xz" in said
     parts = sorted(folder.iterdir())
     assert len(parts) >= 5 and max(path.stat().st_size for path in parts) <= 2 ** 20
     two = make("two", listed)
-    subprocess.run(f"cat {folder}/queue_* | tar xzi", shell=True, cwd=two, check=True)
+    subprocess.run(f"cat {folder}/queue_* | tar xz", shell=True, cwd=two, check=True)
     for name in sizes.keys() - {"big.pth"}:
         assert (two / "runs" / "x" / name).read_bytes() == (made / name).read_bytes()
     assert not (two / "runs" / "x" / "big.pth").exists()
@@ -220,7 +220,7 @@ def test_what_was_made_is_packed_under_the_limit_and_goes_on_elsewhere(make, tmp
     assert code == 0 and "start    labels" not in said and states(two) == states(two) | {"labels": "done"}
     assert (two / "runs" / "x" / "copy").stat().st_size == sizes["net.pth"]
 
-    code, said = run(one, "--pack", folder, "--limit", 1, "--total", 2)  # replaces the archives
+    code, said = run(one, "--pack", folder, "--limit", 1, "--total", 2)  # replaces the pieces
     assert "left out: runs/x/net.pth (2.5 MB)" in said
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 2 * 2 ** 20
     assert run(two, "--pack", folder)[0] == 0  # all is done: nothing needs labels and networks any more
