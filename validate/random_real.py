@@ -55,7 +55,7 @@ def saved_args(stage, path, typed, **changes):
                         f"(run.sh runs all)")
     args = stage.get_args([])
     recorded = {key: value for key, value in read_json(path).items() if value is not None}
-    folder = path.parent if path.name == "args.json" else path.with_name(path.name.partition(".")[0])
+    folder = path.parent if path.name == "args.json" else path.with_name(path.name.removesuffix(".args.json"))
     recorded = follow_move(recorded, folder)
     vars(args).update(recorded | changes)
     key = "model" if stage is train else "arch"
