@@ -9,7 +9,7 @@ from recover.blocks import check_blocks, describe_blocks, plan_blocks
 from recover.engines import Matched
 from recover.objective import LATER_WEIGHTS, WEIGHTS, PlainEngine, Weights, check_statistics
 from recover.real_start import find_real
-from recover.targets import check_target, load_targets
+from recover.targets import check_groups, check_init, load_targets
 from recover.views import LEAST_AREA, WHOLE_IMAGE
 from sre2l.data.augment import unit_rng
 from sre2l.data.flags import chosen_classes
@@ -192,7 +192,9 @@ def prepare_real(args, spec, batches, output):
 
 def dry_run(args, spec, classes, batches, folder):
     """--dry-run: print the settings, how many images and how many bytes."""
-    check_target(args.bn_target, args.init, batches, args.ipc_end)
+    check_init(args.bn_target, args.init)
+    if args.bn_target == "group":
+        check_groups(batches, args.ipc_end)
     teachers, spec = find_teachers(args, spec)
     blocks = prepare_blocks(args, spec, teachers)
     if teachers:

@@ -12,8 +12,6 @@ from sre2l.run.errors import UserError
 from sre2l.run.files import hash_file, sidecar
 from sre2l.run.flags import number
 
-MOST_GROUPS = 1000  # as of --ipc-end
-
 
 @dataclass(frozen=True)
 class BnTarget:
@@ -65,14 +63,11 @@ def check_groups(batches, num_groups):
                             f"{max(indices)} of a class would need one more; lower --ipc-end, or pick more")
 
 
-def check_target(kind, init, batches, num_groups):
-    """Raise UserError where --bn-target does not fit the other flags. kind, init: as in load_targets."""
-    if kind != "group":
-        return
-    if init == "noise":
+def check_init(kind, init):
+    """Raise UserError where no file of groups can be there. kind, init: as in load_targets."""
+    if kind == "group" and init == "noise":
         raise UserError("--bn-target group: the statistics of the groups lie beside a folder of picked real "
                         "images; name it with --init FOLDER")
-    check_groups(batches, num_groups)
 
 
 def load_targets(kind, init, teachers, batches):
@@ -83,7 +78,7 @@ def load_targets(kind, init, teachers, batches):
     if kind == "running":
         return [None] * len(teachers), []
     by_group = kind == "group"
-    check_target(kind, init, batches, MOST_GROUPS)  # how many there are their file says
+    check_init(kind, init)
 
     targets = []
     hashes = []
