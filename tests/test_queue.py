@@ -130,7 +130,8 @@ def test_when_the_queue_is_killed_its_jobs_save_and_the_next_call_goes_on(number
     root = make(listed=[job(name, f"sh saver.sh {name}", f"touch {name}.done") for name in "ab"])
     command = [sys.executable, "-m", "report.queue", "--jobs", "2"]
     env = {**os.environ, "PYTHONPATH": str(root), "PYTHONSAFEPATH": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.DEVNULL,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     wait_for(root / "a.begun", root / "b.begun")
     process.send_signal(number)
     assert process.wait(30) == (-9 if number == signal.SIGKILL else 128 + number)
