@@ -3,6 +3,7 @@
 #   sh run.sh NAME[+RECIPE] [--real-data DIR] [--flag value ...]
 # Stages: squeeze, pick, recover, relabel, check, validate, random_real, summary. A flag goes to every stage that has
 # it; --recover.lr 0.1 goes to recover alone. sh recover/recover.sh --help lists recover's, and so on.
+#   --start noise  what images begin as: noise, picked (with --init picked), only-picked (recover is left out)
 #   --dry-run      tells minutes and bytes, and stops
 #   --name NAME2   keeps another run of the same data set, in runs/NAME2
 #   --overwrite    starts every stage afresh; --validate.overwrite the students alone

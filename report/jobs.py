@@ -114,7 +114,7 @@ def why_waiting(job, jobs, gpu, failed=()):
         return "a GPU"
     for name in job.data:
         if not (DATA / name).is_dir():
-            return f"data/{name}"
+            return f"data/{name}, which is not there: docs/data-sets.md"
     for name in job.after:
         if name not in jobs:
             return f"'{name}', which is not among these jobs"
