@@ -36,6 +36,18 @@ def block_list(text):
     return found
 
 
+class Iterations(argparse.Action):
+    """--iteration. Behind --blocks, which a recipe may have, it would do nothing, so it is refused there."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        blocks = namespace.blocks or ()
+        if blocks and value != sum(steps for steps, _ in blocks):
+            typed = ",".join(f"{steps}@{size}" if size else f"{steps}" for steps, size in blocks)
+            raise UserError(f"{option_string} {value} stands after --blocks {typed}, which has the steps; "
+                            f"type other --blocks, or --blocks {value} --merge 0 for one block of {value}")
+        setattr(namespace, self.dest, value)
+
+
 def plan_blocks(parts, size):
     """[(steps, pixels or None)] -> Blocks. size: of the data set's images, for those that have none."""
     blocks = []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from recover import pictures, plan
 from recover.batches import draw, group_batches, image_names, index_ranges, plan_batches
-from recover.blocks import Course, block_list
+from recover.blocks import Course, Iterations, block_list
 from recover.engines import ENGINES, choose_groups, make_engines
 from recover.several import common_weights
 from recover.state import StateKeeper
@@ -245,7 +245,7 @@ def make_parser():
     add = parser.add_argument
     # The optimisation. Defaults are the published settings of ImageNet.
     add("--seed", type=number(int, 0), default=0, help="of noise, crops and rolls")
-    add("--iteration", type=number(int, 1), default=4000, help="steps of Adam")
+    add("--iteration", action=Iterations, type=number(int, 1), default=4000, help="steps of Adam")
     add("--batch-size", type=number(int, 1), default=100,
         help="images optimised together; part of the method")
     add("--lr", type=number(float, above=0), default=0.25, help="learning rate at step 0, cosine to 0")

@@ -24,6 +24,7 @@ from sre2l.data.datasets import DATASETS
 from sre2l.data.image_folder import decode
 from sre2l.nets.models import build_network
 from sre2l.nets.teacher import Teacher
+from sre2l.run.errors import UserError
 from sre2l.run.files import read_json
 from tests.helpers import before_call, keep_last_images, refused, run_main, save_noise, synthetic_folder
 from tests.nets import Formula, SmallNet, like_trained
@@ -354,6 +355,21 @@ def test_what_would_do_nothing_or_cannot_be_is_refused(world, tmp_path, monkeypa
                         ("--curriculum-milestone", 2)):
         assert refusal(flag, value) == ""  # by argparse
     assert len(list((tmp_path / "run" / "images").glob("*/*"))) == 20
+
+
+def test_iterations_behind_blocks_are_refused_and_those_before_them_are_of_the_launchers_table():
+    """A typed flag would not win over the recipe's blocks, and nobody would see it."""
+    def total(*flags):
+        args = recover.get_args(["--dataset", "digits", *map(str, flags)])
+        plan.check_options(args)
+        return args.iteration
+    assert total("--iteration", 200, "--blocks", "3@12,4") == 7
+    assert total("--blocks", "3@12,4", "--iteration", 7) == 7
+    assert total("--iteration", 200, "--iteration", 30) == 30
+    with pytest.raises(UserError, match="--iteration 30 stands after --blocks 3@12,4, which has the "
+                                        "steps; type other --blocks, or --blocks 30 --merge 0 for one"):
+        total("--iteration", 200, "--blocks", "3@12,4", "--merge", 0.5, "--init", "picked", "--iteration", 30)
+    assert total("--blocks", "3,4", "--merge", 0.5, "--blocks", 30, "--merge", 0) == 30
 
 
 def test_a_size_that_the_teacher_cannot_take_is_refused(tmp_path):
