@@ -17,7 +17,7 @@ from sre2l.nets.models import build_for, check_shapes
 from sre2l.nets.teacher import described_or_planned, find_teachers, teacher_weights
 from sre2l.run.errors import UserError
 from sre2l.run.flags import number
-from sre2l.run.paths import run_folder
+from sre2l.run.paths import launcher_command, run_folder
 
 # What an image depends on, besides the data set's facts and the teacher.
 SETTINGS = ("dataset", "batch_size", "iteration", "lr", "jitter", "signed_jitter", "no_crop_flip",
@@ -186,7 +186,8 @@ def prepare_real(args, spec, batches, output):
     if not Path(args.init).exists():
         if args.dry_run:
             return None
-        raise UserError(f"--init: {args.init}: there is no such folder; pick.sh makes runs/<name>/picked")
+        raise UserError(f"--init: {args.init}: there is no such folder; --init picked takes what "
+                        f"'{launcher_command(args, 'recover/pick.sh')}' makes")
     return find_real(args.init, spec, batches, output)
 
 

@@ -17,9 +17,9 @@ from recover.batches import plan_batches
 from relabel import plan as relabel_plan
 from sre2l.data.datasets import DATASETS
 from sre2l.run import preflight
-from sre2l.run.paths import ROOT
+from sre2l.run.paths import ROOT, launcher_command
 from sre2l.run.start import run_script
-from tests.helpers import SMALL, launch, noise_folder, refused, run_main
+from tests.helpers import SMALL, bare_checkpoint, launch, noise_folder, refused, run_main
 from validate.deviations import choices, describe_labels
 from validate.published import find_row
 
@@ -120,6 +120,21 @@ def test_a_recipe_is_planned_in_a_run_of_its_own(word, launcher, tmp_path, capsy
     plan = json.loads(capsys.readouterr().out)
     assert plan["settings"]["dataset"] == dataset
     assert plan["output"].startswith(str(ROOT / "runs" / word))
+
+
+def test_a_hint_at_an_earlier_stage_keeps_the_recipe(tmp_path):
+    """squeeze.sh digits would train another network than squeeze.sh digits+young."""
+    (tmp_path / "run").mkdir()
+    of_recover = planned(tmp_path, "recover/recover.sh", "digits+young", "--name", tmp_path / "run")
+    message = refused(*of_recover)
+    assert f"(sh squeeze/squeeze.sh digits+young --name {tmp_path / 'run'})" in message
+    file = bare_checkpoint(tmp_path / "convnet3.pth", "convnet3")
+    message = refused(*of_recover, "--teacher", file, "--arch", "convnet3", "--allow-chance")
+    assert f"'sh recover/pick.sh digits+young --name {tmp_path / 'run'}' makes" in message
+    args = of_recover[0].get_args(["--dataset", "digits+young"])
+    assert launcher_command(args, "recover/pick.sh") == "sh recover/pick.sh digits+young"  # its own run
+    args = of_recover[0].get_args(["--dataset", "digits", "--name", "q 3"])
+    assert launcher_command(args, "x.sh", "--overwrite") == "sh x.sh digits --name 'q 3' --overwrite"
 
 
 def flags_planned(tmp_path, launcher, word):

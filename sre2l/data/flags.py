@@ -20,7 +20,8 @@ from sre2l.run.paths import ROOT, run_folder
 class Once(argparse.Action):
     """A flag that may not be given twice with two values: the launcher's data set brings its own settings.
 
-    NAME+RECIPE is the data set NAME in a run folder of its own, which --name may call otherwise."""
+    NAME+RECIPE is the data set NAME in a run folder of its own, which --name may call otherwise. args.word
+    then has both."""
 
     def __call__(self, parser, namespace, value, option_string=None):
         earlier = getattr(self, "given", value)
@@ -31,7 +32,10 @@ class Once(argparse.Action):
                          f"name the data set as the launcher's first word: sh {launcher} {value}")
         name, plus, _ = value.partition("+")
         setattr(namespace, self.dest, name)
-        if plus and getattr(namespace, "name", None) is None:
+        if not plus:
+            return
+        namespace.word = value
+        if getattr(namespace, "name", None) is None:
             namespace.name = value
 
 

@@ -19,7 +19,7 @@ from sre2l.nets.weights import load_weights, read_any_checkpoint
 from sre2l.run.errors import UserError
 from sre2l.run.flags import split_files
 from sre2l.run.output import recorded
-from sre2l.run.paths import run_folder, teacher_names
+from sre2l.run.paths import launcher_command, run_folder, teacher_names
 
 # Where checkpoints say their top-1: ours in percent, those of others also as a share.
 TOP1_KEYS = ("top1", "acc", "acc1", "best_acc1", "best_acc", "best_prec1")
@@ -220,8 +220,7 @@ def check_trained(args, file):
     """Raise UserError for a checkpoint of the run folder that is not there."""
     if not is_untrained(args, file):
         return
-    name = f" --name {args.name}" if args.name else ""
-    make = f"train one (sh squeeze/squeeze.sh {args.dataset}{name})"
+    make = f"train one ({launcher_command(args, 'squeeze/squeeze.sh')})"
     raise UserError(f"{file}: no teacher there; {make} or give one with --teacher FILE")
 
 

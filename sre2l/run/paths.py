@@ -1,4 +1,5 @@
 """Where this project lies, and where a run lies in it."""
+import shlex
 from pathlib import Path
 
 from sre2l.run.errors import UserError
@@ -9,6 +10,14 @@ ROOT = Path(__file__).resolve().parents[2]
 def run_folder(args):
     """runs/<name>, the name defaulting to the data set; an absolute --name is a folder of its own."""
     return ROOT / "runs" / (args.name or args.dataset)
+
+
+def launcher_command(args, launcher, *flags):
+    """How the user would start a launcher, such as squeeze/squeeze.sh, for this run: with its data set, the
+    recipe if it has one (args.word), and its --name."""
+    word = getattr(args, "word", args.dataset)
+    name = [] if args.name in (None, word) else ["--name", args.name]
+    return shlex.join(["sh", launcher, word, *name, *flags])
 
 
 def in_name(arch):
