@@ -188,7 +188,7 @@ def prepare_real(args, spec, batches, output):
             return None
         raise UserError(f"--init: {args.init}: there is no such folder; --init picked takes what "
                         f"'{launcher_command(args, 'recover/pick.sh')}' makes")
-    return find_real(args.init, spec, batches, output)
+    return find_real(args.init, spec, batches, output, args.ipc_end)
 
 
 def dry_run(args, spec, classes, batches, folder):

@@ -46,8 +46,8 @@ class RealImages:
         return torch.stack([torch.stack([read_one(pair) for pair in batch.pairs]) for batch in group.batches])
 
 
-def find_real(root, spec, batches, output):
-    """Read the folder of --init -> RealImages, not yet decoded.
+def find_real(root, spec, batches, output, ipc_end):
+    """Read the folder of --init -> RealImages, not yet decoded. ipc_end: of the run; batches may go beyond.
 
     Raises UserError for a folder that is not complete, holds images of another data set or is the output
     folder, and where an image of these batches is missing in it."""
@@ -68,6 +68,10 @@ def find_real(root, spec, batches, output):
     if missing:
         ipc, label = missing[0]
         first, last = min(pairs)[0], max(pairs)[0]
+        held = min(missing)[0]  # every class has those before it
+        if first < held < ipc_end:
+            raise UserError(f"--init {root}: holds {held} image{'s' * (held > 1)} a class, --ipc-end is "
+                            f"{ipc_end}: add --ipc-end {held}, or pick {ipc_end}")
         raise UserError(f"--init {root}: has no image {ipc} of class {label}; batches of "
                         f"{len(batches[0].pairs)} take images {first} to {last} of a class: pick as many, or "
                         f"choose a smaller --batch-size or --batch-order class")

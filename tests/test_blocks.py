@@ -343,8 +343,12 @@ def test_what_would_do_nothing_or_cannot_be_is_refused(world, tmp_path, monkeypa
     assert "stages want 32" in refusal("--blocks", "1,1@24")
     assert "--jitter 32 is more than the image size, 24" in refusal("--blocks", "1@24,1")
     assert "there is no such folder" in refusal("--init", tmp_path / "nowhere")
-    assert "has no image 2 of class 0" in refusal("--init", real, ipc=3)
-    assert "--batch-order class" in refusal("--init", real, "--batch-size", 30)
+    few = f"--init {real}: holds 2 images a class, --ipc-end is 3: add --ipc-end 2, or pick 3"
+    for more in (("--batch-size", 30), ("--batch-order", "class")):
+        assert few in refusal("--init", real, *more, ipc=3)
+    beyond = refusal("--init", real, "--batch-size", 30)  # the range is there, its batch is larger
+    assert "has no image 2 of class 0" in beyond and "--batch-order class" in beyond
+    assert "has no image 2 of class 0" in refusal("--init", real, "--ipc-start", 2, ipc=3)
     (real / "new003" / "class003_id001.jpg").write_bytes(b"no image")
     assert "class003_id001.jpg: not a readable image" in refusal("--init", real)
     (real / "new003" / "class003_id001.jpg").unlink()
