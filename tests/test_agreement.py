@@ -20,6 +20,10 @@ def test_labels_at_chance_low_and_good():
     # of such labels a student has learned 67 % of digits
     assert "that is low" in Agreement(0.33, 0.19, 6000).warning
     assert "that is low" in Agreement(0.21, 0.1, 4000).warning and not Agreement(0.21, 0.1, 4000).is_chance
+    # picked and random real images get such labels, too, and nothing has recovered these
+    for share in (0.12, 0.33):
+        causes = Agreement(share, 0.19, 4000).warning.split("recover had")
+        assert len(causes) == 2 and causes[0].endswith("were recovered, ")
     assert Agreement(0.55, 0.19, 4000).warning is None             # the demo
     # two classes and partners: twice chance is out of reach
     assert Agreement(0.9, 0.75, 4000).warning is None

@@ -38,10 +38,10 @@ class Agreement(NamedTuple):
         if self.is_within(1.25):
             return ("warning: that is near chance, and a student may learn little: the teacher's classes are "
                     "in another order or its normalisation is another one, these are images of another set, "
-                    "or recover had far too few iterations or too large an r_bn")
+                    "or, if they were recovered, recover had far too few iterations or too large an r_bn")
         if self.share < 0.5:
-            return ("warning: that is low: the mix makes the images hard, recover had too few iterations for "
-                    "this teacher, or these labels were made for other images")
+            return ("warning: that is low: the mix makes the images hard, these labels were made for other "
+                    "images, or, if these were recovered, recover had too few iterations for this teacher")
         return None
 
 
