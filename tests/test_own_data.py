@@ -307,8 +307,17 @@ def test_the_first_twenty_files_that_cannot_be_used_are_named(content, more, tmp
 def test_a_name_that_is_no_data_set_is_a_sentence(name, message, tmp_path):
     assert message in refused(squeeze, "--dataset", name, "--name", tmp_path / "run")
     if "--real-data" in message:
-        message = f"begin with: sh squeeze/squeeze.sh {name} --real-data DIR"
+        message = f"begin with: sh squeeze/squeeze.sh {name} --name {tmp_path / 'run'} --real-data DIR."
     assert message in refused(recover, "--dataset", name, "--name", tmp_path / "run")
+
+
+@pytest.mark.parametrize("stage", [recover, relabel])
+def test_who_brings_a_teacher_to_a_run_without_the_facts_is_told_the_command_that_takes_it(stage, tmp_path):
+    """squeeze.sh has no --teacher."""
+    start = f"begin with: sh run.sh photos --name {tmp_path / 'run'} --real-data DIR --teacher"
+    flags = (stage, "--dataset", "photos", "--name", tmp_path / "run", "--teacher", tmp_path / "t.pth")
+    assert f"{start} {tmp_path / 't.pth'} --arch ARCH." in refused(*flags)
+    assert f"{start} {tmp_path / 't.pth'} --arch resnet34." in refused(*flags, "--arch", "resnet34")
 
 
 def test_a_run_belongs_to_one_data_set(tmp_path):

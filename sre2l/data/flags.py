@@ -14,7 +14,7 @@ from sre2l.run.flags import (
     number_list,
 )
 from sre2l.run.log import check_tensorboard
-from sre2l.run.paths import ROOT, run_folder
+from sre2l.run.paths import ROOT, launcher_command, run_folder
 
 
 class Once(argparse.Action):
@@ -124,9 +124,13 @@ def find_row(args):
         if args.name and facts_path(ROOT / "runs" / args.dataset).exists():
             elsewhere = (f" runs/{args.dataset} knows it: leave --name away for that run, where another "
                          f"student takes --output-dir")
+        real_data = ("--real-data", "DIR")
+        begin = launcher_command(args, "squeeze/squeeze.sh", *real_data)
+        if getattr(args, "teacher", None):  # of another run: what is missing here is the data set alone
+            network = ("--teacher", args.teacher, "--arch", args.arch or "ARCH")
+            begin = launcher_command(args, "run.sh", *real_data, *network)
         raise UserError(f"--dataset {args.dataset}: is none of {', '.join(DATASETS)}, and "
-                        f"{facts_path(run_folder(args))} is not there; begin with: "
-                        f"sh squeeze/squeeze.sh {args.dataset} --real-data DIR.{elsewhere}")
+                        f"{facts_path(run_folder(args))} is not there; begin with: {begin}.{elsewhere}")
     return row
 
 
