@@ -39,7 +39,8 @@ class Student:
 
 @dataclass
 class Run:
-    """A run folder. teacher, recover, relabel: recorded settings, None where there are none."""
+    """A run folder. teacher, recover, relabel: recorded settings, None where there are none; recipe: the
+    launcher's word, cifar10+young, by which the images were made, "" for none."""
     folder: Path
     students: list
     images: Path
@@ -47,6 +48,7 @@ class Run:
     teacher: dict | None
     recover: dict | None
     relabel: dict | None
+    recipe: str
 
 
 def folder_used(args, key, default):
@@ -65,6 +67,12 @@ def kind_of(images):
 def maker_of(images):
     """The stage that has made a folder of images: pick or, as far as one can tell, recover."""
     return "pick" if kind_of(images).endswith(" real images") else "recover"
+
+
+def recipe_of(images):
+    """The launcher's word NAME+RECIPE by which a folder of images was made; "" without a recipe."""
+    path = sidecar(images, "args.json")
+    return read_json(path).get("word", "") if path.exists() else ""
 
 
 def read_student(folder, run_folder):
@@ -100,7 +108,8 @@ def read_run(folder):
     return Run(folder, students, images, labels,
                teacher=recorded(folder / "teacher" / "settings.json"),
                recover=recorded(sidecar(images, "manifest.json")),
-               relabel=recorded(sidecar(labels, "manifest.json")))
+               relabel=recorded(sidecar(labels, "manifest.json")),
+               recipe=recipe_of(images))
 
 
 def describe_measure(chance, num_images):

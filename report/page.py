@@ -221,8 +221,9 @@ def make_report(folder):
     parts = {"Accuracy": text(*accuracy(run)), "Images": contact_sheet(run), "Curves": page_curves(run),
              "Bytes and seconds": text(*costs(run)), "Settings": settings(run)}
     body = [element("section", element("h2", title), part) for title, part in parts.items()]
+    recipe = f" The recipe is {run.recipe}." if run.recipe else ""
     return page(f"{folder.name}: report of a run", element("h1", folder.name),
-                element("p", lead(run), class_="lead"), *body)
+                element("p", lead(run) + recipe, class_="lead"), *body)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from itertools import cycle
 
 from PIL import Image
 
-from report.data import teacher_facts
+from report.data import maker_of, teacher_facts
 from report.html import Html, element, note
 from report.rows import NAMES, published
 from sre2l.run.errors import UserError
@@ -225,11 +225,13 @@ def page_curves(run):
                     "and top-1. Their numbers stand in the files metrics.jsonl.")
     _, teacher_top1, _ = teacher_facts(run)
     names = ", ".join(student.name for student in run.students)
-    figures = (
-        page_figure("terms", "Recover: terms of the loss, mean over the batches",
-                    "Cross entropy and BatchNorm term of recover's loss over the iterations",
-                    plot_run_terms, run),
+    figures = [
         page_figure("loss", "Students: loss", f"Loss over the epochs: {names}", plot_students, run, "loss"),
         page_figure("top1", "Students: top-1, percent", f"Top-1 over the epochs: {names}",
-                    plot_students, run, "top1", teacher_top1))
+                    plot_students, run, "top1", teacher_top1)]
+    if maker_of(run.images) == "recover":  # picked images have no loss
+        terms = page_figure("terms", "Recover: terms of the loss, mean over the batches",
+                            "Cross entropy and BatchNorm term of recover's loss over the iterations",
+                            plot_run_terms, run)
+        figures.insert(0, terms)
     return element("div", *figures, class_="figures")

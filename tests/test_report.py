@@ -136,6 +136,26 @@ def test_with_matplotlib_there_are_three_figures(world):
     assert plots.INK not in html and "currentColor" in html
 
 
+def test_picked_images_have_no_empty_curve_of_recover(run):
+    pytest.importorskip("matplotlib")
+    assert "Recover: terms of the loss" in Reader(make_report(run)).text
+    settings = recorded(run / "images.manifest.json")
+    (run / "images.metrics.jsonl").unlink()
+    picked = {**settings, "source": "x", "score": "confidence"}
+    write_record(run / "images.manifest.json", {"settings": picked})
+    text = Reader(make_report(run)).text
+    assert "Recover: terms of the loss" not in text and "There is nothing to draw yet" not in text
+    assert "Students: loss" in text and "Students: top-1" in text
+
+
+def test_a_recipe_stands_on_the_page_of_a_run_of_another_name(world, tmp_path):
+    assert "The recipe is" not in Reader(make_report(world / "run")).text
+    script, _, _, *flags = recover_flags(world, name=tmp_path / "q")
+    run_main(script, "--dataset", "cifar10+young", *flags)
+    text = Reader(make_report(tmp_path / "q")).text
+    assert "The recipe is cifar10+young." in text and "datasetcifar10" in text
+
+
 def test_without_matplotlib_one_sentence_and_all_else(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     read = Reader(make_report(world / "run"))
