@@ -137,6 +137,15 @@ def test_a_hint_at_an_earlier_stage_keeps_the_recipe(tmp_path):
     assert launcher_command(args, "x.sh", "--overwrite") == "sh x.sh digits --name 'q 3' --overwrite"
 
 
+@pytest.mark.parametrize("word", ["photos+young", "mnist+young"])
+def test_a_data_set_without_recipes_is_told_where_their_flags_are(word):
+    result = launch("squeeze/squeeze.sh", word)
+    assert result.returncode == 2
+    assert "of this data set it has: none (docs/methods.md has the flags, for a data set of your own" \
+        in result.stderr
+    assert "docs/methods.md" not in launch("squeeze/squeeze.sh", "digits+best").stderr  # it has another
+
+
 def flags_planned(tmp_path, launcher, word):
     """What a launcher's stage is given for NAME+RECIPE -> (module, its arguments)."""
     module, *flags = planned(tmp_path, launcher, word)

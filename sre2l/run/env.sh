@@ -16,7 +16,8 @@ case $python in */*) PATH="$root/.venv/bin:$PATH"; python=python3 ;; esac
 no_recipe() {  # this launcher has no block for this recipe
     blocks=$(sed -n 's/^ *\([a-z0-9*][^ ()]*+[^()]*\)).*/\1/p' "$0" | tr -d ' ' | tr '|' '\n' | grep -v '^\*+\*$')
     known=$(echo "$blocks" | sed "s/^\*+/${dataset%%+*}+/" | grep "^${dataset%%+*}+" | sort -u | tr '\n' ' ')
-    echo "error: $(basename "$0") has no settings for '$dataset'; of this data set it has: ${known:-none }" >&2
+    known=${known:-none (docs/methods.md has the flags, for a data set of your own as well)}
+    echo "error: $(basename "$0") has no settings for '$dataset'; of this data set it has: $known" >&2
     exit 2
 }
 find_scale() {  # of a data set of one's own, by its number of training images -> $scale: small, medium, large
