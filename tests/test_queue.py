@@ -156,7 +156,8 @@ def test_a_job_that_needs_a_gpu_or_data_waits_for_it(make, tmp_path):
                         job("c", "touch c")])
     code, said = run(root)
     assert code == 0 and states(root) == {"c": "done"}
-    for line in ("waiting  g  (for a GPU)", "waiting  h  (for 'g')", "waiting  d  (for data/mine, which is not there: docs/data-sets.md)"):
+    for line in ("waiting  g  (for a GPU)", "waiting  h  (for 'g')",
+                 "waiting  d  (for data/mine, which is not there: docs/data-sets.md)"):
         assert line in said
     tools = tmp_path / "bin"
     tools.mkdir()
