@@ -224,6 +224,8 @@ def make_parser():
     add("--batch-statistics", nargs="?", type=number(int, 2), const=True, default=False, metavar="PART",
         help="the teacher's BatchNorm as in train mode, by each batch's own: as in the released CIFAR "
              "script; with PART by so many images at a time, the student's micro-batch")
+    add("--no-batch-statistics", dest="batch_statistics", action="store_const", const=False,
+        help="the running statistics again, where a launcher's recipe says otherwise")
     add("--precision", choices=PRECISIONS,
         help="of the teacher (default: fp16 on a GPU if its labels are close enough, else tf32; CPU: fp32)")
     add("--label-precision", choices=("fp16", "fp32"), default="fp16", help="type of the stored logits")

@@ -110,6 +110,7 @@ def test_batch_statistics_are_those_of_train_mode(flags, tmp_path):
     assert manifest(root)["batch_statistics"] is True
     assert describe_labels(None, None, manifest(root), None)["batch_statistics"] is True
     assert "batch_statistics" in refused(*flags)  # the folder is no other run's
+    assert "batch_statistics" in refused(*flags, "--batch-statistics", "--no-batch-statistics")
 
 
 def test_batch_statistics_that_cannot_be_had_are_refused(flags, tmp_path):

@@ -40,11 +40,8 @@ images lr0.1 random --lr 0.1
 for name in steps600 best steps5000 nomerge fromMedium oldTeacher threeTeachers lr0.1; do all $name $name; done
 
 # Who labels the images `best`, and how
-eval_mode() { name=$1; shift                # the launcher of the recipe asks for train mode
-    sh relabel/relabel.sh cifar10 --name cifar10-search --epochs 200 --batch-size 10 --mix-type cutmix --crop resized \
-        --data $run/best --fkd-path $run/labels_$name "$@"; }
-eval_mode eval --teacher $two
-eval_mode threeEval --teacher $three
+labels eval best --no-batch-statistics
+labels threeEval best --teacher $three --no-batch-statistics
 labels young best --teacher $run/teacher/teacher.e1.pth
 labels old best --teacher $run/teacher/teacher.e4.pth
 labels three best --teacher $three
