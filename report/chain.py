@@ -222,7 +222,8 @@ def check_start(start, plans):
     if begins_as != plans["pick"]["output"]:
         raise UserError(f"--start picked: recover would begin with {begins_as} and not with the picked "
                         f"images; add --init picked, or --start noise")
-    picked, images = plans["pick"]["images"], of_recover["images"]
+    picked = plans["pick"]["images"]
+    images = of_recover["images"]
     if picked != images:
         raise UserError(f"--start picked: {picked} images are to be picked and {images} recovered, which "
                         f"their control compares; give both stages the same --ipc-end, and no --ipc-start")
@@ -232,10 +233,16 @@ def check_start(start, plans):
                         f"--recover.batch-size")
 
 
+def trained_teacher(args, flags):
+    """The file of the teacher that squeeze trains for recover; None where the user names other files."""
+    of_recover = recover.get_args(["--dataset", args.word, *flags["recover"]])
+    return None if of_recover.teacher else run_folder(of_recover) / "teacher" / "teacher.pth"
+
+
 def check_targets(plans, teacher):
     """Raise UserError where the statistics that recover's --bn-target wants are neither there nor planned.
 
-    teacher: the file of recover's teacher, None where --teacher names files, beside which they may lie."""
+    teacher: of `trained_teacher`; beside other files their statistics may lie."""
     target = plans["recover"]["settings"].get("bn_target", "running")
     if target == "group" and "pick" in plans and not plans["pick"]["group_statistics"] \
             and not sidecar(plans["pick"]["output"], "groups.pth").exists():
@@ -309,10 +316,10 @@ def plan_and_check(args, flags, of_squeeze):
     plans = plan_stages(args, planning, row, of_squeeze)
     if "recover" in plans:
         check_start(args.start, plans)
-        trained = run_folder(of_squeeze) / "teacher" / "teacher.pth"
-        check_targets(plans, None if "--teacher" in flags["recover"] else trained)
+        check_targets(plans, trained_teacher(args, flags))
     steps = plans["validate"]["settings"]["gradient_accumulation_steps"]
-    epochs, labelled = (plans[stage]["settings"].get("epochs") for stage in ("validate", "relabel"))
+    epochs = plans["validate"]["settings"].get("epochs")
+    labelled = plans["relabel"]["settings"].get("epochs")
     if None not in (epochs, labelled) and epochs > labelled:
         raise UserError(f"validate: {epochs} epochs, and relabel makes labels for {labelled}; type "
                         f"--relabel.epochs {epochs}, or --validate.epochs {labelled}")

@@ -249,6 +249,14 @@ def test_statistics_that_an_earlier_call_wrote_are_taken(tmp_path, capsys):
         chain.check_targets(plans, teacher)
 
 
+def test_a_teacher_that_the_user_names_by_either_flag_is_not_squeezes(tmp_path):
+    args = chain.get_args(["--dataset", "digits", "--start", "noise", "--name", str(tmp_path)])
+    trained = tmp_path / "teacher" / "teacher.pth"
+    assert chain.trained_teacher(args, chain.split_flags(["--name", str(tmp_path)])) == trained
+    for flag in ("--teacher", "--arch-path", "--recover.teacher"):
+        assert chain.trained_teacher(args, chain.split_flags([flag, "x.pth"])) is None
+
+
 def test_images_that_stay_as_they_were_picked_are_where_relabel_looks():
     flags = {name: [] for name in chain.STAGES}
     commands = chain.make_commands("digits", flags, "only-picked")
