@@ -4,8 +4,6 @@ Run: python3 -m report.page --dataset digits      (train.sh and demo.sh write it
 Time: about 2 s; the curves need matplotlib, an extra: pip install matplotlib.
 Result: runs/<name>/report.html, which loads nothing from elsewhere.
 """
-import contextlib
-import fcntl
 import io
 import os
 from pathlib import Path
@@ -19,6 +17,7 @@ from sre2l.data.flags import add_run_flags
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar, write_bytes
 from sre2l.run.flags import Parser
+from sre2l.run.lock import alone_in
 from sre2l.run.output import print_plan
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
@@ -226,26 +225,13 @@ def make_report(folder):
                 element("p", lead(run) + recipe, class_="lead"), *body)
 
 
-@contextlib.contextmanager
-def alone_in(folder):
-    """One page at a time: where students end together the last page knows them all, and no page removes
-    another one's temporary file. The lock is the folder's own and leaves no file."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system that locks no folders
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def write_report(run, student=None):
     """Write report.html into a run folder -> its path.
 
     student: the folder that was written last. One outside of the run folder gets a page of its own."""
     is_inside = student is None or student.parent in (run, run / "random_real", run / "picked_real")
     folder = run if is_inside else student
-    with alone_in(folder):
+    with alone_in(folder):  # students may end together: the last page knows all, and none removes another's
         for path in folder.glob("report.html.*.tmp"):  # a kill left it
             path.unlink(missing_ok=True)
         write_bytes(folder / "report.html", make_report(folder).encode(errors="replace"))

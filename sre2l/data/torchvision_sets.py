@@ -1,7 +1,5 @@
 """Data sets in their original files, as torchvision stores them under a folder or downloads them."""
 import contextlib
-import fcntl
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +8,7 @@ from torchvision import datasets
 
 from sre2l.data.image_folder import Images, read_folder, tell_once
 from sre2l.run.errors import UserError
+from sre2l.run.lock import alone_in
 from sre2l.run.paths import ROOT
 
 
@@ -106,19 +105,6 @@ def check_number(spec, images, split):
                   f"published; is the rest still to be unpacked?")
 
 
-@contextlib.contextmanager
-def downloading(root):
-    """One process at a time: the first one downloads, the others find the files there."""
-    root.mkdir(parents=True, exist_ok=True)
-    folder = os.open(root, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # of a file system without locks
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
 def read_torchvision(spec, path, split):
     """The images of a split ('train' or 'val') from torchvision's files under `path`, downloaded to data/
     where none is given. Of sets that consist of image files the paths are kept, not the pixels.
@@ -130,7 +116,9 @@ def read_torchvision(spec, path, split):
     lazy = {"loader": str} if "loader" in stored.kind.__init__.__annotations__ else {}
     instead = "give a folder with --real-data, as {train,val}/<class>/ or as torchvision stores it"
     try:
-        with contextlib.nullcontext() if path else downloading(root):
+        if path is None:
+            root.mkdir(parents=True, exist_ok=True)
+        with contextlib.nullcontext() if path else alone_in(root):  # who waits finds the files
             # What is there and lies in class folders needs no class of torchvision's.
             found = [stored.kind(root, download=path is None, **lazy, **arguments)
                      for arguments in getattr(stored, split) if path is None or not stored.folders]
