@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from bench.measure import shown, table
+from sre2l.run.files import last_line
 from sre2l.run.paths import ROOT
 
 LIMITS = {"digits": 110, "tests": 135, "bench": 110}  # seconds
@@ -75,14 +76,9 @@ def measure_digits(out):
                 yield {**row, "end": "left out"}
                 continue
             end, seconds = run_limited(command, out / "digits.log", until - time.monotonic())
-            result = stage_result(stage, run) if end == "done" else {"result": last_line(out / "digits.log")}
+            said = last_line(out / "digits.log")[:200]
+            result = stage_result(stage, run) if end == "done" else {"result": said}
             yield {**row, "end": end, "seconds": seconds, **result}
-
-
-def last_line(log):
-    """What a stage that failed said last."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "-"
 
 
 def stage_result(stage, run):

@@ -16,7 +16,7 @@ from pathlib import Path
 from report.jobs import STATE, has_gpu, print_plan, read_jobs, why_waiting
 from report.packing import pack
 from sre2l.run.errors import UserError, os_error_in_words
-from sre2l.run.files import make_folder
+from sre2l.run.files import last_line, make_folder
 from sre2l.run.flags import Parser, number
 from sre2l.run.limits import usable_cores
 from sre2l.run.paths import ROOT
@@ -38,11 +38,6 @@ set -e
 
 def say(text):
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
-
-
-def last_line(path):
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip()[:300]
 
 
 class Queue:
@@ -105,7 +100,7 @@ class Queue:
             if state == "failed":
                 self.failed.add(job.name)
                 log = job.path("log")
-                why = f"  exit code {code}: {last_line(log)}  ({log.relative_to(ROOT)})"
+                why = f"  exit code {code}: {last_line(log)[:300]}  ({log.relative_to(ROOT)})"
             say(f"{state:<8} {job.name}  {seconds / 60:.1f} min{why}")
         return bool(ended)
 

@@ -96,6 +96,12 @@ def drop_torn_line(path):
             file.truncate(os.pread(file.fileno(), size, 0).rfind(b"\n") + 1)
 
 
+def last_line(path):
+    """What a log says last; '-' for an empty one."""
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "-"
+
+
 def append_line(path, text):
     """Append lines in one write and wait until they are on the disk. text ends with a newline.
 
