@@ -24,6 +24,7 @@ from tests.worlds import labelled_images
 from validate import losses, student, train
 from validate.data import find_data, load_stored_batches
 from validate.losses import distillation_loss, soft_targets
+from validate.protocol import make_optimizer
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -137,6 +138,35 @@ def test_weight_decay_is_on_weights_of_several_dimensions():
     matrices = {f"{name}.weight" for name, layer in layers if isinstance(layer, (nn.Conv2d, nn.Linear))}
     assert decayed_names(network, False) == matrices and len(matrices) == 21
     assert decayed_names(network, True) == {name for name, _ in network.named_parameters()}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_students_adamw_is_the_formula(channels_last):
+    """In fp64, for weights whose gradients have other strides: depthwise and 1x1 convolutions of images NHWC.
+    beta (0.9, 0.999), eps 1e-8; decay 0.01 where there is more than one dimension."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Flatten(), nn.Linear(32, 3))
+    args = train.get_args(["--dataset", "digits", "--adamw-lr", "0.1", "--adamw-weight-decay", "0.01"])
+    optimizer = make_optimizer(network, args, torch.device("cpu"))
+    parameters = list(network.parameters())
+    x = [parameter.detach().double() for parameter in parameters]
+    m = [torch.zeros_like(value) for value in x]
+    v = [torch.zeros_like(value) for value in x]
+    for step in range(1, 4):
+        images = torch.randn(5, 4, 4, 4)
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        optimizer.zero_grad()
+        network(images).square().sum().backward()
+        optimizer.step()
+        for i, parameter in enumerate(parameters):
+            g = parameter.grad.double()
+            m[i] = 0.9 * m[i] + 0.1 * g
+            v[i] = 0.999 * v[i] + 0.001 * g * g
+            decay = 0.01 if parameter.ndim > 1 else 0.0
+            x[i] = (1 - 0.1 * decay) * x[i] - 0.1 * (m[i] / (1 - 0.9 ** step)) / (
+                (v[i] / (1 - 0.999 ** step)).sqrt() + 1e-8)
+            torch.testing.assert_close(parameter.detach().double(), x[i], rtol=1e-5, atol=1e-6)
 
 
 def test_weight_decay_needs_weight_in_the_name():

@@ -159,7 +159,7 @@ def make_optimizer(network, args, device):
         groups = weight_decay_groups(network, args.weight_decay, args.decay_all)
         return make_sgd(groups, args.learning_rate, args.momentum, args.weight_decay, device)
     groups = weight_decay_groups(network, args.adamw_weight_decay, args.decay_all)
-    return torch.optim.AdamW(groups, args.adamw_lr, fused=device.type == "cuda")
+    return torch.optim.AdamW(groups, args.adamw_lr, fused=True)
 
 
 def make_schedule(args):
