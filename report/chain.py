@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from report.estimate import estimate
 from squeeze import squeeze
 from sre2l.data.datasets import DATASETS
 from sre2l.data.flags import Once, override
-from sre2l.data.own import facts_path, read_facts, row_to_squeeze, write_facts
+from sre2l.data.own import facts_path, read_facts, record_facts, row_to_squeeze, write_facts
 from sre2l.data.real_images import find_split
 from sre2l.data.torchvision_sets import TORCHVISION
 from sre2l.nets.statistics import class_statistics_path
@@ -125,18 +126,30 @@ def split_flags(words):
     return flags
 
 
-def steps_of(start):
+def steps_of(start, trains=True):
     """The steps of a chain whose images begin as noise, begin as picked real ones or stay these.
 
-    start: a key of STARTS."""
+    start: a key of STARTS; trains: of trains_teacher."""
     absent = {name for names in STARTS.values() for name in names} - {*STARTS[start]}
-    return [step for step in STEPS if step[0] not in absent]
+    return [step for step in STEPS if step[0] not in absent and (trains or step[0] != "squeeze")]
 
 
-def make_commands(dataset, flags, start="noise"):
-    """The command of every step -> {name: words}. flags: of split_flags; start: a key of STARTS."""
+def trains_teacher(args, flags):
+    """Does a stage take a teacher that squeeze trains: none that the user names, or one of this run?"""
+    taking = {"pick", "recover", "relabel"} & {name for name, *_ in steps_of(args.start)}
+    for stage in taking:
+        of_stage = STAGES[stage].get_args(["--dataset", args.word, *flags[stage]])
+        run = run_folder(of_stage)
+        files = of_stage.teacher.split(",") if of_stage.teacher else [run]
+        if any(Path(file).is_relative_to(run) for file in files):
+            return True
+    return False
+
+
+def make_commands(dataset, flags, start="noise", trains=True):
+    """The command of every step -> {name: words}. flags: of split_flags; start, trains: of steps_of."""
     found = {}
-    for name, stage, program, own in steps_of(start):
+    for name, stage, program, own in steps_of(start, trains):
         if (name, start) == ("pick", "only-picked"):  # these are the set, in whose folder relabel looks
             own = ("--exp-name", "images")
         words = ["sh", str(ROOT / program), dataset]
@@ -174,14 +187,14 @@ def plan_stages(args, flags, row, of_squeeze):
     """What the stages plan, by their own --dry-run -> {stage: what it printed}.
 
     row: the data set's; of_squeeze: squeeze's arguments. Raises UserError for what one of them refuses."""
-    planned = [name for name, *_ in steps_of(args.start) if name in PLANNED]
+    planned = [name for name, *_ in steps_of(args.start, args.trains) if name in PLANNED]
     with tempfile.TemporaryDirectory() as folder:
         # The facts of a data set of one's own, which squeeze would record, stand in an empty run meanwhile.
         instead = {}
         if row.source and not facts_path(run_folder(of_squeeze)).exists():
             write_facts(folder, row)
             instead = {stage: [*words, "--name", folder] for stage, words in flags.items()}
-        steps = make_commands(args.word, flags | instead, args.start)
+        steps = make_commands(args.word, flags | instead, args.start, args.trains)
         alone = {**os.environ, "GPUS": "1"}
 
         def plan(name):
@@ -248,8 +261,8 @@ def check_targets(plans, teacher):
             and not sidecar(plans["pick"]["output"], "groups.pth").exists():
         raise UserError("--bn-target group: pick would write no statistics of the groups; add --pick spread "
                         "--group-statistics")
-    if target.startswith("class") and teacher and not plans["squeeze"].get("class_statistics") \
-            and not class_statistics_path(teacher).exists():
+    if target.startswith("class") and "squeeze" in plans and teacher \
+            and not plans["squeeze"].get("class_statistics") and not class_statistics_path(teacher).exists():
         raise UserError(f"--bn-target {target}: squeeze would write no statistics of the classes; add "
                         f"--class-statistics, or name a teacher that has them with --teacher")
 
@@ -261,7 +274,7 @@ def print_plan(args, flags, plans, row, of_squeeze):
     device = pick_device(of_squeeze.device)
     found = estimate(plans, override(row, of_squeeze), of_squeeze.real_data, device, typed)
     plain = {stage: [word for word in words if word != "--dry-run"] for stage, words in flags.items()}
-    steps = make_commands(args.word, plain, args.start)
+    steps = make_commands(args.word, plain, args.start, args.trains)
     print(f"{'step':<20} {'minutes':>9} {'MB':>11}   command (minutes of this machine's {device})")
     for name, (seconds, num_bytes) in found.items():
         minutes = "?" if seconds is None else f"{seconds / 60:.1f}"
@@ -294,7 +307,7 @@ def num_processes():
 
 def way_on(args, done):
     """The command that goes on after the steps `done`: --overwrite is for the others alone."""
-    steps = steps_of(args.start)
+    steps = steps_of(args.start, args.trains)
     stages = {stage for name, stage, *_ in steps if name in done}
     afresh = {"--overwrite", *(f"--{stage}.overwrite" for stage in stages)}
     words = [word for word in args.words if word not in afresh]
@@ -334,6 +347,7 @@ def plan_and_check(args, flags, of_squeeze):
 
 def main(args):
     flags = split_flags(args.words)
+    args.trains = trains_teacher(args, flags)
     of_squeeze = squeeze.get_args(["--dataset", args.word, *flags["squeeze"]])
     is_dry = "--dry-run" in args.words
     if not is_dry:
@@ -342,9 +356,11 @@ def main(args):
         row, plans = plan_and_check(args, flags, of_squeeze)
         if is_dry:
             return print_plan(args, flags, plans, row, of_squeeze)
+        if "squeeze" not in plans:
+            record_facts(of_squeeze, row)  # which squeeze does where it trains
     done = []
     stage_of = {name: stage for name, stage, *_ in STEPS}
-    for name, command in make_commands(args.word, flags, args.start).items():
+    for name, command in make_commands(args.word, flags, args.start, args.trains).items():
         print(f"\n== {name}: {as_text(command)}", flush=True)
         code = run_step(command)
         if code:
@@ -361,7 +377,7 @@ def get_args(argv=None):
                         help=f"{', '.join(DATASETS)}, or a name of your own with --real-data DIR")
     parser.add_argument("--start", choices=STARTS, action="append",
                         help="what the images begin as; only-picked: real images, not optimised")
-    parser.set_defaults(name=None)
+    parser.set_defaults(name=None, trains=True)
     args, args.words = parser.parse_known_args(argv)
     args.word = args.name or args.dataset  # as the launchers take it
     args.starts = args.start or ["noise"]  # run.sh gives one, the user another

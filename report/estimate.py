@@ -102,7 +102,10 @@ def of_iteration(rates, rule):
 
 def planned_teachers(plans):
     """Network and stem of each teacher. Those of torchvision's that are not trained stand in recover's plan,
-    else in squeeze's."""
+    else in squeeze's; those of the user's files in relabel's."""
+    if "squeeze" not in plans:
+        named = plans["relabel"].get("teachers") or [plans["relabel"]["teacher"]]
+        return [(teacher["arch"], teacher["stem"]) for teacher in named]
     settings = plans["squeeze"]["settings"]
     if "recover" in plans:
         settings = plans["recover"]["settings"]["teacher"]
@@ -137,8 +140,10 @@ def estimate(plans, spec, path, device, typed=()):
         passes = plan["epochs"] * (images or 0)
         return passes * rates.train + plan.get("evaluations", 0) * (num_val or 0) * rates.forward
 
-    trained = [training(plans["squeeze"], num_train, rate) for rate in of_teachers]
-    seconds = {"squeeze": None if None in trained else sum(trained)}
+    seconds = {}
+    if "squeeze" in plans:
+        trained = [training(plans["squeeze"], num_train, rate) for rate in of_teachers]
+        seconds["squeeze"] = None if None in trained else sum(trained)
     if "pick" in plans:
         seconds["pick"] = picking(settings["pick"], num_train, spec.num_classes, of_teachers[0])
     if "recover" in plans:

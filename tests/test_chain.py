@@ -257,6 +257,18 @@ def test_a_teacher_that_the_user_names_by_either_flag_is_not_squeezes(tmp_path):
         assert chain.trained_teacher(args, chain.split_flags([flag, "x.pth"])) is None
 
 
+def test_squeeze_is_left_out_where_every_stage_is_told_its_teacher(tmp_path):
+    """Of another run or of the user; this run's own, such as one of --keep-epochs, has to be trained."""
+    args = chain.get_args(["--dataset", "digits", "--start", "picked"])
+    for words, trains in [((), True), (("--teacher", "x.pth"), False), (("--recover.teacher", "x.pth"), True),
+                          (("--teacher", tmp_path / "run/teacher/teacher.e2.pth"), True),
+                          (("--teacher", f"x.pth,{tmp_path}/run/teacher_convnet2/teacher.pth"), True)]:
+        flags = chain.split_flags(["--name", str(tmp_path / "run"), *map(str, words)])
+        assert chain.trains_teacher(args, flags) == trains
+        commands = chain.make_commands("digits", flags, args.start, chain.trains_teacher(args, flags))
+        assert ("squeeze" in commands) == trains and {"pick", "recover", "relabel"} <= commands.keys()
+
+
 def test_images_that_stay_as_they_were_picked_are_where_relabel_looks():
     flags = {name: [] for name in chain.STAGES}
     commands = chain.make_commands("digits", flags, "only-picked")
