@@ -127,7 +127,8 @@ def test_real_images_and_the_teacher_of_another_run_get_names_that_others_can_us
 def test_a_row_has_the_logs_and_settings_of_every_output(row, tmp_path):
     run = tmp_path / "runs" / "try"
     places = collect.find_places(run)
-    students = ("student_resnet18", "student_resnet18_hard", "random_real/student_resnet18")
+    students = ("student_resnet18", "student_resnet18_hard", "random_real/student_resnet18",
+                "picked_real/student_resnet18")
     assert set(row.read("results.json")) == {*students}
     for output in ("teacher", *students):
         assert row.log(output).strip() == collect.read_text(run / output / "log.txt", places).strip()
@@ -250,11 +251,41 @@ def test_pictures_of_a_batch_in_the_order_of_classes_show_each_class_once(tmp_pa
 def test_a_row_says_what_was_measured(row):
     """What no row of the tables shows yet: a teacher's row, and a stage that ran in two places."""
     assert tables.main_row(row)[3:] == [
-        "41.1 +- 0.4", "**66.00 +- 1.25**", "78.00 +- 1.25", "71.00 +- 1.25", "3", "90.50",
+        "41.1 +- 0.4", "**66.00 +- 1.25**", "78.00 +- 1.25", "78.00 +- 1.25", "71.00 +- 1.25", "3", "90.50",
         "[row](results/row)"]
     assert tables.main_row(Row("row", "tiny-imagenet", None)) == [
-        "Tiny-ImageNet", "-", "ResNet-18 (teacher)", "59.57", "90.50", "", "", "1", "", "[row](results/row)"]
+        "Tiny-ImageNet", "-", "ResNet-18 (teacher)", "59.57", "90.50", "", "", "", "1", "",
+        "[row](results/row)"]
     assert tables.hardware(row) == "1 CPU thread and NVIDIA H200: squeeze 40; 2 CPU threads: validate 100"
+    assert tables.protocol_row(row)[3:5] == ["1.2 kB", "5.7 MB"]
+
+
+def test_a_row_of_a_recipe_is_called_so_and_its_teacher_is_the_labeller(row):
+    """What is published is of SRe2L's settings, and the last teacher of squeeze need not be the one used."""
+    best = Row("row", "tiny-imagenet", 50, recipe="best")
+    cells = tables.main_row(best)
+    assert cells[0] == "Tiny-ImageNet, best" and cells[3] == "none" and cells[-2] == "98.70"
+    assert tables.title_in_words(best) == "Tiny-ImageNet, best IPC 50, ResNet-18"
+
+
+def test_a_row_of_picked_images_is_its_own_control(row):
+    """Of a recipe that recovers nothing: its images are the picked ones, and their seconds pick's."""
+    settings = row.read("settings.json")
+    settings["images"]["manifest"]["settings"]["source"] = "data/cifar10/train"
+    write_json(row.path / "settings.json", settings)
+    results = row.read("results.json")
+    results["student_resnet18"]["seconds"]["recover"] = 5
+    write_json(row.path / "results.json", results)
+    picked = Row("row", "tiny-imagenet", 50, recipe="rded")
+    assert tables.main_row(picked)[6] == "= ours" and "pick 5" in tables.hardware(picked)
+
+
+def test_rows_say_which_recipe_they_are_of():
+    for row in rows.ROWS:
+        settings = row.read("settings.json")
+        outputs = {"images", "labels"} & settings.keys() if row.ipc else ()
+        words = {settings[output]["args"].get("word", row.dataset) for output in outputs}
+        assert words <= {row.word}, row
 
 
 def test_what_is_no_row_is_never_replaced(row, tmp_path):
