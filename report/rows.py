@@ -78,7 +78,11 @@ class Row:
         return read_json(path) if path.exists() else {}
 
     def results(self, kind="soft"):
-        """The results of the 'soft', 'hard', 'real' or 'picked' student; None where there is none."""
+        """The results of the 'soft', 'hard', 'real' or 'picked' student; None where there is none.
+
+        Of a recipe that recovers nothing the 'soft' one is that of picked images."""
+        if kind == "picked" and self.is_picked:
+            kind = "soft"
         name = student_name(self.model)
         students = {"soft": name, "hard": f"{name}_hard", "real": f"random_real/{name}",
                     "picked": f"picked_real/{name}"}
@@ -120,6 +124,27 @@ def results_of(value):
     folder, _, student = value.partition(":")
     row = Row(folder, "")
     return row.read("results.json").get(student) if student else row.results()
+
+
+def read_steps():
+    """The steps of rows.json that have been run -> {label: results}."""
+    found = {label: results_of(value) for label, value in TABLES["steps"]}
+    return {label: results for label, results in found.items() if results}
+
+
+def read_grid():
+    """Students of several sets of images, each under several protocols: {images: {protocol: results}}.
+
+    They are in one folder's results.json by 'images/protocol'; rows.json has the words for both. {} where
+    there is none yet, and no line for images without a student."""
+    grid = TABLES.get("protocols", {"images": {}})
+    found = {}
+    for images, key in grid["images"].items():
+        line = {name: results_of(f"{grid['folder']}:{key}/{value}")
+                for name, value in grid["protocols"].items()}
+        if any(line.values()):
+            found[images] = line
+    return found
 
 
 ROWS = [Row(**row) for row in TABLES["rows"]]

@@ -7,7 +7,7 @@ import re
 import statistics
 
 from relabel.room import in_bytes
-from report.rows import ABLATIONS, NAMES, ROWS, results_of
+from report.rows import ABLATIONS, NAMES, ROWS, TABLES, read_grid, results_of
 from sre2l.run.errors import UserError
 from sre2l.run.files import write_bytes
 from sre2l.run.flags import Parser
@@ -164,6 +164,18 @@ def ablation_rows(ablation):
             for text, folder, results in found if results]
 
 
+def grid_table():
+    """Sets of images under protocols of students, '' where there are none."""
+    grid = read_grid()
+    if not grid:
+        return ""
+    about = TABLES["protocols"]
+    rows = [[images, *map(accuracy, line.values())] for images, line in grid.items()]
+    says = (f"{NAMES[about['dataset']]}, a set of images in each line and a protocol of the student in each "
+            f"column ([{about['folder']}]({about['folder']})): {about['tells']}.")
+    return says + "\n\n" + table(["images", *next(iter(grid.values()))], rows)
+
+
 def ablation_tables():
     """The part of results/README.md: how the students of the README's table were trained, settings varied."""
     trained = [protocol_row(row) for row in ROWS if row.ipc and row.results()]
@@ -175,6 +187,7 @@ def ablation_tables():
     parts = [table(head, trained),
              notes(untrained),
              missing(),
+             grid_table(),
              "A setting varied, one student each where there is no spread:",
              table(["data set", "varied", "value", "top-1", "row"], varied),
              "What these tell:",
