@@ -1,4 +1,5 @@
 """The pictures of img/ are drawn from rows of results/ by themselves, and show the numbers of the rows."""
+import re
 import shutil
 import sys
 
@@ -138,7 +139,9 @@ def test_without_matplotlib_one_sentence_and_nothing_drawn(monkeypatch, capsys):
     assert caught.value.code == 2 and "pip install matplotlib" in error and len(error.splitlines()) == 1
 
 
-def test_the_pictures_of_the_readmes_are_small():
+def test_the_pictures_of_the_readmes_are_shown_and_small():
     sizes = {path.name: path.stat().st_size for path in (ROOT / "img").iterdir()}
+    pages = (ROOT / "README.md").read_text() + (ROOT / "docs" / "pictures.md").read_text()
+    assert set(re.findall(r"\]\([./]*img/([\w.]+)\)", pages)) == set(sizes)
     assert {name.rpartition(".")[2] for name in sizes} == {"png", "gif"}
     assert sum(sizes.values()) < 4e6 and sizes["animation.gif"] < 3e6
