@@ -1,7 +1,9 @@
 """Plots by matplotlib, in one style: the curves on the page about a run, and those of docs/pictures.md."""
 import io
+import math
 import re
 import statistics
+import textwrap
 from itertools import cycle
 
 from PIL import Image
@@ -18,6 +20,7 @@ LINE = "#e6e9ee"
 BLUE = "#2868c7"
 ORANGE = "#d9660a"
 GREEN = "#14895f"
+PINK = "#cc79a7"
 COLOURS = (BLUE, GREEN, ORANGE, "#9068d6", "#d6517d", "#a8861c")  # of a run's students, in their order
 PAGE_COLOURS = {INK: "currentColor", GREY: "var(--soft)", LINE: "var(--line)"}  # what the page has for them
 STYLE = {"font.size": 13, "axes.edgecolor": GREY, "axes.labelcolor": INK, "text.color": INK,
@@ -27,10 +30,11 @@ STYLE = {"font.size": 13, "axes.edgecolor": GREY, "axes.labelcolor": INK, "text.
          "legend.frameon": False, "legend.fontsize": 12, "savefig.dpi": 200,
          "svg.fonttype": "none", "svg.hashsalt": "the same SVG every time"}
 
-# Text, colour, marker, shift to the right in points.
+# Text, colour, marker, shift to the right in points. The colours differ for the colour-blind as well.
 KINDS = {"soft": ("distilled images, soft labels (ours)", BLUE, "o", 0),
          "real": ("random real images, soft labels", GREEN, "s", 7),
-         "hard": ("distilled images, hard labels", ORANGE, "^", -7)}
+         "picked": ("picked real images, soft labels", PINK, "P", 14),
+         "hard": ("the same images as ours, hard labels", ORANGE, "^", -7)}
 PUBLISHED_TEXT = "published, ResNet-18"
 TEACHER_TEXT = "teacher, all real images"
 TERMS = {"ce": ("cross entropy, nats", BLUE), "r_bn_bn": ("r_bn x BatchNorm distance", ORANGE)}
@@ -74,58 +78,132 @@ def to_picture(figure):
 
 
 def measured(rows, kind):
-    """-> sorted [(IPC, mean, spread)] of the ResNet-18 students of one kind."""
-    found = []
+    """-> {row: (mean, spread)} of the ResNet-18 students of one kind, by images per class."""
+    found = {}
     for row in rows:
-        if row.ipc and row.model == "resnet18" and row.results(kind):
-            top1 = row.results(kind)["top1"]
-            found.append((row.ipc, top1["mean"], top1["std"] or 0))
-    return sorted(found)
+        is_of_kind = row.ipc and row.model == "resnet18" and not (kind == "soft" and row.is_picked)
+        results = row.results(kind) if is_of_kind else None
+        if results:
+            found[row] = (results["top1"]["mean"], results["top1"]["std"] or 0)
+    return dict(sorted(found.items(), key=lambda item: item[0].ipc))
 
 
-def plot_accuracies(panels, axis, rows, theirs):
-    """Draw our students of one data set with their spreads, the published students and the teacher.
+def plot_accuracies(panels, axis, rows, places, line="-"):
+    """Draw our students of one panel with their spreads, and the published students.
 
-    theirs: {images per class: published top-1 as text}."""
+    places: {row: where on the axis it stands}; line: between the students of one kind."""
     from matplotlib.transforms import offset_copy
-    ticks = set(theirs)
 
     # The kinds of students stand a little aside of each other, so that their spreads do not overlap.
     for kind, (text, colour, marker, aside) in KINDS.items():
         points = measured(rows, kind)
         if points:
-            ipc, mean, spread = zip(*points)
+            mean, spread = zip(*points.values())
             place = offset_copy(axis.transData, panels, aside, units="points")
-            axis.errorbar(ipc, mean, spread, transform=place, color=colour, marker=marker, markersize=7,
-                          linewidth=2, capsize=5, capthick=2, label=text)
-            ticks |= set(ipc)
+            axis.errorbar([places[row] for row in points], mean, spread, transform=place, color=colour,
+                          marker=marker, markersize=7, linewidth=2, linestyle=line, capsize=5, capthick=2,
+                          label=text)
 
-    # What our students are compared with: published students, and the teacher, who saw all real images.
+
+def plot_published(axis, theirs):
+    """Draw published students. theirs: {place: top-1 as text}."""
     if theirs:
         heights = [float(text.split()[0]) for text in theirs.values()]
         axis.plot(list(theirs), heights, "D", color=INK, markerfacecolor="none", markersize=9,
                   markeredgewidth=2, label=PUBLISHED_TEXT)
+
+
+def plot_by_ipc(panels, axis, rows):
+    """Top-1 against images per class, of one data set and recipe, beside the teacher, who saw all images."""
+    theirs = published(rows[0].word, "resnet18")
+    axis.set(title=rows[0].title, xlabel="images per class", xscale="log")
+    plot_accuracies(panels, axis, rows, {row: row.ipc for row in rows})
+    plot_published(axis, theirs)
     teachers = [row.teacher_top1() for row in rows if row.teacher_top1() is not None]
     if teachers:
         axis.axhline(teachers[0], color=GREY, linestyle=(0, (4, 3)), linewidth=1.6, label=TEACHER_TEXT)
+    ticks = sorted({*theirs, *(row.ipc for row in rows if row.ipc and row.results())})
+    axis.set_xticks(ticks, map(str, ticks))
+    axis.set_xlim(ticks[0] / 1.5, ticks[-1] * 1.5)
+    axis.minorticks_off()
 
-    axis.set_xticks(sorted(ticks), map(str, sorted(ticks)))
-    axis.set_xlim(min(ticks) / 1.5, max(ticks) * 1.5)
+
+def plot_recipes(panels, axis, rows):
+    """Top-1 of the recipes of one data set at one number of images per class, side by side."""
+    places = {row: place for place, row in enumerate(rows)}
+    axis.set(title=f"{NAMES[rows[0].dataset]}, {rows[0].ipc} images per class", xlabel="recipe")
+    plot_accuracies(panels, axis, rows, places, "none")
+    plot_published(axis, {places[row]: row.published for row in rows if row.published != "none"})
+    axis.set_xticks(list(places.values()), [row.recipe or "SRe2L" for row in rows], rotation=40)
+    axis.set_xlim(-0.5, len(rows) - 0.5)
+
+
+def divide(rows):
+    """What the panels of accuracies show -> [(function that draws it, its rows)].
+
+    A data set, and a recipe with several numbers of images per class, has a panel over these; recipes with
+    one share a panel, where SRe2L's settings stand beside them."""
+    shown = [row for row in rows if row.model == "resnet18" and row.ipc and row.results()]
+    by_word = {}
+    for row in shown:
+        by_word.setdefault(row.word, []).append(row)
+    over_ipc = {word for word, own in by_word.items() if len(own) > 1 or not own[0].recipe}
+    found = [(plot_by_ipc, [row for row in rows if row.word == word]) for word in by_word if word in over_ipc]
+    groups = dict.fromkeys((row.dataset, row.ipc) for row in shown if row.word not in over_ipc)
+    return found + [(plot_recipes, [row for row in shown if (row.dataset, row.ipc) == group])
+                    for group in groups]
 
 
 def plot_results(rows):
-    """Top-1 against IPC, a panel for each data set that has a student."""
-    by_dataset = {}
-    for row in rows:
-        by_dataset.setdefault(row.dataset, []).append(row)
-    shown = {dataset: own for dataset, own in by_dataset.items() if measured(own, "soft")}
+    """Top-1 of students with their controls: see `divide`."""
+    shown = divide(rows)
     panels, axes = make_panels(len(shown))
-    for axis, (dataset, own) in zip(axes, shown.items()):
-        axis.set(title=NAMES[dataset], xlabel="images per class", xscale="log", ylabel="top-1, percent",
-                 ylim=(0, 105))
-        plot_accuracies(panels, axis, own, published(dataset, "resnet18"))
-        axis.minorticks_off()
+    for axis, (plot, own) in zip(axes, shown):
+        axis.set(ylabel="top-1, percent", ylim=(0, 105))
+        plot(panels, axis, own)
     legend_above(panels, axes, [text for text, *_ in KINDS.values()] + [PUBLISHED_TEXT, TEACHER_TEXT])
+    return panels
+
+
+def plot_steps(steps):
+    """Top-1 of one step after the other, as bars. steps: {what it is: results}."""
+    from matplotlib.figure import Figure
+    panels = Figure(figsize=(8.3, 0.5 * len(steps) + 0.9), layout="constrained")
+    axis = panels.subplots()
+    for place, results in enumerate(steps.values()):
+        mean = results["top1"]["mean"]
+        spread = results["top1"]["std"]
+        axis.barh(place, mean, 0.66, xerr=spread, color=BLUE, error_kw={"ecolor": INK, "capsize": 4})
+        axis.text(mean + (spread or 0) + 1, place, f"{mean:.1f}", va="center_baseline")
+    axis.set_yticks(range(len(steps)), [textwrap.fill(label, 32) for label in steps])
+    axis.set(xlabel="top-1, percent", xlim=(0, 1.12 * max(found["top1"]["mean"] for found in steps.values())))
+    axis.tick_params("y", length=0, labelcolor=INK)
+    axis.grid(axis="y", visible=False)
+    axis.invert_yaxis()
+    return panels
+
+
+def plot_protocols(grid):
+    """A heat map: sets of images, each under every protocol. grid: of rows.read_grid."""
+    from matplotlib.figure import Figure
+    heights = [[results["top1"]["mean"] if results else math.nan for results in line.values()]
+               for line in grid.values()]
+    known = [height for line in heights for height in line if not math.isnan(height)]
+    dark = 0.4 * min(known) + 0.6 * max(known)  # from there on white words are read more easily
+
+    panels = Figure(figsize=(8.3, 0.62 * len(grid) + 1.3), layout="constrained")
+    axis = panels.subplots()
+    axis.imshow(heights, cmap="Blues", aspect="auto")
+    for place, line in enumerate(heights):
+        for column, height in enumerate(line):
+            axis.text(column, place, "not run" if math.isnan(height) else f"{height:.1f}", ha="center",
+                      va="center_baseline", color="white" if height > dark else INK)
+    columns = list(next(iter(grid.values())))
+    axis.set_xticks(range(len(columns)), [textwrap.fill(name, 14) for name in columns])
+    axis.set_yticks(range(len(grid)), grid)
+    axis.set(xlabel="protocol of the student (cells: top-1, percent)", ylabel="images")
+    axis.grid(visible=False)
+    axis.tick_params(length=0, labelcolor=INK)
     return panels
 
 
@@ -142,6 +220,11 @@ def mean_terms(lines):
             for iteration, batches in found.items()}
 
 
+def has_terms(row):
+    """Has recover left its terms of these images, by SRe2L's settings? pick's metrics are scores."""
+    return bool(row.ipc) and not row.recipe and any("iteration" in values for values in row.metrics("images"))
+
+
 def plot_terms_of(axis, terms):
     """Draw CE and r_bn * BN over the iterations. terms: as mean_terms gives them."""
     for term, (text, colour) in TERMS.items():
@@ -153,7 +236,7 @@ def plot_terms_of(axis, terms):
 
 def plot_terms(rows):
     """CE and r_bn * BN over the iterations, a panel for each data set's largest row."""
-    largest = {row.dataset: row for row in rows if row.ipc and row.metrics("images")}
+    largest = {row.dataset: row for row in rows if has_terms(row)}
     panels, axes = make_panels(len(largest))
     for axis, row in zip(axes, largest.values()):
         plot_terms_of(axis, mean_terms(row.metrics("images")))

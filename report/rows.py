@@ -24,9 +24,11 @@ NAMES = {
     "mobilenet_v2": "MobileNetV2", "efficientnet_lite0": "EfficientNet-Lite0"}
 
 
-def published(dataset, model):
-    """The published top-1 of these students: {images per class: text of it in percent}."""
-    found = TABLES["published"].get(dataset, {}).get(model, {})
+def published(word, model):
+    """The published top-1 of these students: {images per class: text of it in percent}.
+
+    word: a data set, or one with a recipe: cifar10+rded."""
+    found = TABLES["published"].get(word, {}).get(model, {})
     return {int(ipc): text for ipc, text in found.items()}
 
 
@@ -35,19 +37,36 @@ class Row:
     """A line of a table, and the folder of results/ that it is read from.
 
     folder: may be missing; ipc: images per class, None for a row about the teacher alone; model: the student,
-    or that teacher; note: what a reader must know beside the number."""
+    or that teacher; recipe: such as best, '' for SRe2L's settings; note: what a reader must know beside the
+    number."""
     folder: str
     dataset: str
     ipc: int | None = None
     model: str = "resnet18"
+    recipe: str = ""
     note: str = ""
+
+    @property
+    def word(self):
+        """As run.sh takes it: cifar10, cifar10+best."""
+        return f"{self.dataset}+{self.recipe}" if self.recipe else self.dataset
+
+    @property
+    def title(self):
+        """'CIFAR-10', or 'CIFAR-10, best'."""
+        return NAMES[self.dataset] + (f", {self.recipe}" if self.recipe else "")
 
     @property
     def published(self):
         """The published top-1 as text, 'none' where there is none."""
         if self.ipc is None:
-            return TABLES["published_teachers"].get(self.dataset, "none")
-        return published(self.dataset, self.model).get(self.ipc, "none")
+            return TABLES["published_teachers"].get(self.word, "none")
+        return published(self.word, self.model).get(self.ipc, "none")
+
+    @property
+    def is_picked(self):
+        """Are the images picked real ones, which no recover has changed?"""
+        return "source" in self.settings("images", "manifest")
 
     @property
     def path(self):
@@ -59,9 +78,14 @@ class Row:
         return read_json(path) if path.exists() else {}
 
     def results(self, kind="soft"):
-        """The results of the 'soft', 'hard' or 'real' student; None where there is none."""
+        """The results of the 'soft', 'hard', 'real' or 'picked' student; None where there is none.
+
+        Of a recipe that recovers nothing the 'soft' one is that of picked images."""
+        if kind == "picked" and self.is_picked:
+            kind = "soft"
         name = student_name(self.model)
-        students = {"soft": name, "hard": f"{name}_hard", "real": f"random_real/{name}"}
+        students = {"soft": name, "hard": f"{name}_hard", "real": f"random_real/{name}",
+                    "picked": f"picked_real/{name}"}
         return self.read("results.json").get(students[kind])
 
     def settings(self, output, record):
@@ -81,9 +105,12 @@ class Row:
         return text.partition(f"==> {output} <==\n")[2].partition("\n==> ")[0]
 
     def teacher_top1(self):
-        """The teacher's top-1 in percent, measured after its training or by the labels; None if unknown."""
+        """The labeller's top-1 in percent, measured after its training or by the labels; None if unknown.
+
+        A recipe's may be a teacher of an earlier epoch, or several together, so the labels say it there."""
+        by_labels = teacher_top1(self.settings("labels", "manifest"))[0]
         measured = [values["top1"] for values in self.metrics("teacher") if "top1" in values]
-        return measured[-1] if measured else teacher_top1(self.settings("labels", "manifest"))[0]
+        return measured[-1] if measured and not (self.recipe and by_labels) else by_labels
 
     def unpack(self, folder):
         """Write the files of the row's images.tar into a folder, which it returns."""
@@ -97,6 +124,27 @@ def results_of(value):
     folder, _, student = value.partition(":")
     row = Row(folder, "")
     return row.read("results.json").get(student) if student else row.results()
+
+
+def read_steps():
+    """The steps of rows.json that have been run -> {label: results}."""
+    found = {label: results_of(value) for label, value in TABLES["steps"]}
+    return {label: results for label, results in found.items() if results}
+
+
+def read_grid():
+    """Students of several sets of images, each under several protocols: {images: {protocol: results}}.
+
+    They are in one folder's results.json by 'images/protocol'; rows.json has the words for both. {} where
+    there is none yet, and no line for images without a student."""
+    grid = TABLES.get("protocols", {"images": {}})
+    found = {}
+    for images, key in grid["images"].items():
+        line = {name: results_of(f"{grid['folder']}:{key}/{value}")
+                for name, value in grid["protocols"].items()}
+        if any(line.values()):
+            found[images] = line
+    return found
 
 
 ROWS = [Row(**row) for row in TABLES["rows"]]

@@ -6,7 +6,8 @@ Result: between its marker comments README.md has accuracies and controls, resul
 import re
 import statistics
 
-from report.rows import ABLATIONS, NAMES, ROWS, results_of
+from relabel.room import in_bytes
+from report.rows import ABLATIONS, NAMES, ROWS, TABLES, read_grid, results_of
 from sre2l.run.errors import UserError
 from sre2l.run.files import write_bytes
 from sre2l.run.flags import Parser
@@ -62,7 +63,8 @@ def hardware(row):
     places = {}
     for stage, seconds in row.results()["seconds"].items():
         if seconds is not None:
-            places.setdefault(devices_of(row.log(outputs[stage])), []).append(f"{stage} {seconds:.0f}")
+            name = "pick" if stage == "recover" and row.is_picked else stage
+            places.setdefault(devices_of(row.log(outputs[stage])), []).append(f"{name} {seconds:.0f}")
     return "; ".join((f"{place}: " if place else "") + ", ".join(stages) for place, stages in places.items())
 
 
@@ -71,9 +73,13 @@ def table(head, rows):
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 
+def name_of(model):
+    return NAMES.get(model, model)
+
+
 def title(row):
     """Data set, IPC and student: the first cells of a row."""
-    return [NAMES[row.dataset], str(row.ipc or "-"), NAMES[row.model] + ("" if row.ipc else " (teacher)")]
+    return [row.title, str(row.ipc or "-"), name_of(row.model) + ("" if row.ipc else " (teacher)")]
 
 
 def main_row(row):
@@ -82,11 +88,13 @@ def main_row(row):
     teacher = row.teacher_top1()
     if results is not None:
         ours = f"**{accuracy(results)}**"
-        controls = [accuracy(row.results(kind)) for kind in ("real", "hard")]
+        controls = [accuracy(row.results(kind)) for kind in ("real", "picked", "hard")]
+        if row.is_picked:
+            controls[1] = "= ours"
         seeds = str(len(results["seeds"]))
     elif not row.ipc and teacher is not None:
         ours = f"{teacher:.2f}"
-        controls = ["", ""]
+        controls = ["", "", ""]
         seeds = "1"
     else:
         return None
@@ -96,8 +104,8 @@ def main_row(row):
 
 
 def title_in_words(row):
-    name = NAMES[row.dataset] + (f" IPC {row.ipc}" if row.ipc else "")
-    return f"{name}, {NAMES[row.model]}" + ("" if row.ipc else " as the teacher")
+    name = row.title + (f" IPC {row.ipc}" if row.ipc else "")
+    return f"{name}, {name_of(row.model)}" + ("" if row.ipc else " as the teacher")
 
 
 def is_there(row):
@@ -113,7 +121,7 @@ def images_alone(row):
     text = f"images alone: cross entropy {statistics.mean(last.values()):.2f} at the teacher"
     seen = row.read("results.json").get("recognised", {"networks": {}})
     for arch, found in seen["networks"].items():
-        who = NAMES.get(arch, arch) + (" (the teacher)" if arch == row.model else "")
+        who = name_of(arch) + (" (the teacher)" if arch == row.model else "")
         text += (f"; {who} finds the class in {found['top1']:g} % of {seen['num_images']}, "
                  f"among its first five in {found['top5']:g} %")
     return text
@@ -132,18 +140,20 @@ def missing():
 
 
 def readme_tables():
-    """The part of README.md: accuracies with their controls, notes on rows, rows without a run."""
-    head = ["data set", "IPC", "student", "published", "ours", "random real images", "hard labels", "seeds",
-            "teacher", "row"]
+    """The part of README.md: accuracies with their controls, notes on rows."""
+    head = ["data set", "IPC", "student", "published", "ours", "random real images", "picked real",
+            "hard labels", "seeds", "teacher", "row"]
     parts = [table(head, filter(None, map(main_row, ROWS))),
-             notes({row: row.note for row in ROWS if main_row(row)}), missing()]
+             notes({row: row.note for row in ROWS if main_row(row)})]
     return "\n\n".join(filter(None, parts))
 
 
 def protocol_row(row):
     """A row's cells in the table of protocols."""
+    results = row.results()
+    sizes = [in_bytes(results["image_bytes"]), in_bytes(results["label_bytes"])]
     command = f"`sh results/{row.folder}/commands.sh`"
-    return [*title(row), protocol(row.results()), hardware(row), command]
+    return [*title(row), *sizes, protocol(results), hardware(row), command]
 
 
 def ablation_rows(ablation):
@@ -154,15 +164,30 @@ def ablation_rows(ablation):
             for text, folder, results in found if results]
 
 
+def grid_table():
+    """Sets of images under protocols of students, '' where there are none."""
+    grid = read_grid()
+    if not grid:
+        return ""
+    about = TABLES["protocols"]
+    rows = [[images, *map(accuracy, line.values())] for images, line in grid.items()]
+    says = (f"{NAMES[about['dataset']]}, a set of images in each line and a protocol of the student in each "
+            f"column ([{about['folder']}]({about['folder']})): {about['tells']}.")
+    return says + "\n\n" + table(["images", *next(iter(grid.values()))], rows)
+
+
 def ablation_tables():
     """The part of results/README.md: how the students of the README's table were trained, settings varied."""
     trained = [protocol_row(row) for row in ROWS if row.ipc and row.results()]
     untrained = {row: "; ".join(filter(None, [images_alone(row), row.note]))
                  for row in ROWS if images_alone(row)}
     varied = [cells for ablation in ABLATIONS for cells in ablation_rows(ablation)]
-    head = ["data set", "IPC", "student", "protocol", "hardware: seconds per stage", "command"]
+    head = ["data set", "IPC", "student", "images", "labels", "protocol", "hardware: seconds per stage",
+            "command"]
     parts = [table(head, trained),
              notes(untrained),
+             missing(),
+             grid_table(),
              "A setting varied, one student each where there is no spread:",
              table(["data set", "varied", "value", "top-1", "row"], varied),
              "What these tell:",

@@ -14,11 +14,13 @@ TRAIN = ("--dataset digits --model resnet18 --epochs 60 --gradient-accumulation-
 
 def results(top1, std, num_images, batch_size=50, device="cpu, 2 threads"):
     """results.json of three students."""
-    protocol = {"epochs": 60, "optimizer": {"name": "AdamW", "lr": 0.002}, "loss": "KL", "temperature": 20.0,
+    protocol = {"epochs": 60, "schedule": "cosine per epoch", "optimizer": {"name": "AdamW", "lr": 0.002},
+                "loss": "KL", "temperature": 20.0,
                 "precision": "fp32",
                 "labels": {"num_images": num_images, "batch_size": batch_size, "mix": "cutmix"}}
     return {"top1": {"mean": top1, "std": std}, "seeds": {"0": {}, "1": {}, "2": {}}, "protocol": protocol,
-            "versions": {"device": device}, "seconds": {"squeeze": 40.4, "recover": None, "validate": 99.6}}
+            "versions": {"device": device}, "image_bytes": 1234, "label_bytes": 5_678_901,
+            "seconds": {"squeeze": 40.4, "recover": None, "validate": 99.6}}
 
 
 def log(time, command, versions):
@@ -58,4 +60,5 @@ def synthetic_run(run, dataset="digits", ipc=2, classes=10, size=None):
     add_student(run, "student_resnet18", train, "2026-11-23 10:00:06", classes * ipc)
     add_student(run, "student_resnet18_hard", f"{train} --hard-labels", "2026-11-23 10:00:01", classes * ipc)
     add_student(run, "random_real/student_resnet18", train, "2026-11-23 10:00:08", classes * ipc)
+    add_student(run, "picked_real/student_resnet18", train, "2026-11-23 10:00:09", classes * ipc)
     return run

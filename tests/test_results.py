@@ -3,6 +3,7 @@ import hashlib
 import importlib
 import json
 import re
+import shlex
 import socket
 import tarfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recover.pictures import save_snapshot
 from report import collect, plots, rows, tables
 from report.rows import RESULTS, Row
 from sre2l.data.image_folder import decode
@@ -40,8 +42,10 @@ def test_the_readmes_have_the_tables_that_results_give():
 
 def test_every_folder_is_a_row_of_the_tables():
     values = [value for ablation in rows.ABLATIONS for value in ablation["values"].values()]
-    varied = {value.partition(":")[0] for value in values}
-    assert {path.name for path in FOLDERS} <= {row.folder for row in rows.ROWS} | varied
+    values += [value for _, value in rows.TABLES["steps"]]
+    named = {value.partition(":")[0] for value in values} | {rows.TABLES.get("protocols", {}).get("folder")}
+    assert {path.name for path in FOLDERS} <= {row.folder for row in rows.ROWS} | named
+    assert all(rows.results_of(value) for value in values), "a value without results"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
@@ -89,9 +93,12 @@ def test_the_commands_of_a_row_start_stages_that_know_their_flags(
         assert elsewhere == {found["squeeze.squeeze"]["name"]}, "a teacher that no command of this row makes"
     settings = Row(folder.name, "any", 1).settings("images", "manifest")
     if settings:
-        ours = found["recover.recover"]
-        keys = ("dataset", "iteration", "lr", "r_bn", "seed", "batch_size")
-        assert {key: ours[key] for key in keys}.items() <= settings.items()
+        ours = found["recover.recover" if "r_bn" in settings else "recover.pick"]
+        if ours.get("blocks"):
+            ours["iteration"] = sum(steps for steps, _ in ours["blocks"])
+        keys = {"dataset", "iteration", "lr", "r_bn", "merge", "seed", "batch_size", "pick", "score"}
+        known = keys & ours.keys() & settings.keys()
+        assert len(known) > 3 and {key: ours[key] for key in known} == {key: settings[key] for key in known}
 
 
 def test_paths_of_the_run_and_the_project_become_relative(row, tmp_path):
@@ -100,29 +107,71 @@ def test_paths_of_the_run_and_the_project_become_relative(row, tmp_path):
     for name in ("commands.sh", "results.json", "settings.json", "log.txt"):
         assert str(tmp_path) not in (row.path / name).read_text()
     (tmp_path / "a.txt").write_text(f"{ROOT}/runs/x/images 3 / 4 /mnt/disk/val")
-    text = collect.read_text(tmp_path / "a.txt", tmp_path / "runs" / "try")
+    text = collect.read_text(tmp_path / "a.txt", collect.find_places(tmp_path / "runs" / "try"))
     assert text == "runs/x/images 3 / 4 /mnt/disk/val"
+
+
+def test_real_images_and_the_teacher_of_another_run_get_names_that_others_can_use(tmp_path):
+    """Of two folders of real images each keeps its own name: they may hold different images."""
+    run = synthetic_run(tmp_path / "runs" / "try")
+    teacher = tmp_path / "elsewhere" / "young" / "teacher" / "teacher.e2.pth"
+    teacher.parent.mkdir(parents=True)
+    (teacher.parent / "log.txt").write_text("")
+    text = tmp_path / "a.txt"
+    text.write_text("2026-11-22 09:00:00  /old/copy/recover/pick.py --real-data /disk/c10\n"
+                    f"{teacher} /disk/c10/train")
+    args = {"teacher": f"{teacher},{run}/teacher/teacher.pth", "dataset": "cifar10", "val_dir": "/disk/c10"}
+    write_json(run / "picked.args.json", args)
+    assert collect.read_text(text, collect.find_places(run)) == (
+        "2026-11-22 09:00:00  recover/pick.py --real-data data/cifar10\n"
+        "runs/young/teacher/teacher.e2.pth data/cifar10/train")
+    write_json(run / "labels.args.json", {**args, "val_dir": "/disk/small"})
+    assert "--real-data data/c10\n" in collect.read_text(text, collect.find_places(run))
 
 
 def test_a_row_has_the_logs_and_settings_of_every_output(row, tmp_path):
     run = tmp_path / "runs" / "try"
-    students = ("student_resnet18", "student_resnet18_hard", "random_real/student_resnet18")
+    places = collect.find_places(run)
+    students = ("student_resnet18", "student_resnet18_hard", "random_real/student_resnet18",
+                "picked_real/student_resnet18")
     assert set(row.read("results.json")) == {*students}
     for output in ("teacher", *students):
-        assert row.log(output).strip() == collect.read_text(run / output / "log.txt", run).strip()
+        assert row.log(output).strip() == collect.read_text(run / output / "log.txt", places).strip()
     assert row.log("images") == "" and row.settings("labels", "manifest")["measured_top1"] == 98.7
     assert [values["epoch"] for values in row.metrics("teacher")] == [1, 2] and row.metrics("none") == []
 
 
 def test_commands_give_the_flags_that_the_run_had(row, printing_python):
-    """The launcher hands Python the same flags again, those of its table first."""
+    """Those that the launcher adds are left out of the row, and the launcher hands them to Python again."""
     lines = (row.path / "commands.sh").read_text().splitlines()[4:]
-    flags = TRAIN.removeprefix("--dataset ")
-    assert lines == [f"sh validate/train.sh {flags} --hard-labels --name try",
-                     f"sh validate/train.sh {flags} --name try"]
+    assert lines == ["sh validate/train.sh digits --hard-labels --name try",
+                     "sh validate/train.sh digits --name try"]
     found = launch(*lines[0].split()[1:], PATH=printing_python).stdout.split()
-    given = [*TRAIN.split()[2:], "--hard-labels", "--name", "try"]
-    assert found == ["-m", "validate.train", *TRAIN.split(), *given]
+    assert found == ["-m", "validate.train", *TRAIN.split(), "--hard-labels", "--name", "try"]
+
+
+@pytest.mark.parametrize("stage, typed", (
+    ("recover/pick", ["cifar10+rded", "--exp-name", "images", "--name", "a+b"]),
+    ("recover/recover", ["cifar10+best", "--name", "a+b", "--ipc-end", "1"]),
+    ("relabel/relabel", ["tiny-imagenet+cda", "--teacher", "runs/a b/teacher/teacher.pth"]),
+    ("validate/train", ["cifar10+edc", "--seeds", "0-2"]),
+    ("validate/random_real", ["digits", "--picked"])))
+def test_commands_of_a_recipe_are_what_was_typed(stage, typed, printing_python):
+    """Typed again, the flags of a recipe would come before those of the data set, which they change: blocks
+    would be refused, and a protocol lose."""
+    words = launch(f"{stage}.sh", *typed, PATH=printing_python).stdout.splitlines()[2:]
+    log = f"2026-11-22 09:00:00  {stage}.py {shlex.join(words)}\n10 images of 10 classes.py\n"
+    assert collect.commands_in(log) == [("2026-11-22 09:00:00", f"sh {stage}.sh {shlex.join(typed)}")]
+
+
+def test_a_run_that_no_launcher_of_today_would_start_is_repeated_by_python(tmp_path):
+    run = synthetic_run(tmp_path / "runs" / "try")
+    command = "/somewhere/validate/train.py --dataset digits --epochs 7 --name runs/try"
+    (run / "student_resnet18" / "log.txt").write_text(f"2026-11-23 10:00:06  {command}\n")
+    assert collect.commands(run).splitlines()[4:] == [
+        "root=$PWD; . sre2l/run/env.sh", "sh validate/train.sh digits --hard-labels --name try",
+        "python3 -m validate.train --dataset digits --epochs 7 --name try",
+        "sh validate/train.sh digits --name try"]
 
 
 def test_commands_begin_with_the_teacher_of_another_run(tmp_path):
@@ -130,7 +179,8 @@ def test_commands_begin_with_the_teacher_of_another_run(tmp_path):
     teacher = tmp_path / "runs" / "long" / "teacher"
     write_json(run / "labels.args.json", {"teacher": str(teacher / "teacher.pth"), "name": None})
     teacher.mkdir(parents=True)
-    command = f"/somewhere/squeeze/squeeze.py --dataset cifar10 --name {tmp_path}/runs/long --epochs 3"
+    added = shlex.join(collect.launcher_words("squeeze/squeeze.sh", "cifar10"))
+    command = f"/somewhere/squeeze/squeeze.py {added} --name {tmp_path}/runs/long --epochs 3"
     (teacher / "log.txt").write_text(log("2026-11-22 09:00:00", command, {"python": "3.12"}))
     lines = collect.commands(run).splitlines()[4:]
     assert lines[0] == "sh squeeze/squeeze.sh cifar10 --name long --epochs 3" and len(lines) == 3
@@ -143,6 +193,7 @@ def test_thinned_metrics_keep_every_accuracy_and_the_end():
     thinned = collect.thin(lines)
     assert len(thinned) < 200 and thinned[-1]["epoch"] == 999
     assert [values["top1"] for values in thinned if "top1" in values] == list(range(0, 1000, 37))
+    assert len(collect.thin(lines, 20)) < 50
 
 
 @pytest.mark.parametrize("num_batches, num_lines", ((1, 40), (1, 1000), (10, 41), (500, 41)))
@@ -190,14 +241,70 @@ def test_pictures_of_the_recovery_show_ten_classes_in_order(tmp_path, dataset, c
     assert np.abs(levels - wanted).max() < 2.5
 
 
+def test_pictures_of_a_batch_in_the_order_of_classes_show_each_class_once(tmp_path):
+    """A batch of 100 of ten images a class, and one of two classes: the order says which is which."""
+    for ipc, order in ((10, range(10)), (1, (3, 7))):
+        labels = [label for label in order for _ in range(ipc)]
+        batch = np.stack([np.full((32, 32, 3), 20 * label, np.uint8) for label in labels])
+        save_snapshot(batch, tmp_path, 0)
+        settings = {"classes": list(order), "batch_size": 100, "size": 32, "batch_order": "class",
+                    "ipc_range": [0, ipc]}
+        strip = collect.read_snapshot(tmp_path / "iteration_000000.png", settings)
+        assert strip[0, ::32, 0].tolist() == [20 * label for label in order]
+
+
 def test_a_row_says_what_was_measured(row):
     """What no row of the tables shows yet: a teacher's row, and a stage that ran in two places."""
     assert tables.main_row(row)[3:] == [
-        "41.1 +- 0.4", "**66.00 +- 1.25**", "78.00 +- 1.25", "71.00 +- 1.25", "3", "90.50",
+        "41.1 +- 0.4", "**66.00 +- 1.25**", "78.00 +- 1.25", "78.00 +- 1.25", "71.00 +- 1.25", "3", "90.50",
         "[row](results/row)"]
     assert tables.main_row(Row("row", "tiny-imagenet", None)) == [
-        "Tiny-ImageNet", "-", "ResNet-18 (teacher)", "59.57", "90.50", "", "", "1", "", "[row](results/row)"]
+        "Tiny-ImageNet", "-", "ResNet-18 (teacher)", "59.57", "90.50", "", "", "", "1", "",
+        "[row](results/row)"]
     assert tables.hardware(row) == "1 CPU thread and NVIDIA H200: squeeze 40; 2 CPU threads: validate 100"
+    assert tables.protocol_row(row)[3:5] == ["1.2 kB", "5.7 MB"]
+
+
+def test_a_row_of_a_recipe_is_called_so_and_its_teacher_is_the_labeller(row):
+    """What is published is of SRe2L's settings, and the last teacher of squeeze need not be the one used."""
+    best = Row("row", "tiny-imagenet", 50, recipe="best")
+    cells = tables.main_row(best)
+    assert cells[0] == "Tiny-ImageNet, best" and cells[3] == "none" and cells[-2] == "98.70"
+    assert tables.title_in_words(best) == "Tiny-ImageNet, best IPC 50, ResNet-18"
+
+
+def test_images_by_protocols_are_a_table_and_the_words_are_those_of_rows_json(row, tmp_path, monkeypatch):
+    """Collected from a run whose students lie in <images>/<protocol>/: one is missing, and one set's."""
+    run = tmp_path / "runs" / "grid"
+    for place, top1 in (("best/edc", 50.25), ("best/rded", 47.5), ("real/rded", 40)):
+        write_json(run / place / "results.json", {"top1": {"mean": top1, "std": None}})
+    collect.collect(run, tmp_path / "grid")
+    words = {"folder": "grid", "dataset": "cifar10", "tells": "what it tells",
+             "images": {"best": "best", "random": "real", "none": "no"},
+             "protocols": {"RDED": "rded", "EDC": "edc"}}
+    monkeypatch.setitem(rows.TABLES, "protocols", words)
+    assert tables.grid_table().splitlines()[2:] == [
+        "| images | RDED | EDC |", "| --- | --- | --- |", "| best | 47.50 | 50.25 |",
+        "| random | 40.00 | - |"]
+
+
+def test_a_row_of_picked_images_is_its_own_control(row):
+    """Of a recipe that recovers nothing: its images are the picked ones, and their seconds pick's."""
+    settings = row.read("settings.json")
+    settings["images"]["manifest"]["settings"]["source"] = "data/cifar10/train"
+    write_json(row.path / "settings.json", settings)
+    results = row.read("results.json")
+    results["student_resnet18"]["seconds"]["recover"] = 5
+    write_json(row.path / "results.json", results)
+    picked = Row("row", "tiny-imagenet", 50, recipe="rded")
+    assert picked.results("picked") == picked.results("soft")
+    assert tables.main_row(picked)[6] == "= ours" and "pick 5" in tables.hardware(picked)
+
+
+def test_rows_say_which_recipe_they_are_of():
+    for row in rows.ROWS:
+        logs = [row.log(output) for output in ("images", "labels") if row.ipc]
+        assert {word for log in logs for word in re.findall(r"\.py --dataset (\S+)", log)} <= {row.word}, row
 
 
 def test_what_is_no_row_is_never_replaced(row, tmp_path):
