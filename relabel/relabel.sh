@@ -40,7 +40,7 @@ case $dataset in                          # recipes (docs/methods.md): what they
     cifar10+young)
         set -- --epochs 300 --batch-size 10 --batch-statistics --mix-type cutmix --crop resized "$@" ;;
     cifar10+best)
-        set -- --epochs 1000 --batch-size 10 --batch-statistics --mix-type cutmix --crop resized "$@" ;;
+        set -- --epochs 1000 --batch-size 25 --batch-statistics --mix-type cutmix --crop resized "$@" ;;
     digits+young) set -- --epochs 40 --batch-size 10 --batch-statistics "$@" ;;
     *+*) no_recipe ;;
 esac

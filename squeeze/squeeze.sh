@@ -27,8 +27,9 @@ case $dataset in                          # recipes (docs/methods.md): what they
     tiny-imagenet+edc)
         set -- --arch resnet18,convnet4,mobilenet_v2-64,wrn16_2-64,shufflenet_v2_x0_5-64 \
             --lr 0.1 --warmup-epochs 0 --batch-size 128 --weight-decay 0 --class-statistics "$@" ;;
-    cifar10+young | cifar10+best)         # ours: a small network, trained for two epochs
+    cifar10+young)                        # ours: a small network, trained for two epochs
         set -- --arch convnet3 --epochs 2 --lr 0.05 --lr-schedule constant "$@" ;;
+    cifar10+best) set -- --arch convnet3 --epochs 6 --lr 0.05 "$@" ;;
     digits+young) set -- --arch convnet3 "$@" ;;
     *+*) no_recipe ;;
 esac
