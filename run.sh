@@ -17,7 +17,7 @@ dataset=$1
 shift
 . "$root/sre2l/run/setup.sh"
 case $dataset in                          # what a recipe's images begin as
-    *+rded) start=only-picked ;;
+    *+rded | digits+best) start=only-picked ;;
     *+fadrm | *+fadrm+ | *+edc | *+young | *+best) start=picked ;;
     *) start=noise ;;
 esac

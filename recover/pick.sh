@@ -12,6 +12,7 @@ case $dataset in                          # recipes (docs/methods.md): what they
         set -- --pick easiest --grid 2 --most 300 --exp-name images --ipc-end 10 "$@" ;;
     *+fadrm | *+fadrm+) set -- --ipc-end 10 "$@" ;;
     *+edc) set -- --score random --seed 1 --ipc-end 10 "$@" ;;      # others than those of the random control
+    digits+best) set -- --pick easiest --exp-name images "$@" ;;    # ours, by the search in results/: nothing is recovered
     *+young | *+best) set -- --crops 0 --ipc-end 10 "$@" ;;      # ours
     *+*) no_recipe ;;
 esac

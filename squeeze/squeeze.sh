@@ -31,6 +31,7 @@ case $dataset in                          # recipes (docs/methods.md): what they
         set -- --arch convnet3 --epochs 2 --lr 0.05 --lr-schedule constant "$@" ;;
     cifar10+best) set -- --arch convnet3 --epochs 6 --lr 0.05 "$@" ;;
     digits+young) set -- --arch convnet3 "$@" ;;
+    digits+best) ;;
     *+*) no_recipe ;;
 esac
 case ${dataset%%+*} in                        # the published recipes: edit here

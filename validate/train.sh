@@ -15,6 +15,7 @@ case $dataset in                          # recipes (docs/methods.md): what they
         set -- --epochs 300 -T 20 --slowdown 2 "$@" ;;
     cifar10+best) set -- --epochs 1000 -T 20 --slowdown 2 "$@" ;;
     digits+young) set -- --epochs 40 --adamw-lr 1e-3 --slowdown 2 "$@" ;;
+    digits+best) ;;
     *+*) no_recipe ;;
 esac
 case ${dataset%%+*} in                        # the published protocols: edit here
