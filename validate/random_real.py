@@ -124,6 +124,7 @@ def main(args):
     to_relabel = saved_args(relabel, sidecar(run / "labels", "args.json"), args.arch, **changes)
     to_train = saved_args(train, run / student_name(args.model) / "args.json", args.model, **changes,
                           train_dir=str(images.root), output_dir=str(root / student_name(args.model)))
+    to_train.label_arch = args.arch  # code runs only where the user names it
     to_train.seeds = args.seeds or seeds_of(run / student_name(args.model), to_train.seeds)
     run_images = to_relabel.data
     to_relabel.data = str(images.root)

@@ -11,6 +11,7 @@ from itertools import islice
 
 import torch
 
+from relabel.recipe import add_teacher_flags
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.loader import micro_batches
 from sre2l.nets import parallel, training
@@ -151,7 +152,7 @@ def main(args):
     processes.start(device)
     _, stem = checks.check_student(args, spec)
     # Size and normalisation come from the labels' manifest: the student sees the teacher's pixels.
-    data = find_data(args, spec, device)
+    data = find_data(args, spec, device, precision)
     settings = make_settings(args, data.spec, stem, data.facts, data.val, precision)
     data = replace(data, val=keep_on_device(data.val, device))
 
@@ -207,6 +208,8 @@ def make_parser():
     add("--classes", type=number_list, metavar="0-9,17",
         help="the classes of the set (default: what recover recorded, else all)")
     add("--batch-size", type=number(int, 1), help="checked against the labels (default: theirs)")
+
+    add_teacher_flags(add)
 
     # The loss and the step.
     add("--protocol", action=TakeProtocol, choices=PROTOCOLS,
