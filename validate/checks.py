@@ -40,10 +40,10 @@ def check_student(args, spec):
 
 def check_epochs(args, epochs, more=True):
     """Raise UserError where the labels have fewer epochs than the protocol. more: relabel can add some."""
-    if epochs is None or args.epochs <= epochs:
+    if epochs is None or args.epochs <= epochs or args.label_draw != "order":
         return
     more = f", or relabel's same command with --epochs {args.epochs} adds the missing ones" if more else ""
-    hint = f"; --epochs {epochs} trains on what is there{more}"
+    hint = f"; --epochs {epochs} trains on what is there, --label-draw pool draws from it{more}"
     raise UserError(f"{args.fkd_path}: labels for {epochs} epochs, --epochs asks for {args.epochs}{hint}")
 
 
@@ -142,6 +142,9 @@ def check_labels(args, spec, images, labels):
         # A single batch may be a short one: its size is then what the user says.
         labels = replace(labels, batch_size=max(labels.batch_size, args.batch_size or 0))
     check_numbers(args, spec, labels, manifest, len(images))
+    if args.label_draw == "phases" and not manifest:
+        raise UserError(f"{root}: no manifest says how the crops of these labels were drawn, and "
+                        f"--label-draw phases draws others like them; use pool, or relabel the images")
     if args.loss == "mse" and not args.hard_labels:
         check_raw_logits(root, labels.codec)
     if labels.codec != NONE and (args.label_teacher or args.label_arch):
