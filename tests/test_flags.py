@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from recover import pick, recover
-from relabel import check, relabel
+from relabel import check, convert, relabel
 from report import collect, recognise, summary
 from report import figures as make_figures
 from report import page as report
@@ -27,7 +27,8 @@ SCRIPTS = {  # each with the modules that it hands args to
                  "validate/deviations", "validate/draws", "validate/losses", "validate/results",
                  FLAGS, LOG, PATHS),
     "pick": (pick, "recover/scores", FLAGS, LOG, PATHS, "sre2l/nets/teacher"),
-    "check": (check, PATHS), "random_real": (random_real, PATHS), "score": (score, PATHS),
+    "check": (check, PATHS), "convert": (convert, PATHS),
+    "random_real": (random_real, PATHS), "score": (score, PATHS),
     "summary": (summary, PATHS),
     "collect": (collect, PATHS), "recognise": (recognise, PATHS), "make_table": (make_table,),
     "make_figures": (make_figures,), "report": (report, PATHS)}

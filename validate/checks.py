@@ -21,7 +21,7 @@ from validate.protocol import make_settings
 DESCRIBED = ("num_images", "batch_size", "mix", "mix_alpha", "classes", "image_bytes", "crop", "logits",
              "seed", "order_seed", "teacher", "measured_top1", "images_sha256", "precision")
 # The same where a manifest has them: none of these is its default.
-DESCRIBED_IF_THERE = ("teachers", "teacher_weights", "augment", "patch_shuffle", "codec")
+DESCRIBED_IF_THERE = ("teachers", "teacher_weights", "augment", "patch_shuffle", "codec", "decoded_from")
 
 
 def check_there(train_dir, fkd_path):
