@@ -42,6 +42,10 @@ def protocol(results):
         words.append("loss x T^2" if found["loss"] == "KL times T^2" else found["loss"])
     if "ema" in found:
         words.append(f"weights averaged by {found['ema']:g}")
+    if "label_draw" in found:
+        words.append(f"{found['label_draw']} of {labels['pool_epochs']} epochs of labels")
+    if "codec" in labels:
+        words.append(f"labels {labels['codec']}")
     return ", ".join([*words, found["precision"]])
 
 

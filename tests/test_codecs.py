@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from relabel import check, relabel
+from report.page import make_report
 from sre2l.data.augment import draw_crops, draw_mix
 from sre2l.data.codecs import codec_of
 from sre2l.data.label_files import LabelBatch, read_label_batch
@@ -209,6 +210,7 @@ def test_none_gives_the_student_of_the_stored_logits_bit_for_bit(world, labels, 
         assert all(torch.equal(stored[key], derived[key]) for key in stored)
     results = json.loads((out / "results.json").read_text())
     assert results["label_bytes"] == 0 and results["protocol"]["labels"]["codec"] == "none"
+    assert "0 bytes of labels, which the teacher gives beside the student" in make_report(out)
     _, hard = history(world, labels["none"], tmp_path / "hard", "--hard-labels")
     assert any(not torch.equal(stored[key], hard[key]) for key in stored)
 
