@@ -17,6 +17,7 @@ from relabel.teacher_form import mean_logits, prepare_teachers, use_batch_statis
 from sre2l.check.verify import Finding, attempt
 from sre2l.data.derived import derived_of, draw_label_batch
 from sre2l.data.loader import BatchDataset, Batches
+from sre2l.nets.functions import is_function
 from sre2l.nets.precision import dtype_of, memory_format_of, set_tf32
 from sre2l.nets.teacher import find_teachers
 from sre2l.run.errors import UserError
@@ -63,6 +64,10 @@ def find_recorded_teachers(root, manifest, spec, files=None, archs=None):
     files, archs: as --teacher and --arch of relabel, where the manifest's are not right here. Raises
     UserError for teachers that are not there and for those of another hash."""
     described = manifest.get("teachers") or [manifest["teacher"]]
+    functions = [teacher["arch"] for teacher in described if is_function(teacher["arch"])]
+    if functions and archs is None:
+        raise UserError(f"{root}: the labels' teacher is {functions[0]}, code that runs only where you name "
+                        f"it yourself: type --label-arch PATH/{functions[0]}")
     record = sidecar(root, "manifest.json")
     sources = [Path(root).parent / source for source in manifest["teacher_sources"]]
     gone = [path for path in sources if not path.is_file()]

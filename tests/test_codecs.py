@@ -14,8 +14,9 @@ from sre2l.data.codecs import codec_of
 from sre2l.data.label_files import LabelBatch, read_label_batch
 from sre2l.data.packed import ENTRY, HEADER, encode_epoch, packed_name
 from sre2l.run.errors import UserError
-from tests.helpers import bare_checkpoint, refused, run_main
+from tests.helpers import SMALL, bare_checkpoint, refused, run_main
 from tests.worlds import relabel_flags, train_flags
+from validate import random_real
 
 CODECS = ("fp16", "fp32", "uint8", "topk:1", "topk:5", "topk:40")
 STORED = ("fp16", "uint8", "topk:3")
@@ -233,6 +234,20 @@ def test_none_refuses_another_teacher_and_other_draws(world, labels, tmp_path, m
     monkeypatch.setattr("relabel.recipe.draws_sha256", lambda item: "another")
     assert "does not draw the crops" in refused(*train_flags(
         world, *flags[:2], "--output-dir", tmp_path / "s3"))
+
+
+def test_controls_repeat_labels_that_are_not_stored(world, tmp_path):
+    """random_real of a run whose labels are a recipe: its own are one, of the same teacher."""
+    run = tmp_path / "run"
+    shutil.copytree(world / "run" / "images", run / "images")
+    run_main(*relabel_flags(world, "--epochs", 1, "-b", 8, "--codec", "none", "--name", run))
+    run_main(*train_flags(world, "--name", run))
+    run_main(random_real, "--dataset", "cifar10", "--name", run, "--real-data", world / "real",
+             "--model", SMALL)
+    results = json.loads((run / "random_real" / f"student_{SMALL}" / "results.json").read_text())
+    assert results["protocol"]["labels"]["codec"] == "none"
+    manifest = json.loads((run / "random_real" / "labels.manifest.json").read_text())["settings"]
+    assert (run / "random_real" / manifest["teacher_sources"][0]).samefile(world / "teacher.pth")
 
 
 def test_topk_is_refused_with_mse_and_uint8_is_not(world, labels, tmp_path):

@@ -108,7 +108,6 @@ def test_a_part_of_the_epochs_is_kept_and_trains_as_many(world, tmp_path):
 
 @pytest.mark.parametrize("flags, words", (
     (("--hard-epochs", 1), "--hard-epochs would do nothing"),
-    (("--label-draw", "phases", "--hard-labels"), "leave one away"),
     (("--label-draw", "phases", "--hard-epochs", 2, "--epochs", 2), "no soft phase"),
     (("--temperature-schedule", "step", "--loss", "mse"), "has no temperature")))
 def test_flags_that_contradict_each_other(world, flags, words):

@@ -5,7 +5,7 @@
               replaced by the one before it
     phases    soft, hard, soft, as HALD: a first and a last part of the epochs learns from the stored batches,
               each once before any comes again; between them fresh crops and mixes are drawn, and the student
-              learns the mixed classes, smoothed
+              learns the mixed classes, smoothed; with --hard-labels it learns these in all phases
 
 What is drawn comes from (seed of the student, epoch): it depends on nothing that ran before."""
 import argparse
@@ -28,12 +28,9 @@ def check_draws(args):
     if args.hard_epochs is not None and args.label_draw != "phases":
         raise UserError(f"--hard-epochs would do nothing with --label-draw {args.label_draw}; leave it away, "
                         f"or type --label-draw phases")
-    if args.label_draw == "phases" and args.hard_labels:
-        raise UserError("--label-draw phases has soft and hard phases, --hard-labels asks for hard labels "
-                        "alone; leave one away")
     if hard_epochs(args) >= args.epochs:
         raise UserError(f"--hard-epochs {args.hard_epochs} of --epochs {args.epochs} leaves no soft phase")
-    if args.temperature_schedule != "constant" and (args.hard_labels or args.loss == "mse"):
+    if args.temperature_schedule != "constant" and args.loss == "mse":
         raise UserError(f"--temperature-schedule {args.temperature_schedule} would do nothing: this loss has "
                         f"no temperature; leave it away")
 
@@ -58,7 +55,7 @@ def describe_draws(args):
         found["label_draw"] = args.label_draw
     if args.label_draw == "phases":
         found["hard_epochs"] = hard_epochs(args)
-    if args.temperature_schedule != "constant":
+    if args.temperature_schedule != "constant" and not args.hard_labels:
         found["temperature_schedule"] = args.temperature_schedule
     return found
 
