@@ -206,8 +206,8 @@ def history(world, root, tmp_path, *flags):
 
 def test_none_gives_the_student_of_the_stored_logits_bit_for_bit(world, labels, tmp_path):
     _, stored = history(world, labels["released"], tmp_path)
-    for name in ("fp16", "none"):
-        out, derived = history(world, labels[name], tmp_path)
+    for name, *flags in (("fp16", "-j", 2), ("none", "-j", 2), ("none",)):  # also by threads
+        out, derived = history(world, labels[name], tmp_path / str(len(flags)), *flags)
         assert all(torch.equal(stored[key], derived[key]) for key in stored)
     results = json.loads((out / "results.json").read_text())
     assert results["label_bytes"] == 0 and results["protocol"]["labels"]["codec"] == "none"
