@@ -122,27 +122,31 @@ def page_tables():
     return "\n\n".join(filter(None, [*parts, *students, note]))
 
 
+def name_point(axis, name, *place):
+    """Write a name beside a point, aslant, so that neighbours do not overlap."""
+    axis.annotate(name, place, (3, 5), textcoords="offset points", color=GREY, fontsize=10, rotation=40)
+
+
 def draw():
     """-> the picture: what is lost, against bytes; and top-1 against bytes where students are there."""
     measured = read_json(FOLDER / "measured.json")
     trained = read_students()
     panels, axes = make_panels(1 + len(trained))
     sizes = {name: measured["sizes"]["50"].get(name, 0) / 1e9 for name in measured["error"]}
-    for number, (name, size) in enumerate(item for item in sizes.items() if item[1]):
-        value = measured["error"][name]["target"]
-        axes[0].plot(size, value, "o", color=BLUE, markersize=8)
-        axes[0].annotate(name, (size, value), (0, -20 if number % 2 else 9), textcoords="offset points",
-                         color=GREY, ha="center")  # neighbours above and below, so that they do not overlap
+    for name, size in sizes.items():
+        if size:
+            value = measured["error"][name]["target"]
+            axes[0].plot(size, value, "o", color=BLUE, markersize=7)
+            name_point(axes[0], name, size, value)
     axes[0].set(title="ImageNet-1K, IPC 50", xlabel="GB of labels", xscale="log", yscale="log",
-                ylabel="L1 distance of the target", xlim=(0.2, 100), ylim=(5e-6, 20))
+                ylabel="L1 distance of the target", xlim=(0.2, 100), ylim=(5e-6, 60))
     for axis, (dataset, found) in zip(axes[1:], trained.items()):
         for key, each in found.items():
             marker, colour = ("s", ORANGE) if "label_draw" in each["protocol"] else ("o", BLUE)
             place = each["label_bytes"] / 1e3
             axis.errorbar(place, each["top1"]["mean"], each["top1"]["std"] or 0, fmt=marker, color=colour,
                           markersize=7, capsize=4)
-            axis.annotate(key.replace("topk", "topk:"), (place, each["top1"]["mean"]), (5, 5),
-                          textcoords="offset points", color=GREY, fontsize=10)
+            name_point(axis, key.replace("topk", "topk:"), place, each["top1"]["mean"])
         axis.set(title=NAMES[dataset], xlabel="kB of labels (none: at the left)", xscale="symlog",
                  ylabel="top-1, percent")
     return panels
