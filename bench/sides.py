@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader
 
 from bench.plain import PlainBatches, crop_and_flip, label_batch, open_image, train_batch
 from bench.world import SPEC
-from relabel.relabel import NUM_WRITERS, draw_label_batch, label_batches, store_labels
+from relabel.relabel import NUM_WRITERS, label_batches, store_labels
 from relabel.teacher_form import Labeller, forms_of
 from sre2l.data.augment import Mix, show_batch, unit_rng
+from sre2l.data.derived import draw_label_batch
 from sre2l.data.loader import BatchDataset, load_batches, micro_batches
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.data.resize import pixel_windows
@@ -86,7 +87,8 @@ def our_relabel(world, precision):
     def run():
         stream = our_stream("relabel", world, images, next(numbers))
         labelled = label_batches([Labeller(network, precision)], stream, SPEC, None, torch.float16)
-        for _ in in_order(partial(store_labels, folder, precision), labelled, NUM_WRITERS):
+        store = partial(store_labels, folder, precision, "fp16", False)
+        for _ in in_order(store, ([batch] for batch in labelled), NUM_WRITERS):
             pass
     return run
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from relabel.relabel import draw_label_batch
 from sre2l.check.verify import read_synthetic
 from sre2l.data.datasets import DATASETS
+from sre2l.data.derived import draw_label_batch
 from sre2l.data.image_folder import encode, image_path
 from sre2l.data.loader import Batches
 from tests.helpers import write_label_batch

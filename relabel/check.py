@@ -7,10 +7,14 @@ Result: a line for each check; exit code 1 with the first fault named.
 """
 import os
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from relabel.recipe import add_teacher_flags, find_recorded_teachers, verify_recipe
 from sre2l.check.contents import verify_label_files, verify_pixels
 from sre2l.check.verify import Finding, again, verify_images, verify_labels, verify_pair
+from sre2l.data.codecs import NONE
 from sre2l.data.flags import add_run_flags, find_row
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar
@@ -20,10 +24,13 @@ from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
 
 
-def verify(data, fkd_path, num_classes, num_pixels, classes=None, order_seed=42, deep=True, threads=0):
+def verify(data, fkd_path, num_classes, num_pixels, classes=None, order_seed=42, deep=True, threads=0,
+           find_teachers=None):
     """Yield the Findings of a folder of images and one of labels, either of which may not be there yet.
 
-    num_pixels: the input size, order_seed: the order of the images, both for labels without a manifest."""
+    num_pixels: the input size, order_seed: the order of the images, both for labels without a manifest;
+    find_teachers: manifest -> the teachers of labels of which nothing is stored, None: they are not looked
+    for."""
     images = info = is_whole = None
     if is_there(data, "images"):
         images, settings, hashes = yield from verify_images(data, num_classes, classes)
@@ -45,6 +52,9 @@ def verify(data, fkd_path, num_classes, num_pixels, classes=None, order_seed=42,
     yield pair
     if deep:
         fitting = None if pair.faults else images
+        if info.codec == NONE:
+            yield verify_recipe(fkd_path, settings, fitting, find_teachers)
+            return
         yield from verify_label_files(fkd_path, info, settings, hashes, fitting, num_pixels, order_seed,
                                       threads)
 
@@ -97,8 +107,11 @@ def main(args):
     try:
         for root in (data, fkd_path):
             check_dataset(root, spec.name)
+        spec = replace(spec, num_classes=num_classes)
+        find_teachers = partial(find_recorded_teachers, fkd_path, spec=spec, files=args.label_teacher,
+                                archs=args.label_arch)
         findings = verify(data, fkd_path, num_classes, spec.size, args.classes, args.fkd_seed, not args.quick,
-                          args.workers)
+                          args.workers, find_teachers)
         for finding in findings:
             print(finding, *(f"note   {text}" for text in finding.notes), sep="\n", flush=True)
             faults += finding.faults
@@ -126,6 +139,7 @@ def make_parser():
         help="the classes of the set (default: what recover recorded, else all)")
     add("--fkd-seed", "--fkd_seed", type=number(int, 0), default=42,
         help="order of the images, for labels without a manifest")
+    add_teacher_flags(add)
     add("--quick", action="store_true",
         help="names, counts, sizes, manifests and hash files alone; validate does as much before it starts")
     add("-j", "--workers", type=number(int, 0), default=4, help="threads that read, 0 = none")

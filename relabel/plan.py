@@ -3,9 +3,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sre2l.check.manifest import LABEL_FORMAT, ORDER_RULE, check_images, manifest_of
-from sre2l.check.verify import read_checked, verify_images
+from sre2l.check.manifest import LABEL_FORMAT, ORDER_RULE, check_images, is_packed_set, manifest_of
+from sre2l.check.verify import read_checked, rows_of_batches, verify_images
+from sre2l.data.codecs import NONE, codec_in
+from sre2l.data.label_files import file_of
 from sre2l.data.loader import Batches
+from sre2l.data.packed import epoch_bytes
 from sre2l.nets.teacher import find_teachers, teacher_weights
 from sre2l.run.errors import UserError
 from sre2l.run.flags import check_folders
@@ -23,6 +26,34 @@ def check_args(args, spec):
     if (args.padding or 0) > spec.size // 2:
         raise UserError(f"--padding {args.padding} is more than half of the images' {spec.size} pixels")
     check_folders(args.data)
+    check_codec(args)
+
+
+EXACT = ("fp16", "fp32")
+OFFERED = ("fp16", "uint8", "topk:10", "topk:1", NONE)  # codecs whose bytes --dry-run tells, with one's own
+
+
+def codec_of_args(args):
+    return args.codec or args.label_precision
+
+
+def check_codec(args):
+    """Raise UserError for flags of the stored form that contradict each other."""
+    codec = codec_of_args(args)
+    if args.label_precision == "fp32" and codec != "fp32":
+        raise UserError(f"--codec {codec} stores what --label-precision fp32 contradicts; leave one away")
+    if codec == NONE and args.packed:
+        raise UserError("--codec none stores nothing: --packed would do nothing; leave it away")
+    if codec == NONE and args.keep < 1:
+        raise UserError("--codec none stores nothing, and any epoch can be had: leave --keep away")
+    if args.keep * args.epochs < 1:
+        raise UserError(f"--keep {args.keep:g} of {args.epochs} epochs is less than one, and a pool has to "
+                        f"fill an epoch; keep at least {1 / args.epochs:.3g}")
+
+
+def num_epochs(args):
+    """How many epochs are labelled."""
+    return max(1, round(args.keep * args.epochs))
 
 
 def part_of(args):
@@ -53,13 +84,18 @@ def make_settings(args, spec):
             "flip": spec.flip and not args.no_flip}
     derived = {"augment": args.augment, "patch_shuffle": args.patch_shuffle}
     derived = {key: value for key, value in derived.items() if value not in ("none", 1)}
+    codec = codec_of_args(args)
+    if codec not in EXACT:
+        derived["codec"] = codec
+    if args.packed or codec not in (*EXACT, NONE):
+        derived["layout"] = "packed"
     alphas = {"none": None, "mixup": args.mixup, "cutmix": args.cutmix}
     return {"format": LABEL_FORMAT, "dataset": spec.name, "num_classes": spec.num_classes,
-            "batch_size": args.batch_size, "epochs": args.epochs,
+            "batch_size": args.batch_size, "epochs": num_epochs(args),
             "order_seed": args.fkd_seed, "order_rule": ORDER_RULE, "seed": args.seed,
             "mix": args.mix_type, "mix_alpha": alphas[args.mix_type], "crop": crop,
             "input_size": spec.size, "mean": spec.mean, "std": spec.std,
-            "logits": args.label_precision, "batch_statistics": args.batch_statistics,
+            "logits": "fp32" if codec == "fp32" else "fp16", "batch_statistics": args.batch_statistics,
             **derived}  # left out where they have their defaults
 
 
@@ -80,11 +116,36 @@ def check_padding(images, crop, size):
 def num_label_bytes(num_images, settings):
     """Bytes of all label files. settings: of make_settings.
 
-    A row has its logits and 25 bytes of crop, flip and partner; a file has 2,400 bytes of zip."""
+    As released a row has its logits and 25 bytes of crop, flip and partner; a file has 2,400 bytes of zip."""
     epochs = settings["epochs"]
+    if codec_in(settings) == NONE:
+        return 0
+    if is_packed_set(settings):
+        rows = rows_of_batches(num_images, settings["batch_size"])
+        return epochs * epoch_bytes(codec_in(settings), settings["mix"], rows, settings["num_classes"])
     num_files = epochs * -(-num_images // settings["batch_size"])
     row_bytes = settings["num_classes"] * (2 if settings["logits"] == "fp16" else 4) + 25
     return num_images * epochs * row_bytes + 2400 * num_files
+
+
+def bytes_by_codec(num_images, settings):
+    """What the labels would take in each codec -> {name: bytes}: fp16 as released, the others packed."""
+    own = codec_in(settings)
+    plain = {key: value for key, value in settings.items() if key not in ("codec", "layout")}
+    packed = {**plain, "layout": "packed"}
+    found = {"fp16": num_label_bytes(num_images, {**plain, "logits": "fp16"}),
+             "fp16, packed": num_label_bytes(num_images, {**packed, "logits": "fp16"})}
+    for name in dict.fromkeys([*OFFERED[1:], *([own] if own not in EXACT else [])]):
+        found[name] = num_label_bytes(num_images, {**packed, "codec": name})
+    return found
+
+
+def plan_files(batches, settings):
+    """The label files -> {name: the Batches that are in it}; none of labels that are derived."""
+    found = {}
+    for batch in batches if codec_in(settings) != NONE else ():
+        found.setdefault(file_of(batch, is_packed_set(settings)), []).append(batch)
+    return found
 
 
 def dry_run(args, spec, images, labels):
@@ -94,13 +155,14 @@ def dry_run(args, spec, images, labels):
     weights = teacher_weights(args.teacher_weights, len(teachers)) if teachers else None
     several = {"teachers": described, "teacher_weights": weights} if len(teachers) > 1 else {}
     settings = make_settings(args, spec)
-    count = num_batches = num_bytes = None
+    count = num_batches = num_bytes = by_codec = None
     if images:
         count = len(images)
-        num_batches = len(Batches(count, args.batch_size, args.fkd_seed, args.epochs))
+        num_batches = len(Batches(count, args.batch_size, args.fkd_seed, settings["epochs"]))
         num_bytes = num_label_bytes(count, settings)
+        by_codec = bytes_by_codec(count, settings)
     labels.dry_run(settings, images=count, teacher=described[0] if described else None, **several,
-                   batches=num_batches, bytes=num_bytes)
+                   batches=num_batches, bytes=num_bytes, bytes_by_codec=by_codec)
 
 
 def read_recorded(args, described, folder):

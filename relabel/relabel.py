@@ -1,4 +1,4 @@
-"""Relabel: one pass of the teacher over every crop of every epoch, its logits stored as released.
+"""Relabel: one pass of the teacher over every crop of every epoch, its logits stored as released or smaller.
 
 Run: python -m relabel.relabel --dataset digits      (or sh relabel.sh digits)
 Time: digits, 60 epochs of 100 images, about 15 s on two CPU cores.
@@ -9,11 +9,13 @@ import os
 import time
 from contextlib import closing
 from functools import partial
+from itertools import chain, islice
 
 import torch
 from tqdm import tqdm
 
 from relabel import plan, room
+from relabel.recipe import Recipe, describe_recipe
 from relabel.teacher_form import (
     describe_forms,
     describe_precisions,
@@ -25,10 +27,11 @@ from relabel.teacher_form import (
 from sre2l.check import manifest
 from sre2l.check.agreement import agreement
 from sre2l.data import loader
-from sre2l.data.augment import draw_crops, draw_mix, unit_rng
-from sre2l.data.derived import AUGMENTS, check_patches, derived_of
+from sre2l.data.codecs import NONE, codec_in, codec_name
+from sre2l.data.derived import AUGMENTS, check_patches, derived_of, draw_label_batch
 from sre2l.data.flags import add_stage_flags, data_spec
-from sre2l.data.label_files import LabelBatch, encode_label_batch, label_name
+from sre2l.data.label_files import encode_label_batch, file_of, stored_batches
+from sre2l.data.packed import encode_epoch
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.nets.precision import PRECISIONS, dtype_of, memory_format_of, start_device
 from sre2l.nets.teacher import check_top1, find_teachers, teacher_weights
@@ -36,6 +39,7 @@ from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.device import versions
 from sre2l.run.errors import UserError
+from sre2l.run.files import make_folder
 from sre2l.run.flags import Parser, number, numbers
 from sre2l.run.log import eta
 from sre2l.run.output import OutputFolder
@@ -43,17 +47,9 @@ from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
 
 # Settings that older label folders do not record.
-DEFAULTS = {"batch_statistics": False, "augment": "none", "patch_shuffle": 1}
+DEFAULTS = {"batch_statistics": False, "augment": "none", "patch_shuffle": 1,
+            "codec": "fp16", "layout": "released"}
 NUM_WRITERS = 2  # threads that write label files; one keeps up with a GPU, two hide a slow disk
-
-
-def draw_label_batch(settings, batch, sizes):
-    """Draw the crops and the mix of one batch, from a generator of its own. sizes (m, 2): height, width."""
-    crop = settings["crop"]
-    rng = unit_rng(settings["seed"], batch.epoch, batch.index)
-    crops = draw_crops(sizes, crop["kind"], crop["scale"], crop["padding"], crop["flip"], rng)
-    mix = draw_mix(settings["mix"], settings["mix_alpha"], len(sizes), settings["input_size"], rng)
-    return LabelBatch(crops, mix)
 
 
 @torch.inference_mode()
@@ -82,17 +78,32 @@ def label_batches(labellers, stream, spec, part, dtype):
         yield batch, label_batch._replace(logits=logits), copied
 
 
-def store_labels(labels, where, labelled):
-    """Write one label file, on a thread beside the teacher -> its Batch.
+def gather(labelled, files):
+    """What label_batches yields, in lists of the batches of one file. files: the Batches of each.
 
-    where: the precisions, for the message. Raises UserError for logits that are not finite."""
-    batch, label_batch, copied = labelled
-    if copied is not None:
-        copied.synchronize()
-    if not torch.isfinite(label_batch.logits).all():
-        raise UserError(f"epoch {batch.epoch}, batch {batch.index}: the teacher's logits are not finite in "
-                        f"{where}; use --label-precision fp32 and --precision fp32, or check the teacher")
-    labels.write({label_name(batch.epoch, batch.index): encode_label_batch(label_batch)})
+    A file that a signal cuts short is not among them."""
+    for batches in files:
+        found = list(islice(labelled, len(batches)))
+        if len(found) == len(batches):
+            yield found
+
+
+def store_labels(labels, where, codec, is_packed, labelled):
+    """Write one label file, on a thread beside the teacher -> its last Batch.
+
+    where: the precisions, for the message; codec: its name; labelled: of `gather`. Raises UserError for
+    logits that are not finite."""
+    for batch, label_batch, copied in labelled:
+        if copied is not None:
+            copied.synchronize()
+        if not torch.isfinite(label_batch.logits).all():
+            raise UserError(f"epoch {batch.epoch}, batch {batch.index}: the teacher's logits are not finite "
+                            f"in {where}; use --label-precision fp32 and --precision fp32, or check the "
+                            f"teacher")
+    label_batches = [label_batch for _, label_batch, _ in labelled]
+    data = (encode_epoch(batch.epoch, label_batches, codec) if is_packed
+            else encode_label_batch(label_batches[0]))
+    labels.write({file_of(batch, is_packed): data})
     return batch
 
 
@@ -119,7 +130,8 @@ def main(args):
     described = manifest.describe_images(images)
     recorded = plan.read_recorded(args, described, images.root)
     settings = plan.make_settings(args, spec)
-    batches = loader.Batches(len(images), args.batch_size, args.fkd_seed, args.epochs)
+    codec, is_packed = codec_in(settings), manifest.is_packed_set(settings)
+    batches = loader.Batches(len(images), args.batch_size, args.fkd_seed, settings["epochs"])
     images, where_decoded = keep_decoded(images, device)
     plan.check_padding(images, settings["crop"], spec.size)
     check_patches(images, args.patch_shuffle)
@@ -135,28 +147,29 @@ def main(args):
     precision = describe_precisions(labellers)
 
     # Begin: the manifest says what the labels depend on, and ties them to these images.
-    labels.begin({**settings, **described, "epochs": max(args.epochs, recorded.get("epochs", 0)),
+    labels.begin({**settings, **described, "epochs": max(settings["epochs"], recorded.get("epochs", 0)),
                   **describe_teachers(teachers, weights, labellers, top1[0]),
+                  **(describe_recipe(teachers, first, labels.root) if codec == NONE else {}),
                   "images_seed": (OutputFolder(args.data, "images").earlier_settings() or {}).get("seed"),
                   "versions": versions(device)})
     log = labels.open_log(args, device)
     log.line("\n".join((where_decoded, *notes, *describe_forms(teachers, labellers))))
 
-    # Each process labels every world-th batch, where its file is not there as it was recorded.
-    planned = {label_name(batch.epoch, batch.index): batch for batch in batches}
+    # Each process writes every world-th file, where it is not there as it was recorded.
+    planned = plan.plan_files(batches, settings)
     own = list(planned)[processes.rank()::processes.world_size()]
     todo = [planned[name] for name in labels.missing(own, args.workers)]
     # A disk on which the run would end after hours is refused now.
-    num_bytes = round(plan.num_label_bytes(len(images), settings) * len(todo) / len(batches))
+    num_bytes = round(plan.num_label_bytes(len(images), settings) * len(todo) / max(1, len(planned)))
     room.check_room(labels.root, num_bytes)
     log.line(f"{len(todo)} label files to write, about {room.in_bytes(num_bytes)}, teacher in {precision}, "
-             f"logits in {args.label_precision} -> {labels.root}")
+             f"logits in {codec} -> {labels.root}")
 
     # Loop: threads prepare the next batches and write the last files while the teacher labels.
-    stream = loader.load_batches(shown, todo, args.workers, device)
-    labelled = label_batches(labellers, stream, spec, part, dtype_of(args.label_precision))
-    where = f"{precision} and --label-precision {args.label_precision}"
-    written = in_order(partial(store_labels, labels, where), labelled, NUM_WRITERS)
+    stream = loader.load_batches(shown, chain.from_iterable(todo), args.workers, device)
+    labelled = gather(label_batches(labellers, stream, spec, part, dtype_of(settings["logits"])), todo)
+    where = f"{precision} and --label-precision {settings['logits']}"
+    written = in_order(partial(store_labels, labels, where, codec, is_packed), labelled, NUM_WRITERS)
     # Each batch draws from a generator of its own: a run that was stopped, or shared by several processes,
     # writes the same bytes.
     done = 0
@@ -175,8 +188,14 @@ def main(args):
             signals.leave()
 
     # Finish: of several processes the last one finds the set complete.
+    if codec == NONE:
+        make_folder(labels.root)  # it stays empty: the manifest is the set
     if labels.finish(planned):
-        found = agreement(labels.root, images.labels, batches)
+        known = stored_batches(labels.root, batches)
+        if codec == NONE:
+            recipe = Recipe(labellers, spec, part, dtype_of(settings["logits"]), precision)
+            known = recipe.completed(loader.load_batches(shown, batches, 0, device))
+        found = agreement(known, images.labels)
         lines = [f"done: {labels.root}; {found.text}", *filter(None, [found.warning])]
         log.line("\n".join(lines), from_any=True)
 
@@ -229,6 +248,13 @@ def make_parser():
     add("--precision", choices=PRECISIONS,
         help="of the teacher (default: fp16 on a GPU if its labels are close enough, else tf32; CPU: fp32)")
     add("--label-precision", choices=("fp16", "fp32"), default="fp16", help="type of the stored logits")
+    add("--codec", type=codec_name, metavar="CODEC",
+        help="how logits are stored: fp16 or fp32 (as --label-precision), uint8, topk:K (the K largest), "
+             "none (nothing: validate runs the teacher)")
+    add("--packed", action="store_true",
+        help="a file for each epoch, not for each batch as released; uint8 and topk always are")
+    add("--keep", type=number(float, above=0, high=1), default=1.0, metavar="P",
+        help="label this part of the epochs, the first ones: a pool for validate --label-draw")
     add("--use-fp16", dest="label_precision", action="store_const", const="fp16",
         help="the same as --label-precision fp16")
 

@@ -21,6 +21,7 @@ from relabel import check, relabel
 from report import summary
 from report.estimate import estimate
 from squeeze import squeeze
+from sre2l.data.codecs import is_sparse
 from sre2l.data.datasets import DATASETS
 from sre2l.data.flags import Once, override
 from sre2l.data.own import facts_path, read_facts, record_facts, row_to_squeeze, write_facts
@@ -333,9 +334,14 @@ def plan_and_check(args, flags, of_squeeze):
     steps = plans["validate"]["settings"]["gradient_accumulation_steps"]
     epochs = plans["validate"]["settings"].get("epochs")
     labelled = plans["relabel"]["settings"].get("epochs")
-    if None not in (epochs, labelled) and epochs > labelled:
+    is_drawn = "label_draw" in plans["validate"]["settings"]
+    if None not in (epochs, labelled) and epochs > labelled and not is_drawn:
         raise UserError(f"validate: {epochs} epochs, and relabel makes labels for {labelled}; type "
-                        f"--relabel.epochs {epochs}, or --validate.epochs {labelled}")
+                        f"--relabel.epochs {epochs}, --validate.epochs {labelled}, or --label-draw pool")
+    codec = plans["relabel"]["settings"].get("codec", "")
+    if is_sparse(codec) and plans["validate"]["settings"]["loss"].startswith("MSE"):
+        raise UserError(f"--codec {codec} keeps some of the logits, and --loss mse compares all; take "
+                        f"--loss kl or --codec uint8")
     made_by = "recover" if "recover" in plans else "pick"
     num_images = plans[made_by]["images"]
     check_micro_batches(steps, num_processes(), plans["relabel"]["settings"]["batch_size"], num_images)

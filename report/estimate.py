@@ -11,6 +11,7 @@ from recover.objective import Weights, statistics_layers
 from recover.step import Stepper
 from recover.views import WHOLE_IMAGE
 from relabel.plan import num_label_bytes
+from sre2l.data.codecs import NONE, codec_in
 from sre2l.data.datasets import DATASETS
 from sre2l.data.real_images import find_split
 from sre2l.nets.functions import recorded_name
@@ -151,15 +152,19 @@ def estimate(plans, spec, path, device, typed=()):
         rule = settings["recover"].get("teacher_rule")
         seconds["recover"] = image_iterations * of_iteration(of_teachers, rule)
     forward = sum(rate.forward for rate in of_teachers)
-    seconds |= {"relabel": settings["relabel"]["epochs"] * num_images * forward,
-                "validate": training(plans["validate"], num_images, of_student)}
+    labelling = settings["relabel"]["epochs"] * num_images * forward
+    seconds |= {"relabel": labelling, "validate": training(plans["validate"], num_images, of_student)}
+    if codec_in(settings["relabel"]) == NONE and seconds["validate"] is not None:
+        seconds["relabel"] = 0.0  # the teacher runs beside the student
+        seconds["validate"] += labelling
     sizes = {name: plan["bytes"] for name, plan in plans.items()}
     # relabel cannot count images that are not there yet.
     sizes["relabel"] = num_label_bytes(num_images, settings["relabel"])
 
     # The controls repeat the last stages: one the student, the others images, labels and student.
     of_control = None if seconds["validate"] is None else seconds["relabel"] + seconds["validate"]
-    seconds |= {"hard labels": seconds["validate"], "random real images": of_control}
+    seconds |= {"hard labels": training(plans["validate"], num_images, of_student),
+                "random real images": of_control}
     sizes |= {"hard labels": sizes["validate"],
               "random real images": made["bytes"] + sizes["relabel"] + sizes["validate"]}
     if "pick" in plans and "recover" in plans:

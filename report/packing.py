@@ -6,7 +6,7 @@ from sre2l.run.files import make_folder
 from sre2l.run.paths import ROOT
 
 MIB = 2 ** 20
-HEAVY = (".pth", ".tar", ".state")  # networks, label files, images under way: only for jobs that need them
+HEAVY = (".pth", ".tar", ".labels", ".state")  # networks, labels, images under way: for jobs that need them
 
 
 def choose_files(jobs):

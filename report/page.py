@@ -13,6 +13,7 @@ from PIL import Image
 from report.data import describe_measure, maker_of, read_run, seconds_of, teacher_facts
 from report.html import element, image, note, page, table, text
 from report.plots import page_curves
+from sre2l.data.codecs import NONE
 from sre2l.data.flags import add_run_flags
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar, write_bytes
@@ -42,6 +43,14 @@ def seeds_of(student):
     return "1 seed" if seeds == 1 else f"{seeds} seeds"
 
 
+def codec_of(student):
+    """How a student's labels are stored, in words; '' as released."""
+    codec = (student.results["protocol"]["labels"] or {}).get("codec")
+    if codec is None:
+        return ""
+    return ", which the teacher gives beside the student" if codec == NONE else f" ({codec})"
+
+
 def lead(run):
     """The run in a sentence or two."""
     facts, top1, _ = teacher_facts(run)
@@ -52,7 +61,8 @@ def lead(run):
     labels = results["protocol"]["labels"]
     teacher = "" if top1 is None else f" Its teacher, {facts.get('arch')}, has {top1:.2f} %."
     return (f"{labels['num_images']:,} images of {len(labels['classes']):,} classes, "
-            f"{results['image_bytes']:,} bytes, and {results['label_bytes']:,} bytes of labels. "
+            f"{results['image_bytes']:,} bytes, and {results['label_bytes']:,} bytes of labels"
+            f"{codec_of(first)}. "
             f"A student ({first.label}) reaches {percent(results['top1'])} % top-1 over {seeds_of(first)}."
             f"{teacher}")
 
@@ -65,7 +75,7 @@ def teacher_row(run):
         known += f", stem {facts['stem']}"
     small = "its top-1 has not been measured" if top1 is None else source
     value = "–" if top1 is None else f"{top1:.2f}"
-    return element("span", known, element("small", small)), value, "–", "–"
+    return element("span", known, element("small", small)), value, "–", "–", "–"
 
 
 def student_row(student):
@@ -74,13 +84,13 @@ def student_row(student):
     small = element("small", student.name, f", {seeds_of(student)}")
     title = element("span", student.label, small)
     accuracies = (percent(results.get(key)) for key in ("top1", "top5", "best_top1"))
-    return title, *accuracies
+    return title, *accuracies, f"{results['label_bytes']:,}{codec_of(student)}"
 
 
 def accuracy(run):
     """The table of accuracies, and how the students differ."""
     rows = [teacher_row(run), *map(student_row, run.students)]
-    yield table(rows, ("", "top-1", "top-5", "best top-1"))
+    yield table(rows, ("", "top-1", "top-5", "best top-1", "bytes of labels"))
     if run.students:
         protocol = run.students[0].results["protocol"]
         measure = describe_measure(100 / protocol["num_classes"], (protocol["val"] or {}).get("num_images"))

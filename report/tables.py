@@ -43,6 +43,10 @@ def protocol(results):
         words.append("loss x T^2" if found["loss"] == "KL times T^2" else found["loss"])
     if "ema" in found:
         words.append(f"weights averaged by {found['ema']:g}")
+    if "label_draw" in found:
+        words.append(f"{found['label_draw']} of {labels['pool_epochs']} epochs of labels")
+    if "codec" in labels:
+        words.append(f"labels {labels['codec']}")
     return ", ".join([*words, found["precision"]])
 
 
@@ -196,13 +200,13 @@ def ablation_tables():
     return "\n\n".join(filter(None, parts))
 
 
-def with_tables(path, tables):
+def with_tables(path, tables, start=START):
     """The text of a file with new tables between its marker comments."""
     text = path.read_text(encoding="utf-8")
-    if text.count(START) != 1 or text.count(END) != 1:
-        raise UserError(f"{path}: the tables stand between the lines {START!r} and {END!r}, each once; "
+    if text.count(start) != 1 or text.count(END) != 1:
+        raise UserError(f"{path}: the tables stand between the lines {start!r} and {END!r}, each once; "
                         f"bring them back")
-    return f"{text.partition(START)[0]}{START}\n{tables}\n{END}{text.partition(END)[2]}"
+    return f"{text.partition(start)[0]}{start}\n{tables}\n{END}{text.partition(END)[2]}"
 
 
 def make_pages():

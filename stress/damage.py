@@ -2,7 +2,7 @@
 
 Each case is repaired by the same command, byte for byte, or refused with the file named.
 Run: sh stress/damage.sh [--flips 10000] [--seed 0]
-Time: 11 minutes on two busy CPU cores, about half of it for stages that are started again.
+Time: 25 minutes on two busy CPU cores, about half of it for stages that are started again.
 Result: a table; exit code 1 where a case is missed.
 """
 import argparse
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from sre2l.data.image_folder import decode
 from sre2l.data.label_files import read_fields
+from sre2l.data.packed import EpochFile
 from sre2l.nets.checkpoints import read_checkpoint
 from sre2l.run.errors import UserError
 from sre2l.run.output import read_record
@@ -33,6 +34,8 @@ EPOCH = "labels/epoch_1"
 LABEL = f"{EPOCH}/batch_0.tar"
 SAME_EPOCH = f"{EPOCH}/batch_1.tar"
 OTHER_EPOCH = "labels/epoch_0/batch_0.tar"
+PACKED = "labels/epoch_1.labels"
+OTHER_PACKED = "labels/epoch_0.labels"
 SUBJECTS = {"image": IMAGE, "class folder": CLASS_FOLDER, "label file": LABEL, "epoch": EPOCH}
 
 # What a stage continues from, beside images and labels.
@@ -64,9 +67,9 @@ STRAY_FOLDERS = ("images/more", "images/new003", f"{CLASS_FOLDER}/more", "labels
                  "labels/epoch_2")
 
 
-def whole_file_cases(records, places):
+def whole_file_cases(records, places, kinds=KINDS):
     """Each kind of file cut off, gone, and another run's."""
-    for kind in KINDS:
+    for kind in kinds:
         names = records.names(kind)
         for place in places:
             name = names[place % len(names)]
@@ -102,16 +105,50 @@ def structure_cases():
         yield Case("deleted", f"all {name}", partial(harm.delete, name=name), (name,))
 
 
-def record_flips(records, rng, count):
+def packed_cases():
+    """The same of packed labels: files of epochs twice, renamed, exchanged, and what lies beside them."""
+    kind = "label file"
+    for target in (f"{EPOCH[:-1]}2.labels", f"{EPOCH[:-1]}01.labels", f"{PACKED}.1", OTHER_PACKED):
+        yield Case("duplicated", kind, partial(harm.duplicate, name=PACKED, target=target), (target,))
+    for target in ("labels/epoch_7.labels", "labels/epoch_01.labels", "labels/epoch_1"):
+        yield Case("renamed", kind, partial(harm.rename, name=PACKED, target=target), (PACKED, target))
+    both = (PACKED, OTHER_PACKED)
+    yield Case("two exchanged", kind, partial(harm.exchange, name=PACKED, other=OTHER_PACKED), both)
+    yield Case("deleted", "all labels", partial(harm.delete, name="labels"), ("labels",))
+    hashes = "labels.sha256"
+    yield Case("two exchanged", f"hashes in {hashes}", partial(harm.exchange_hashes, name=hashes), (hashes,))
+    yield Case("duplicated", f"lines of {hashes}", partial(harm.repeat_lines, name=hashes), (hashes,))
+
+
+def coded_cases(records, codec, places):
+    """The cases of a world of make_coded."""
+    if codec != "none":
+        yield from whole_file_cases(records, places, ("label file", "labels.manifest.json", "labels.sha256"))
+        yield from packed_cases()
+    else:  # its hash file is empty
+        yield from whole_file_cases(records, places, ("labels.manifest.json",))
+        yield Case("deleted", "labels.sha256", partial(harm.delete, name="labels.sha256"), ("labels.sha256",))
+    stray = "labels/notes.txt"
+    yield Case("stray", "file in labels", partial(harm.add_file, name=stray), (stray,))
+    yield Case("stray", "folder in labels", partial(harm.add_folder, name=EPOCH), (EPOCH,))
+
+
+def kinds_of(codec):
+    """What is flipped in a world of make_coded."""
+    return ("labels.manifest.json",) if codec == "none" else ("label file", "labels.manifest.json",
+                                                              "labels.sha256")
+
+
+def record_flips(records, rng, count, kinds=KINDS):
     """Single bits, as many in each kind of file, one after the other in one copy, before check alone."""
     run = worlds.copy_run(records.world, records.folder / "flips")
     for number in tqdm(range(count), "flips", unit="bit", disable=None, leave=False):
-        kind = KINDS[number % len(KINDS)]
+        kind = kinds[number % len(kinds)]
         name = rng.choice(records.names(kind))
         (run / name).write_bytes(harm.flipped(records.whole[name], rng))
         message = first_fault(run)
         outcome = "check refuses" if is_named(message, [name]) else "missed"
-        records.table.add("a bit flipped", kind, {outcome}, f"{name}: {message}")
+        records.table.add("a bit flipped", kind + records.form, {outcome}, f"{name}: {message}")
         (run / name).write_bytes(records.whole[name])
     assert first_fault(run) is None
 
@@ -237,6 +274,14 @@ def read_pixels(path):
     return decode(path).tolist()
 
 
+def read_packed(path):
+    """A packed file without records, as nested lists of tensors."""
+    file = EpochFile(path)
+    batches = [file.read(index) for index in range(len(file.num_rows))]
+    return [[crops.boxes, crops.flips, mix.partner, mix.lam, mix.box, logits]
+            for crops, mix, logits in batches]
+
+
 def released_flips(released, table, rng, label_bits, image_bits):
     """Single bits of a label file and of an image without records."""
     reader_flips(released / LABEL, read_fields, table, "label file, released", rng, label_bits)
@@ -247,7 +292,8 @@ def released_flips(released, table, rng, label_bits, image_bits):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--flips", type=int, default=10_000,
-                        help="single bits in files with a manifest; a tenth of it in each other kind of file")
+                        help="single bits in files with a manifest; a tenth of it in each other kind of "
+                             "file, a fiftieth with labels of each further codec")
     parser.add_argument("--seed", type=int, default=0, help="of the bits")
     args = parser.parse_args()
     table = Table()
@@ -263,6 +309,18 @@ def main():
         for case in tqdm(cases, "cases", disable=None, leave=False):
             records.run(case, again=True)
         record_flips(records, rng, args.flips)
+
+        # The same of labels in other codecs; of packed files also without records.
+        for number, codec in enumerate(worlds.CODED):
+            coded = worlds.make_coded(world, folder / f"coded{number}", codec)
+            records = Records(coded, folder, table, codec)
+            cases = [*coded_cases(records, codec, range(harm.PLACES))]
+            for case in tqdm(cases, codec, disable=None, leave=False):
+                records.run(case, again=True)
+            record_flips(records, rng, args.flips // 50, kinds_of(codec))
+            if codec != "none":
+                reader_flips(coded / "run" / PACKED, read_packed, table, f"packed {codec}, released", rng,
+                             args.flips // 10)
 
         # What the stages continue from.
         stage_cases(world, folder, table, range(harm.PLACES))

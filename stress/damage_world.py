@@ -25,7 +25,16 @@ BATCH = 4
 EPOCHS = 2
 NAMES = [f"c{i}" for i in range(CLASSES)]
 STUDENT = f"student_{SMALL}"
+CODED = ("fp16", "uint8", "topk:2", "none")  # what the labels of further worlds are stored in, packed
 RELEASED = {"num_classes": 10, "ipc": 10, "batch": 50, "epochs": 2}
+
+
+def codec_flags(root):
+    """The flags of relabel in a world of make_coded; none in the first one, whose files are the released
+    ones."""
+    path = root / "codec.txt"
+    codec = path.read_text() if path.exists() else ""
+    return ("--codec", codec, *["--packed"] * (codec == "fp16")) if codec else ()
 
 
 def stages(root, run):
@@ -37,7 +46,7 @@ def stages(root, run):
                     "--lr", 0.01),
         "recover": (recover, *common, "--iteration", 2, "--ipc-end", PER_CLASS, "--batch-size", CLASSES,
                     "--no-crop-flip", "--jitter", 4),
-        "relabel": (relabel, *common, "--epochs", EPOCHS, "-b", BATCH, "-j", 0),
+        "relabel": (relabel, *common, "--epochs", EPOCHS, "-b", BATCH, "-j", 0, *codec_flags(root)),
         "validate": (train, *training, "--val-dir", root / "real", "--model", SMALL, "--epochs", EPOCHS,
                      "--gradient-accumulation-steps", 1, "--adamw-lr", 0.001)}
 
@@ -62,6 +71,23 @@ def make_world(root):
                 if command[0] is recover:
                     stop_early(root / name, *command, *seed)
                 run_main(*command, *seed)
+    return root
+
+
+def make_coded(world, root, codec):
+    """The same teachers and images, with labels in another codec and a student of theirs -> root."""
+    root.mkdir()
+    (root / "real").symlink_to(world / "real")
+    (root / "codec.txt").write_text(codec)
+    for name in ("run", "other"):
+        (root / name).mkdir()
+        for path in (world / name).iterdir():
+            if path.name.startswith(("images", "teacher")):
+                copy_into(path, root / name)
+        commands = stages(root, root / name)
+        with quiet():
+            run_main(*commands["relabel"], "--seed", int(name == "other"))
+            run_main(*commands["validate"], "--seeds", int(name == "other"))
     return root
 
 

@@ -106,10 +106,12 @@ def kind_of(name):
 
 
 class Records:
-    """The world whose folders have manifests and hash files, and cases of damage to copies of it."""
+    """The world whose folders have manifests and hash files, and cases of damage to copies of it. form: how
+    its labels are stored, "" as released."""
 
-    def __init__(self, world, folder, table):
+    def __init__(self, world, folder, table, form=""):
         self.world = world
+        self.form = form and f", {form}"
         self.folder = folder
         self.table = table
         self.whole = files_in(world / "run")
@@ -153,5 +155,5 @@ class Records:
         silent = {outcome for outcome, message in said.items() if not is_named(message, case.named)}
         note = f"{case.named}: " + "; ".join(f"{outcome}: {said[outcome]}" for outcome in sorted(silent))
         outcomes = (said.keys() - silent) | well | ({"missed"} if silent else set())
-        self.table.add(case.damage, case.kind, outcomes, note)
+        self.table.add(case.damage, case.kind + self.form, outcomes, note)
         shutil.rmtree(run)

@@ -106,6 +106,9 @@ def make_stages(base):
         Stage("recover", "recover.recover", ranges, may_differ=("images.png",)),
         Stage("recover", "recover.recover", ranks, together=True),
         Stage("relabel", "relabel.relabel", [(*relabel, "--epochs", 4)] * 2, together=True),
+        Stage("relabel", "relabel.relabel", [(*relabel, "--epochs", 4, "--codec", "uint8")] * 2,
+              together=True),
+        Stage("relabel", "relabel.relabel", [(*relabel, "--epochs", 4, "--codec", "none")]),
         Stage("validate", "validate.train",
               [(*student, *labels, "--val-dir", base / "real", "--model", SMALL)])]
 

@@ -26,8 +26,8 @@ from sre2l.run.start import run_script
 # Modules that write, or decide what is written: a run can die before any line of them.
 WRITING = {
     "files", "hashes", "lock", "output", "state", "signals", "manifest", "log", "start", "batches",
-    "image_folder", "label_files", "checkpoints", "student", "squeeze", "recover", "relabel", "train",
-    "results"}
+    "image_folder", "label_files", "packed", "recipe", "checkpoints", "student", "squeeze", "recover",
+    "relabel", "train", "results"}
 HANG_SEC = 120
 GRACE_SEC = 5  # between SIGTERM and SIGKILL for a rank whose peer was killed
 

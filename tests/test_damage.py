@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from stress import damage
+from stress import damage_world as worlds
 from stress.damage_world import make_released, make_world
 from stress.outcomes import Records, Table
 
@@ -27,6 +28,22 @@ def test_files_with_records_are_repaired_or_refused_by_name(broken_world, tmp_pa
     assert sum(count["tried"] for count in table.counts.values()) == len(cases) + 90
     outcomes = ("stage repairs", "stage refuses", "left to check")
     assert sum(count[outcome] for count in table.counts.values() for outcome in outcomes) == STARTED_AGAIN
+
+
+@pytest.mark.parametrize("codec", ("uint8", "none"))  # damage.sh: all
+def test_labels_of_each_codec_are_repaired_or_refused_by_name(broken_world, tmp_path, codec):
+    table = Table()
+    coded = worlds.make_coded(broken_world, tmp_path / "coded", codec)
+    records = Records(coded, tmp_path, table, codec)
+    cases = [*damage.coded_cases(records, codec, (7,))]
+    again = set(np.random.default_rng(3).permutation(len(cases))[:2].tolist())
+    for number, case in enumerate(cases):
+        records.run(case, number in again)
+    damage.record_flips(records, np.random.default_rng(0), 30, damage.kinds_of(codec))
+    if codec != "none":
+        damage.reader_flips(coded / "run" / damage.PACKED, damage.read_packed, table, "packed, released",
+                            np.random.default_rng(0), 100)
+    assert table.missed == []
 
 
 def test_what_a_stage_continues_from_is_repaired_or_refused_by_name(broken_world, tmp_path):

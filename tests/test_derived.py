@@ -7,10 +7,9 @@ import torch
 from torchvision.transforms import InterpolationMode, autoaugment
 from torchvision.transforms import functional as vision
 
-from relabel import relabel
 from sre2l.data import pixel_store, randaugment
 from sre2l.data.augment import shuffle_patches
-from sre2l.data.derived import Derived
+from sre2l.data.derived import Derived, draw_label_batch
 from sre2l.data.image_folder import read_folder
 from sre2l.data.label_files import read_label_batch
 from sre2l.data.loader import Batch, BatchDataset
@@ -139,7 +138,7 @@ def test_views_on_the_gpu_equal_those_of_the_cpu(tmp_path):
     settings = {"crop": {"kind": "resized", "scale": [0.08, 1], "padding": 0, "flip": True}, "input_size": 40,
                 "seed": 7, "mix": "none", "mix_alpha": 1.0}
     resident, _ = pixel_store.keep_decoded(images, torch.device("cuda"))
-    found = [BatchDataset(every, 40, lambda *of: relabel.draw_label_batch(settings, *of), BOTH)[
+    found = [BatchDataset(every, 40, lambda *of: draw_label_batch(settings, *of), BOTH)[
         Batch(2, 1, np.arange(80)[::-1].copy())][1] for every in (images, resident)]
     assert found[1].is_cuda and torch.equal(found[1].cpu(), found[0])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from recover import pick, recover
-from relabel import check, relabel
+from relabel import check, convert, relabel
 from report import collect, recognise, summary
 from report import figures as make_figures
 from report import page as report
@@ -24,9 +24,11 @@ SCRIPTS = {  # each with the modules that it hands args to
     "recover": (recover, "recover/plan", "recover/watch", FLAGS, LOG, PATHS, "sre2l/nets/teacher"),
     "relabel": (relabel, "relabel/plan", FLAGS, PATHS, "sre2l/nets/teacher"),
     "validate": (train, "validate/checks", "validate/data", "validate/student", "validate/protocol",
-                 "validate/deviations", "validate/losses", "validate/results", FLAGS, LOG, PATHS),
+                 "validate/deviations", "validate/draws", "validate/losses", "validate/results",
+                 FLAGS, LOG, PATHS),
     "pick": (pick, "recover/scores", FLAGS, LOG, PATHS, "sre2l/nets/teacher"),
-    "check": (check, PATHS), "random_real": (random_real, PATHS), "score": (score, PATHS),
+    "check": (check, PATHS), "convert": (convert, PATHS),
+    "random_real": (random_real, PATHS), "score": (score, PATHS),
     "summary": (summary, PATHS),
     "collect": (collect, PATHS), "recognise": (recognise, PATHS), "make_table": (make_table,),
     "make_figures": (make_figures,), "report": (report, PATHS)}

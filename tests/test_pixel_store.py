@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from relabel.relabel import draw_label_batch
 from sre2l.data import image_folder
 from sre2l.data import pixel_store as store
+from sre2l.data.derived import draw_label_batch
 from sre2l.data.image_folder import read_folder
 from sre2l.data.loader import BatchDataset, Batches, load_batches
 from sre2l.run import limits

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from sre2l.check.agreement import agreement
 from sre2l.check.manifest import check_images, describe_images, manifest_of
-from sre2l.data.label_files import label_path, read_label_batch
-from sre2l.data.loader import Batches
+from sre2l.data.codecs import NONE, is_sparse
+from sre2l.data.label_files import file_of, read_label_batch, stored_batches
+from sre2l.data.loader import Batch, Batches
 from sre2l.nets.checkpoints import num_weight_bytes
 from sre2l.nets.models import build_for_training
 from sre2l.run.errors import UserError
@@ -20,7 +21,7 @@ from validate.protocol import make_settings
 DESCRIBED = ("num_images", "batch_size", "mix", "mix_alpha", "classes", "image_bytes", "crop", "logits",
              "seed", "order_seed", "teacher", "measured_top1", "images_sha256", "precision")
 # The same where a manifest has them: none of these is its default.
-DESCRIBED_IF_THERE = ("teachers", "teacher_weights", "augment", "patch_shuffle")
+DESCRIBED_IF_THERE = ("teachers", "teacher_weights", "augment", "patch_shuffle", "codec", "decoded_from")
 
 
 def check_there(train_dir, fkd_path):
@@ -39,10 +40,10 @@ def check_student(args, spec):
 
 def check_epochs(args, epochs, more=True):
     """Raise UserError where the labels have fewer epochs than the protocol. more: relabel can add some."""
-    if epochs is None or args.epochs <= epochs:
+    if epochs is None or args.epochs <= epochs or args.label_draw != "order":
         return
     more = f", or relabel's same command with --epochs {args.epochs} adds the missing ones" if more else ""
-    hint = f"; --epochs {epochs} trains on what is there{more}"
+    hint = f"; --epochs {epochs} trains on what is there, --label-draw pool draws from it{more}"
     raise UserError(f"{args.fkd_path}: labels for {epochs} epochs, --epochs asks for {args.epochs}{hint}")
 
 
@@ -95,8 +96,14 @@ def check_numbers(args, spec, labels, manifest, num_images):
         raise UserError(f"{root}: labels with mix {labels.mix}, --mix-type says {args.mix_type}")
 
 
-def check_raw_logits(root):
-    """Raise UserError where label files hold probabilities, which --loss mse cannot take for logits."""
+def check_raw_logits(root, codec):
+    """Raise UserError where label files hold probabilities, or a part of the logits, which --loss mse cannot
+    take for all logits."""
+    if is_sparse(codec):
+        raise UserError(f"{root}: these labels hold the logits of {codec} alone, and --loss mse compares "
+                        f"all; use --loss kl, or relabel with --codec uint8")
+    if codec == NONE:
+        return
     logits = read_label_batch(root, 0, 0).logits.float()
     if (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 0.01).all():
         raise UserError(f"{root}: these labels hold probabilities, and --loss mse compares raw logits; "
@@ -135,8 +142,14 @@ def check_labels(args, spec, images, labels):
         # A single batch may be a short one: its size is then what the user says.
         labels = replace(labels, batch_size=max(labels.batch_size, args.batch_size or 0))
     check_numbers(args, spec, labels, manifest, len(images))
+    if args.label_draw == "phases" and not manifest:
+        raise UserError(f"{root}: no manifest says how the crops of these labels were drawn, and "
+                        f"--label-draw phases draws others like them; use pool, or relabel the images")
     if args.loss == "mse" and not args.hard_labels:
-        check_raw_logits(root)
+        check_raw_logits(root, labels.codec)
+    if labels.codec != NONE and (args.label_teacher or args.label_arch):
+        raise UserError(f"{root}: these labels are stored, so no teacher runs: --label-teacher and "
+                        f"--label-arch would do nothing; leave them away")
     notes = []
     if manifest:
         check_manifest(args, manifest, images)
@@ -146,18 +159,22 @@ def check_labels(args, spec, images, labels):
                      f"{labels.mix} read from the files; order seed {args.fkd_seed}, {spec.size} pixels and "
                      f"the normalisation of {spec.name} are assumed")
 
+    part_warning = describe_part(args, labels, manifest)
+    if part_warning:
+        notes.append(part_warning)
+    if labels.codec == NONE:  # the manifest's hashes vouch for images and teacher
+        notes.append(f"{root}: nothing is stored; the teacher labels beside the student")
+        return labels, manifest, notes
+
     # The teacher's top-1 tells labels of these images from others, whatever the names say.
     batches = Batches(labels.num_images, labels.batch_size, args.fkd_seed, labels.epochs)
-    found = agreement(root, images.labels, batches)
+    found = agreement(stored_batches(root, batches), images.labels)
     if not manifest and found.is_chance:
         raise UserError(f"{root}: {found.text}: these labels do not belong to {images.root}, "
                         f"or --fkd-seed is not {args.fkd_seed}")
     notes.append(f"{root}: {found.text}")
     if found.warning:
         notes.append(found.warning)
-    part_warning = describe_part(args, labels, manifest)
-    if part_warning:
-        notes.append(part_warning)
     return labels, manifest, notes
 
 
@@ -179,5 +196,5 @@ def describe_labels(args, labels, manifest, images):
         "teacher": None,
         "images_sha256": facts["images_sha256"],
         "order_seed": args.fkd_seed,
-        "first_labels_sha256": hash_file(label_path(args.fkd_path, 0, 0)),
+        "first_labels_sha256": hash_file(Path(args.fkd_path) / file_of(Batch(0, 0, None), labels.is_packed)),
     }

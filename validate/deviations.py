@@ -37,6 +37,7 @@ def describe_flags(args):
             "weight decay": "on all parameters" if args.decay_all else "on weight matrices",
             "schedule": describe_schedule(args), "warm-up epochs": args.warmup_epochs,
             "loss": describe_loss(args), "temperature": describe_temperature(args), "ema": args.ema,
+            "labels drawn": args.label_draw, "temperature over the epochs": args.temperature_schedule,
             "epochs between evaluations": args.eval_every}
 
 

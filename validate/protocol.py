@@ -19,6 +19,7 @@ from sre2l.nets.training import (
 )
 from sre2l.run.errors import UserError
 from sre2l.run.flags import number
+from validate.draws import DRAWS, SCHEDULES, check_draws, describe_draws
 
 SLOWED = {"cosine": cosine_factor, "ssrs": ssrs_factor, "linear": linear_factor}  # by --slowdown
 MILESTONE_FACTOR = 0.5  # of EDC
@@ -50,6 +51,13 @@ def add_protocol_flags(add):
     add("--class-weight", type=number(float, 0), default=0.0, metavar="W",
         help="add W x cross entropy on each image's own class, whatever is mixed into it")
 
+    add("--temperature-schedule", choices=SCHEDULES, default="constant",
+        help="T falls to 0.7 of itself every tenth of the epochs, or along a cosine to 2, as LPQLD's")
+    add("--label-draw", choices=DRAWS, default="order",
+        help="pool: any stored batch at each step, as LPLD; phases: soft, hard, soft, as HALD. Both do with "
+             "fewer epochs of labels than of training")
+    add("--hard-epochs", type=number(int, 1), metavar="N", help="of phases, in the middle (default: half)")
+
     # The optimiser.
     add("--sgd", action="store_true", help="SGD instead of AdamW")
     add("-lr", "--learning-rate", type=number(float, above=0), default=0.2, help="of SGD")
@@ -78,6 +86,7 @@ def add_protocol_flags(add):
 def check_protocol(args):
     """Raise UserError where flags of the protocol contradict each other."""
     check_warmup(args)
+    check_draws(args)
     if args.lr_schedule != "multistep":
         if args.milestone_factor != MILESTONE_FACTOR and not args.protocol:
             raise UserError(f"--milestone-factor would do nothing with --lr-schedule {args.lr_schedule}; "
@@ -140,6 +149,7 @@ def make_settings(args, spec, stem=None, labels=None, val=None, precision=None):
         "schedule": describe_schedule(args),
         "loss": describe_loss(args),
         "temperature": describe_temperature(args),
+        **describe_draws(args),
         **({"ema": args.ema} if args.ema else {}),
         "size": spec.size,
         "num_classes": spec.num_classes,

@@ -13,7 +13,8 @@ FLAGS = {"epochs": 300, "gradient_accumulation_steps": 1, "eval_every": 10,
          "sgd": False, "learning_rate": 0.2, "momentum": 0.9, "weight_decay": 1e-4,
          "adamw_lr": 1e-3, "adamw_weight_decay": 0.01, "decay_all": False,
          "lr_schedule": "cosine", "slowdown": 1.0, "milestones": None, "milestone_factor": 0.5,
-         "warmup_epochs": 0, "ema": 0.0}
+         "warmup_epochs": 0, "ema": 0.0,
+         "label_draw": "order", "temperature_schedule": "constant", "hard_epochs": None}
 LABELS = {"mix": "cutmix", "crops": "0.08 to 1 of the area", "teacher": "eval mode",
           "augmentation": "none", "patch shuffle": "none", "teachers": 1}
 IPCS = (1, 10, 50)  # images per class for which rows are published

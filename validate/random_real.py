@@ -56,6 +56,7 @@ def saved_args(stage, path, typed, **changes):
     args = stage.get_args([])
     recorded = {key: value for key, value in read_json(path).items() if value is not None}
     folder = path.parent if path.name == "args.json" else path.with_name(path.name.removesuffix(".args.json"))
+    recorded.pop("label_arch", None)  # code runs only where the user names it
     recorded = follow_move(recorded, folder)
     vars(args).update(recorded | changes)
     key = "model" if stage is train else "arch"
@@ -124,6 +125,7 @@ def main(args):
     to_relabel = saved_args(relabel, sidecar(run / "labels", "args.json"), args.arch, **changes)
     to_train = saved_args(train, run / student_name(args.model) / "args.json", args.model, **changes,
                           train_dir=str(images.root), output_dir=str(root / student_name(args.model)))
+    to_train.label_arch = args.arch
     to_train.seeds = args.seeds or seeds_of(run / student_name(args.model), to_train.seeds)
     run_images = to_relabel.data
     to_relabel.data = str(images.root)

@@ -231,7 +231,7 @@ def main(args):
     # Plan: which students are there, and which have to be trained.
     run = run_folder(args)
     own = saved_args(train, run / student_name(args.model) / "args.json", args.model, dry_run=False,
-                     overwrite=False)
+                     overwrite=False, label_arch=args.arch)
     arms = find_arms(run, args.model, own)
     real_hard = find_real_hard(args, own.fkd_path)
     if not args.dry_run:

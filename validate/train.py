@@ -11,6 +11,7 @@ from itertools import islice
 
 import torch
 
+from relabel.recipe import add_teacher_flags
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.loader import micro_batches
 from sre2l.nets import parallel, training
@@ -27,6 +28,7 @@ from sre2l.run.start import run_script
 from validate import checks, losses, results
 from validate.data import find_data, load_stored_batches
 from validate.deviations import TakeProtocol, fill_in, find_deviations
+from validate.draws import of_epoch
 from validate.evaluate import evaluate_checkpoint
 from validate.protocol import add_protocol_flags, check_protocol, make_schedule, make_settings
 from validate.published import PROTOCOLS
@@ -58,7 +60,7 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
     lr_flag = "-lr" if args.sgd else "--adamw-lr"
     micro_size = data.labels.batch_size // args.gradient_accumulation_steps
     # The crops, their mix and the teacher's logits are those that relabel stored: nothing is drawn here.
-    batches = load_stored_batches(args, data, first, device)
+    batches = load_stored_batches(args, data, first, device, seed)
     begin = time.monotonic()
     saved = begin
 
@@ -66,8 +68,10 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
         lr = base_lr * training.lr_factor(epoch, args.epochs, args.warmup_epochs, falls)
         training.set_lr(optimizer, lr)
         network.train()
+        now = of_epoch(args, epoch)  # T may fall
         # On the device: to read it in every step would make the host wait for the GPU.
         loss_sum = torch.zeros((), device=device)  # over the images of this process
+        seen = 0
 
         for batch, pixels, labels in islice(batches, data.batches_per_epoch):
             if signals.stop_requested():
@@ -76,7 +80,7 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
 
             # Every process mixes the whole batch, since the partners of a micro-batch lie in others.
             classes = data.images.labels[batch.rows]
-            images, targets = losses.mix_and_targets(args, spec, classes, pixels, labels, precision)
+            images, targets = losses.mix_and_targets(now, spec, classes, pixels, labels, precision)
             own = upload(torch.from_numpy(classes), device)
 
             # Micro-batch k is process k mod N's. The gradient is the whole batch's, however it is cut.
@@ -89,13 +93,14 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
                 with autocast(precision, device):
                     outputs = forward(images[rows])
                 outputs = training.at_least_float32(outputs)
-                loss = losses.student_loss(args, outputs, targets[rows], own[rows])
+                loss = losses.student_loss(now, outputs, targets[rows], own[rows], labels.logits is None)
                 loss = loss * ((rows.stop - rows.start) / len(batch.rows))  # its part of the batch's mean
                 scaler.scale(loss).backward()
                 batch_loss += loss.detach()
 
             # One step a batch, however many micro-batches and processes it was cut into.
             loss_sum += batch_loss * len(batch.rows)
+            seen += len(batch.rows)
             parallel.sum_gradients(network)
             scaler.step(optimizer)
             scaler.update()
@@ -103,7 +108,7 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
 
         # Measure and save. Nothing of an epoch that is not finite is saved.
         parallel.average_running_statistics(network)
-        mean_loss = processes.sum_over_processes(loss_sum).item() / data.labels.num_images
+        mean_loss = processes.sum_over_processes(loss_sum).item() / seen
         training.check_finite(mean_loss, network, epoch + 1, lr_flag, precision)
         values = {"epoch": epoch + 1, "loss": round(mean_loss, 6), "lr": lr}
         is_last = epoch + 1 == args.epochs
@@ -151,7 +156,7 @@ def main(args):
     processes.start(device)
     _, stem = checks.check_student(args, spec)
     # Size and normalisation come from the labels' manifest: the student sees the teacher's pixels.
-    data = find_data(args, spec, device)
+    data = find_data(args, spec, device, precision)
     settings = make_settings(args, data.spec, stem, data.facts, data.val, precision)
     data = replace(data, val=keep_on_device(data.val, device))
 
@@ -207,6 +212,8 @@ def make_parser():
     add("--classes", type=number_list, metavar="0-9,17",
         help="the classes of the set (default: what recover recorded, else all)")
     add("--batch-size", type=number(int, 1), help="checked against the labels (default: theirs)")
+
+    add_teacher_flags(add)
 
     # The loss and the step.
     add("--protocol", action=TakeProtocol, choices=PROTOCOLS,

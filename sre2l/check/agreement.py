@@ -4,8 +4,6 @@ from typing import NamedTuple
 
 import torch
 
-from sre2l.data.label_files import read_label_batch
-
 ENOUGH_ROWS = 4000  # to tell a share from chance
 
 
@@ -50,7 +48,7 @@ def top1_hits(label_batch, own, frequency):
     images dealt out anew).
 
     own (m,): the classes of the images; frequency: the share of each class in the set."""
-    top1 = label_batch.logits.float().argmax(1)
+    top1 = label_batch.logits.float().argmax(1).cpu()
     is_known = top1 < len(frequency)
     is_hit = top1 == own
     by_luck = torch.where(is_known, frequency[top1.clamp(max=len(frequency) - 1)], 0.0)
@@ -66,15 +64,14 @@ def frequencies(labels):
     return torch.bincount(torch.from_numpy(labels)) / len(labels)
 
 
-def agreement(root, labels, batches):
-    """-> the Agreement of a label folder and the classes of its images, labels (n,) int64 in flat order.
+def agreement(labelled, labels):
+    """-> the Agreement of stored labels and the classes of their images, labels (n,) int64 in flat order.
 
-    Chance is the share of the same logits on images dealt out anew, so that it is right for few classes, too.
-    Reads whole batches until ENOUGH_ROWS are seen."""
+    labelled: (Batch, ..., LabelBatch) of one batch after the other, until ENOUGH_ROWS are seen. Chance is the
+    share of the same logits on images dealt out anew, so that it is right for few classes, too."""
     hits = luck = seen = 0
     frequency = frequencies(labels)
-    for batch in batches:
-        label_batch = read_label_batch(root, batch.epoch, batch.index, len(batch.rows))
+    for batch, *_, label_batch in labelled:
         batch_hits, batch_luck = top1_hits(label_batch, torch.from_numpy(labels[batch.rows]), frequency)
         hits += batch_hits
         luck += batch_luck

@@ -7,14 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from sre2l.check.agreement import Agreement, frequencies, top1_hits
 from sre2l.check.verify import Finding, again, most_common
+from sre2l.data.derived import draw_label_batch
 from sre2l.data.image_folder import decode
-from sre2l.data.label_files import label_name, label_path, read_label_batch
+from sre2l.data.label_files import file_of, read_label_batch
 from sre2l.data.loader import Batches
+from sre2l.data.packed import open_epoch
+from sre2l.data.pixel_store import find_shapes
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar
@@ -45,7 +49,7 @@ def look_at_all(finding, look_at, files, threads, kind):
     """Look at every file on threads -> the looks; their faults go to the finding."""
     looks = in_order(look_at, files, threads)
     looks = list(tqdm(looks, kind, total=len(files), unit="file", disable=None, leave=False))
-    finding.faults += [look.fault for look in looks if look.fault]
+    finding.faults += dict.fromkeys(look.fault for look in looks if look.fault)
     return looks
 
 
@@ -100,27 +104,48 @@ def count_right(hashes):
     return "" if hashes is None else f", {len(hashes)} hashes right"
 
 
-def look_at_label_file(root, plan, size, hashes, labels, frequency, batch):
-    """Read one label file and check its fields -> LabelLook. plan: a LabelFolder; size: of the networks'
-    input; labels: the classes of all images, None where not known; frequency: the share of each class."""
-    name = label_name(batch.epoch, batch.index)
-    path = label_path(root, batch.epoch, batch.index)
+def same_draws(one, other):
+    """Have two LabelBatches the same crops, flips and mix?"""
+    (boxes, flips, mix), (other_boxes, other_flips, other_mix) = (
+        (each.crops.boxes, each.crops.flips, each.mix) for each in (one, other))
+    same_partner = (mix.partner is None) == (other_mix.partner is None) and (
+        mix.partner is None or torch.equal(mix.partner, other_mix.partner))
+    return (torch.equal(boxes, other_boxes) and torch.equal(flips, other_flips) and same_partner
+            and (mix.lam, mix.box) == (other_mix.lam, other_mix.box))
+
+
+def look_at_label_file(root, plan, size, hashes, labels, frequency, draw, batch):
+    """Read the labels of one batch and check their fields -> LabelLook. plan: a LabelFolder; size: of the
+    networks' input; labels: the classes of all images, None where not known; frequency: the share of each
+    class; draw: Batch -> the LabelBatch that the manifest's seed draws, None where not compared."""
+    name = file_of(batch, plan.is_packed) + f", batch {batch.index}" * plan.is_packed
+    path = f"{root}/{name}"
     try:
         stored = read_label_batch(root, batch.epoch, batch.index, len(batch.rows), plan.num_classes, hashes)
     except UserError as error:
         return LabelLook(name, fault=str(error))
     kind = stored.mix.kind
-    dtype = stored.logits.dtype
-    if (kind, dtype) != (plan.mix, plan.dtype):
-        return LabelLook(name, fault=f"{path}: {kind} and {dtype}, the set has {plan.mix} and {plan.dtype}")
+    codec = codec_of_batch(root, batch, plan, stored)
+    if (kind, codec) != (plan.mix, plan.codec):
+        return LabelLook(name, fault=f"{path}: {kind} and {codec}, the set has {plan.mix} and {plan.codec}")
     if stored.mix.box and max(stored.mix.box) > size:
         return LabelLook(name, fault=f"{path}: its cutmix box {stored.mix.box} reaches out of {size} pixels")
+    if draw and not same_draws(stored, draw(batch)):
+        return LabelLook(name, fault=f"{path}: its crops or its mix are not those that the manifest's seed "
+                                     f"draws (with numpy {np.__version__})")
 
     digest = hashlib.sha256(stored.logits.numpy().tobytes() + stored.crops.boxes.numpy().tobytes()).digest()
     if labels is None:
         return LabelLook(name, digest)
     hits, luck = top1_hits(stored, torch.from_numpy(labels[batch.rows]), frequency)
     return LabelLook(name, digest, hits=hits, luck=luck, rows=len(batch.rows))
+
+
+def codec_of_batch(root, batch, plan, stored):
+    """The codec of a batch's labels by its file. plan: a LabelFolder; stored: its LabelBatch."""
+    if plan.is_packed:
+        return open_epoch(root, batch.epoch).codec.name
+    return "fp16" if stored.logits.dtype == torch.float16 else "fp32"
 
 
 def deviation(rows, share):
@@ -150,12 +175,18 @@ def verify_label_files(root, plan, settings, hashes, images, num_pixels, order_s
     batches = Batches(plan.num_images, plan.batch_size, order_seed, plan.epochs)
     labels = images.labels if images else None
     frequency = frequencies(labels) if images else None
+    draw = None
+    if plan.is_packed and settings and images:
+        shapes = find_shapes(images)
+        draw = lambda batch: draw_label_batch(settings, batch, shapes[batch.rows])  # noqa: E731
 
     finding = Finding(f"{root}, contents")
-    look_at = partial(look_at_label_file, root, plan, size, hashes, labels, frequency)
+    look_at = partial(look_at_label_file, root, plan, size, hashes, labels, frequency, draw)
     looks = look_at_all(finding, look_at, batches, threads, "labels")
     finding.faults += [f"{root}/{name}: is {earlier} once more" for name, earlier in repeated(looks)]
     finding.text = f"{len(looks)} of {len(looks)} load and have the right fields{count_right(hashes)}"
+    if plan.is_packed:
+        finding.text = f"{plan.epochs} epochs, {plan.codec}: batches, {finding.text}"
     yield finding
 
     compared = [look for look in looks if look.hits is not None]

@@ -2,7 +2,7 @@
 import os
 import re
 
-from sre2l.run.layout import LAYOUT
+from sre2l.run.layout import LAYOUT, PACKED
 
 
 def list_folder(folder):
@@ -21,14 +21,16 @@ def find_sets(root, kind):
     Asks the disk about no single file, since these may be millions."""
     folder_name, file_name = LAYOUT[kind]
 
-    def is_set(folders):
-        inner = (entry.path for entry in folders if re.fullmatch(folder_name, entry.name))
-        return any(re.fullmatch(file_name, entry.name) for path in inner for entry in list_folder(path))
+    def is_set(entries):
+        inner = (entry.path for entry in entries if re.fullmatch(folder_name, entry.name) and entry.is_dir())
+        return (any(re.fullmatch(PACKED.get(kind, ""), entry.name) for entry in entries)
+                or any(re.fullmatch(file_name, entry.name) for path in inner for entry in list_folder(path)))
 
     level = [str(root)]
     for _ in range(4):
-        folders = {path: [entry for entry in list_folder(path) if entry.is_dir()] for path in level}
-        sets = [path for path in level if is_set(folders[path])]
+        found = {path: list_folder(path) for path in level}
+        sets = [path for path in level if is_set(found[path])]
+        folders = {path: [entry for entry in entries if entry.is_dir()] for path, entries in found.items()}
         if sets:
             return sets
         level = [entry.path for path in level for entry in folders[path] if not entry.is_symlink()]

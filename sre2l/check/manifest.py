@@ -13,7 +13,12 @@ REQUIRED = {"num_images", "classes", "paths_sha256", "images_sha256", "image_byt
             "order_seed", "seed", "mix", "mix_alpha", "crop", "input_size", "mean", "std", "logits",
             "teacher", "teacher_classes", "measured_top1"}
 # Settings that may differ between the runs that fill one folder of labels.
-FREE = ("epochs", "measured_top1", "versions", "half_against_fp32", "images_seed")
+FREE = ("epochs", "measured_top1", "versions", "half_against_fp32", "images_seed", "teacher_sources")
+
+
+def is_packed_set(settings):
+    """Do labels with these settings lie in a file for each epoch?"""
+    return settings.get("layout") == "packed"
 
 
 def hash_paths(images):

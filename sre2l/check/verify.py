@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from sre2l.check.folders import misplaced
-from sre2l.check.manifest import check_images, describe_images, describe_names, manifest_of
+from sre2l.check.manifest import check_images, describe_images, describe_names, is_packed_set, manifest_of
+from sre2l.data.codecs import NONE, codec_in
 from sre2l.data.image_folder import check_classes, image_path, read_folder
-from sre2l.data.label_files import inspect_labels, label_name
+from sre2l.data.label_files import LabelFolder, inspect_labels, label_name
+from sre2l.data.packed import epoch_bytes, packed_name
 from sre2l.run.errors import UserError
 from sre2l.run.files import hash_file, sidecar
 from sre2l.run.hashes import numbers_in, read_hashes
@@ -246,13 +247,20 @@ def planned_labels(info, settings):
     if not settings:
         return info
     keys = settings.keys() & {"num_images", "batch_size", "num_classes", "mix"}
-    dtype = torch.float16 if settings["logits"] == "fp16" else torch.float32
-    return replace(info, **{key: settings[key] for key in keys}, dtype=dtype)
+    return replace(info, **{key: settings[key] for key in keys}, codec=codec_in(settings))
 
 
 def check_sizes(finding, root, sizes, plan, hashes):
     """Add a fault for each label file whose size cannot be that of its rows. plan: a LabelFolder."""
-    row_bytes = plan.num_classes * plan.dtype.itemsize + 17  # logits, box and flip
+    if plan.is_packed:
+        rows = rows_of_batches(plan.num_images, plan.batch_size)
+        wanted = epoch_bytes(plan.codec, plan.mix, rows, plan.num_classes)
+        finding.faults += [f"{root}/{name}: has {size} bytes, an epoch of {plan.num_images} rows of "
+                           f"{plan.num_classes} classes has {wanted}; {bring_back('labels', hashes)}"
+                           for name, size in sizes.items() if size != wanted]
+        return
+    logit_bytes = 2 if plan.codec == "fp16" else 4
+    row_bytes = plan.num_classes * logit_bytes + 17  # logits, box and flip
     if plan.mix != "none":
         row_bytes += 8  # the partner
     for name, size in sizes.items():
@@ -263,15 +271,32 @@ def check_sizes(finding, root, sizes, plan, hashes):
                                   f"classes have {least} and some; {bring_back('labels', hashes)}")
 
 
+def rows_of_batches(num_images, batch_size):
+    """How many images each batch of an epoch has."""
+    return [min(batch_size, num_images - start) for start in range(0, num_images, batch_size)]
+
+
+def derived_labels(settings):
+    """The LabelFolder of labels of which nothing is stored but these settings."""
+    keys = ("num_images", "batch_size", "epochs", "num_classes", "mix")
+    return LabelFolder(*(settings[key] for key in keys), codec=NONE, is_packed=False, num_bytes=0)
+
+
 def wanted_labels(names, folders, settings):
     """The names that the manifest plans. Without one: in every epoch up to the last, every batch up to the
-    last that half of the epochs have."""
+    last that half of the epochs have; or each epoch's one file."""
+    if settings and codec_in(settings) == NONE:
+        return set()
+    packed = [name for name in names if "/" not in name]
+    if is_packed_set(settings) if settings else packed:
+        epochs = settings["epochs"] if settings else max(numbers_in(name)[0] for name in packed) + 1
+        return {packed_name(epoch) for epoch in range(epochs)}
     if settings:
         epochs = settings["epochs"]
         per_epoch = -(-settings["num_images"] // settings["batch_size"])
     else:
         epochs = max((numbers_in(name)[0] for name in folders), default=0) + 1
-        counts = Counter(numbers_in(name)[1] for name in names)
+        counts = Counter(numbers_in(name)[-1] for name in names)
         per_epoch = max((index for index, count in counts.items() if 2 * count >= epochs), default=-1) + 1
     return {label_name(epoch, index) for epoch in range(epochs) for index in range(per_epoch)}
 
@@ -299,6 +324,10 @@ def verify_labels(root, epochs=None):
     wanted |= set(hashes or ())
     stray += sorted(set(folders) - folders_of(wanted | sizes.keys()))
     compare(names, root, "labels", sizes, wanted, stray, hashes)
+    if settings and codec_in(settings) == NONE:
+        names.text = f"nothing is stored: {settings['epochs']} epochs are derived from the manifest"
+        yield names
+        return derived_labels(settings) if not names.faults else None, settings, hashes
     if not sizes and not names.faults:
         names.faults.append(f"{root}: no label files are in this folder")
     # One file tells the rest's type, mix and number of classes; a faulty set may not have it.

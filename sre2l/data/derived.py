@@ -1,4 +1,5 @@
-"""What changes a batch's pixels and is stored nowhere: both readers derive it from (seed, epoch, batch).
+"""What both readers derive from (seed, epoch, batch): crops and mix, which label files hold as well, and what
+changes a batch's pixels and is stored nowhere.
 
 In this order: the stored image's patches move, crop and flip by the label file, operations of RandAugment."""
 from dataclasses import dataclass
@@ -6,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sre2l.data.augment import unit_rng
+from sre2l.data.augment import draw_crops, draw_mix, unit_rng
+from sre2l.data.label_files import LabelBatch
 from sre2l.data.randaugment import draw_operations
 from sre2l.run.errors import UserError
 
@@ -46,6 +48,15 @@ class Derived:
             rng = unit_rng(self.seed, batch.epoch, batch.index, OF_OPERATIONS)
             operations = draw_operations(len(batch.rows), rng)
         return Drawn(patches, operations)
+
+
+def draw_label_batch(settings, batch, sizes):
+    """Draw the crops and the mix of one batch, from a generator of its own. sizes (m, 2): height, width."""
+    crop = settings["crop"]
+    rng = unit_rng(settings["seed"], batch.epoch, batch.index)
+    crops = draw_crops(sizes, crop["kind"], crop["scale"], crop["padding"], crop["flip"], rng)
+    mix = draw_mix(settings["mix"], settings["mix_alpha"], len(sizes), settings["input_size"], rng)
+    return LabelBatch(crops, mix)
 
 
 def derived_of(settings):

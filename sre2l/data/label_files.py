@@ -1,4 +1,5 @@
-"""The contract between relabel and validate: the label files, and what a folder of them tells."""
+"""The contract between relabel and validate: the labels of a batch, in whichever file they are, and what a
+folder tells."""
 import hashlib
 import io
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 
 from sre2l.data.augment import Crops, Mix
+from sre2l.data.codecs import is_sparse
+from sre2l.data.packed import open_epoch, packed_name
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar
 from sre2l.run.hashes import numbers_in
@@ -24,6 +27,11 @@ class LabelBatch(NamedTuple):
 
 def label_name(epoch, index):
     return f"epoch_{epoch}/batch_{index}.tar"
+
+
+def file_of(batch, is_packed):
+    """The name of the file that holds a batch's labels."""
+    return packed_name(batch.epoch) if is_packed else label_name(batch.epoch, batch.index)
 
 
 def label_path(root, epoch, index):
@@ -77,9 +85,17 @@ def is_box(value):
     return is_four and all(isinstance(number, (int, np.integer)) and number >= 0 for number in value)
 
 
-def check_fields(path, fields, num_rows, num_classes):
+def are_numbers(logits, sparse):
+    """Are all logits finite? sparse: but for those that are left out, -inf, and not a whole row of these."""
+    if not logits.numel():
+        return True
+    extremes = (logits.amax(1),) if sparse else logits.aminmax()  # a NaN is both; isfinite is slow in fp16
+    return all(bool(torch.isfinite(each).all()) for each in extremes)
+
+
+def check_fields(path, fields, num_rows, num_classes, sparse=False):
     """Raise UserError unless the six fields of a label file are what they must be. num_rows, num_classes:
-    None = as they are."""
+    None = as they are; sparse: as in are_numbers."""
     boxes, flips, partner, lam, box, logits = fields
     if not is_whole(logits) or logits.ndim != 2 or logits.dtype not in (torch.float16, torch.float32):
         raise UserError(f"{path}: field 5 must be logits (m, C) in float16 or float32")
@@ -87,7 +103,7 @@ def check_fields(path, fields, num_rows, num_classes):
     wanted = (rows, num_classes or logits.shape[1])
     if logits.shape != wanted:
         raise UserError(f"{path}: logits of shape {tuple(logits.shape)}, expected {wanted}")
-    if not torch.isfinite(logits).all():
+    if not are_numbers(logits, sparse):
         raise UserError(f"{path}: logits are not finite")
 
     if not is_tensor(boxes, (rows, 4), torch.float32) or not is_crops(boxes):
@@ -105,47 +121,76 @@ def check_fields(path, fields, num_rows, num_classes):
         raise UserError(f"{path}: field 4 must be the four corners of a cutmix box")
 
 
+def digest_of(root, name, hashes):
+    """The recorded sha256 of a label file; None where nothing is recorded. Raises UserError for a file that
+    is none of those."""
+    if hashes is not None and name not in hashes:
+        raise UserError(f"{Path(root) / name}: no hash is recorded for it in {sidecar(root, 'sha256')}; "
+                        f"the same relabel command writes it again")
+    return None if hashes is None else hashes[name]
+
+
 def read_label_batch(root, epoch, index, num_rows=None, num_classes=None, hashes=None):
-    """Read and check one label file -> LabelBatch. Raises UserError.
+    """Read and check the labels of one batch, whatever the layout -> LabelBatch. Raises UserError.
 
     num_rows, num_classes: what they must be, None = as they are; hashes: the recorded ones by name."""
+    name = packed_name(epoch)
+    if (Path(root) / name).exists() or not (Path(root) / f"epoch_{epoch}").is_dir() and is_packed(root):
+        file = open_epoch(root, epoch, digest_of(root, name, hashes))
+        crops, mix, logits = file.read(index)
+        fields = crops.boxes, crops.flips, mix.partner, mix.lam, mix.box, logits
+        check_fields(f"{file.path}, batch {index}", fields, num_rows, num_classes, is_sparse(file.codec.name))
+        return LabelBatch(crops, mix, logits)
+
     name = label_name(epoch, index)
-    path = label_path(root, epoch, index)
-    if hashes is not None and name not in hashes:
-        raise UserError(f"{path}: no hash is recorded for it in {sidecar(root, 'sha256')}; "
-                        f"the same relabel command writes it again")
-    fields = read_fields(path, None if hashes is None else hashes[name])
+    path = Path(root) / name
+    fields = read_fields(path, digest_of(root, name, hashes))
     check_fields(path, fields, num_rows, num_classes)
     boxes, flips, partner, lam, box, logits = fields
     lam = None if lam is None else float(lam)
     box = None if box is None else [int(corner) for corner in box]
-    mix = Mix(partner, lam, box)
-    return LabelBatch(Crops(boxes, flips), mix, logits)
+    return LabelBatch(Crops(boxes, flips), Mix(partner, lam, box), logits)
+
+
+def stored_batches(root, batches):
+    """Yield (Batch, LabelBatch) as a label folder holds them."""
+    for batch in batches:
+        yield batch, read_label_batch(root, batch.epoch, batch.index, len(batch.rows))
+
+
+def is_packed(root):
+    """Does a label folder hold files of whole epochs, and not of batches?"""
+    return not (Path(root) / "epoch_0").is_dir() and any(Path(root).glob("epoch_*.labels"))
 
 
 @dataclass(frozen=True)
 class LabelFolder:
-    """What a label folder's files have in common. mix: 'none', 'mixup', 'cutmix'; dtype: the logits'."""
+    """What a label folder's files have in common. mix: 'none', 'mixup', 'cutmix'; codec: its name."""
     num_images: int
     batch_size: int
     epochs: int
     num_classes: int
     mix: str
-    dtype: torch.dtype
+    codec: str
+    is_packed: bool
     num_bytes: int
 
 
 def inspect_labels(root, sizes):
-    """What a label folder tells without a manifest, from its names and from the first and last file of epoch
-    0 -> LabelFolder.
+    """What a label folder tells without a manifest, from its names and from epoch 0 -> LabelFolder.
 
     sizes: the bytes of each file, {'epoch_0/batch_0.tar': bytes}; no batch of epoch 0 may be missing."""
     numbers = [numbers_in(name) for name in sizes]
-    epochs = max(epoch for epoch, _ in numbers) + 1
+    epochs = max(epoch for epoch, *_ in numbers) + 1
+    num_bytes = sum(sizes.values())
+    if packed_name(0) in sizes:
+        file = open_epoch(root, 0)
+        return LabelFolder(sum(file.num_rows), file.num_rows[0], epochs, file.num_classes, file.mix,
+                           file.codec.name, True, num_bytes)
     per_epoch = max(index for _, index in numbers) + 1
     first = read_label_batch(root, 0, 0)
     last = read_label_batch(root, 0, per_epoch - 1)
     batch_size, num_classes = first.logits.shape
     num_images = batch_size * (per_epoch - 1) + last.logits.shape[0]
-    return LabelFolder(num_images, batch_size, epochs, num_classes, mix=first.mix.kind,
-                       dtype=first.logits.dtype, num_bytes=sum(sizes.values()))
+    codec = "fp16" if first.logits.dtype == torch.float16 else "fp32"
+    return LabelFolder(num_images, batch_size, epochs, num_classes, first.mix.kind, codec, False, num_bytes)

@@ -71,7 +71,7 @@ def sort_hashes(root):
     path = sidecar(root, "sha256")
     hashes = read_hashes(root)
     text = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes, key=numbers_in)).encode()
-    if text != (path.read_bytes() if path.exists() else b""):
+    if not path.exists() or text != path.read_bytes():  # of labels that are derived it is empty
         write_bytes(path, text)
     for part in older_hash_files(root):
         part.unlink()

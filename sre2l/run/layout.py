@@ -8,6 +8,7 @@ from sre2l.run.errors import UserError
 # What a stage may leave, as regular expressions. Image and label folders: the folders in them, and the files
 # in these.
 LAYOUT = {"images": (r"new\d+", r"class\d+_id\d+\.(jpg|png)"), "labels": (r"epoch_\d+", r"batch_\d+\.tar")}
+PACKED = {"labels": r"epoch_\d+\.labels"}  # files that may lie in the folder itself, in place of those
 LEFT = r"(.+/)?[^/]+\.[0-9a-f]{12}\.tmp"  # by a kill, of a file that was being written
 LOGS = r"args\.json|log\.txt|metrics(\.rank\d+)?\.jsonl"
 EVENTS = r"events\.out\.tfevents\.[^/]+"
@@ -17,7 +18,8 @@ PICKED = r"scores\.jsonl|chosen\.json|groups\.pth"  # of picked real images
 BESIDE = {"images": rf"{RECORDS}|{PICTURES}|{PICKED}|tensorboard|unit\d+(\.ipc\d+)?\.state",
           "labels": RECORDS}
 INSIDE = {
-    **{kind: "/".join(names) for kind, names in LAYOUT.items()},
+    "images": "/".join(LAYOUT["images"]),
+    "labels": f"{'/'.join(LAYOUT['labels'])}|{PACKED['labels']}",
     "teacher": rf"(teacher(\.e\d+)?(\.class_statistics)?|checkpoint)\.pth|tensorboard/{EVENTS}|"
                rf"settings\.json|\.folder\.lock|{LOGS}|{LEFT}",
     "student": rf"seed\d+/checkpoint\.pth|tensorboard/seed\d+/{EVENTS}|report\.html|(settings|results)\.json|"
@@ -82,6 +84,9 @@ def scan(root, kind):
     folders = []
     stray = []
     for folder in entries(root):
+        if re.fullmatch(PACKED.get(kind, ""), folder.name) and folder.is_file():
+            sizes[folder.name] = folder.stat().st_size
+            continue
         if not re.fullmatch(folder_name, folder.name) or not folder.is_dir():
             stray.append(folder.name)
             continue

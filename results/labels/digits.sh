@@ -1,0 +1,25 @@
+#!/bin/sh
+# What labels weigh and what they give, on the digits: three students for each codec and each part of the epochs.
+# Labels of 100 images and 60 epochs; the last command writes digits.json here, the tables and img/labels.png.
+set -e
+cd "$(dirname "$0")/../.."
+name=labels_digits
+run=runs/$name
+
+labels() { form=$1; shift
+    sh relabel/relabel.sh digits --name $name --fkd-path $run/labels_$form "$@"; }
+student() { form=$1; shift
+    sh validate/train.sh digits --name $name --seeds 0-2 --fkd-path $run/labels_$form --output-dir $run/students/$form "$@"; }
+
+sh squeeze/squeeze.sh digits --name $name
+sh recover/recover.sh digits --name $name
+for form in fp16 uint8 topk:5 topk:2 topk:1 none; do
+    packed=$(test $form != fp16 || echo --packed)
+    labels $form --codec $form $packed
+    student $form
+done
+for part in 1 0.3 0.1 0.03; do              # 60, 18, 6 and 2 epochs of labels, from which 60 are drawn
+    labels keep$part --packed --keep $part
+    student keep$part --label-draw pool
+done
+python3 -m report.labels --run $run
