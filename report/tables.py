@@ -144,12 +144,10 @@ def missing():
 
 
 def readme_tables():
-    """The part of README.md: accuracies with their controls, notes on rows."""
+    """The part of README.md: accuracies with their controls."""
     head = ["data set", "IPC", "student", "published", "ours", "random real images", "picked real",
             "hard labels", "seeds", "teacher", "row"]
-    parts = [table(head, filter(None, map(main_row, ROWS))),
-             notes({row: row.note for row in ROWS if main_row(row)})]
-    return "\n\n".join(filter(None, parts))
+    return table(head, filter(None, map(main_row, ROWS)))
 
 
 def protocol_row(row):
@@ -181,7 +179,8 @@ def grid_table():
 
 
 def ablation_tables():
-    """The part of results/README.md: how the students of the README's table were trained, settings varied."""
+    """The part of results/README.md: how the students of the README's table were trained, what to know of
+    each row, settings varied."""
     trained = [protocol_row(row) for row in ROWS if row.ipc and row.results()]
     untrained = {row: "; ".join(filter(None, [images_alone(row), row.note]))
                  for row in ROWS if images_alone(row)}
@@ -189,7 +188,7 @@ def ablation_tables():
     head = ["data set", "IPC", "student", "images", "labels", "protocol", "hardware: seconds per stage",
             "command"]
     parts = [table(head, trained),
-             notes(untrained),
+             notes({row: row.note for row in ROWS if main_row(row)} | untrained),
              missing(),
              grid_table(),
              "A setting varied, one student each where there is no spread:",

@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from report import tables
 from sre2l.run.paths import ROOT
 
 MARKDOWN = sorted(path for pattern in ("*.md", "docs/*.md", "*/README.md") for path in ROOT.glob(pattern))
@@ -62,9 +61,7 @@ def test_the_table_of_contributing_names_what_is_there(files, names):
 
 def test_contributing_says_where_to_change_the_method_and_the_readme_is_short():
     assert len(rows_of_contributing()) >= 12
-    # The table of results grows with the rows; its notes belong to it.
-    before, _, rest = README.read_text().partition(tables.START)
-    assert len((before + rest.partition(tables.END)[2]).split()) <= 1400
+    assert len(README.read_text().split()) <= 1800
 
 
 @pytest.mark.parametrize("stage", STAGES)

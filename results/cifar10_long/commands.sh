@@ -19,3 +19,12 @@ one() { sh relabel/relabel.sh cifar10+best $long --data $run/$2 --fkd-path $run/
 one twoEpochs images $two
 one sixEpochs images $six
 one random random $six
+
+# A ResNet-18 student of the labeller of two epochs, batches of 10, measured on the validation set
+old="--name cifar10-old --real-data data/cifar10"
+two="--teacher runs/cifar10-old/teacher/teacher.e2.pth"
+sh squeeze/squeeze.sh cifar10+young $old --precision bf16 --epochs 4 --keep-epochs 1,2,4
+sh recover/pick.sh cifar10+best $old $two
+sh recover/recover.sh cifar10+best $old $two --precision bf16
+sh relabel/relabel.sh cifar10+best $old $two --batch-size 10
+sh validate/train.sh cifar10+best $old --precision bf16 --eval-every 100
