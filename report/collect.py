@@ -142,12 +142,12 @@ def launcher_words(launcher, word):
     where it knows none of that name."""
     with tempfile.TemporaryDirectory() as folder:
         printing = Path(folder) / "python3"  # in place of Python, which would start the stage
-        printing.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+        printing.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
         printing.chmod(0o755)
         alone = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "GPUS": "1",
                  "TORCHRUN": ""}
-        done = subprocess.run(["sh", str(ROOT / launcher), word], capture_output=True, text=True, check=False,
-                              env=alone)
+        done = subprocess.run(["sh", str(ROOT / launcher), word], capture_output=True, encoding="utf-8",
+                              check=False, env=alone)
     return done.stdout.splitlines()[2:] if done.returncode == 0 else None  # without -m and the module
 
 

@@ -30,8 +30,10 @@ ROWS_OF_50 = 50_000 * 300  # crops of ImageNet-1K at 50 images per class
 def collect(run):
     """Write the results of a run's students, {form of their labels: results.json} -> the file."""
     dataset = run.name.removeprefix("labels_")
-    found = {path.parent.name.replace(":", ""): json.loads(path.read_text().replace(f"{ROOT}/", ""))
-             for path in sorted(run.glob("students/*/results.json"))}
+    found = {}
+    for path in sorted(run.glob("students/*/results.json")):
+        text = path.read_text(encoding="utf-8").replace(f"{ROOT}/", "")
+        found[path.parent.name.replace(":", "")] = json.loads(text)
     if not found or dataset not in DATASETS:
         raise UserError(f"{run}: no run of sh results/labels/digits.sh or cifar10.sh, which train students")
     path = FOLDER / f"{dataset}.json"

@@ -13,6 +13,7 @@ from recover.pick import write_images
 from recover.picks import pick_random
 from relabel import relabel
 from sre2l.check.verify import read_checked, verify_images
+from sre2l.data.codecs import NONE
 from sre2l.data.flags import add_run_flags, data_spec
 from sre2l.data.real_images import read_real
 from sre2l.nets.functions import is_function, recorded_name
@@ -125,7 +126,8 @@ def main(args):
     to_relabel = saved_args(relabel, sidecar(run / "labels", "args.json"), args.arch, **changes)
     to_train = saved_args(train, run / student_name(args.model) / "args.json", args.model, **changes,
                           train_dir=str(images.root), output_dir=str(root / student_name(args.model)))
-    to_train.label_arch = args.arch
+    if to_relabel.codec == NONE:  # the teacher runs beside the student
+        to_train.label_arch = args.arch
     to_train.seeds = args.seeds or seeds_of(run / student_name(args.model), to_train.seeds)
     run_images = to_relabel.data
     to_relabel.data = str(images.root)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relabel import relabel
+from sre2l.check.manifest import manifest_of
+from sre2l.data.codecs import NONE
 from sre2l.data.flags import add_run_flags
 from sre2l.nets.functions import recorded_name
 from sre2l.run.device import pick_device
@@ -231,7 +233,9 @@ def main(args):
     # Plan: which students are there, and which have to be trained.
     run = run_folder(args)
     own = saved_args(train, run / student_name(args.model) / "args.json", args.model, dry_run=False,
-                     overwrite=False, label_arch=args.arch)
+                     overwrite=False)
+    if (manifest_of(own.fkd_path) or {}).get("codec") == NONE:  # the teacher runs beside the student
+        own.label_arch = args.arch
     arms = find_arms(run, args.model, own)
     real_hard = find_real_hard(args, own.fkd_path)
     if not args.dry_run:
