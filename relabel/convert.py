@@ -20,9 +20,8 @@ from sre2l.check import manifest
 from sre2l.check.verify import read_checked, verify_labels
 from sre2l.data.codecs import NONE, codec_name, codec_of, is_sparse
 from sre2l.data.flags import add_run_flags
-from sre2l.data.label_files import encode_label_batch, file_of, read_label_batch
+from sre2l.data.label_files import encode_file, file_of, read_label_batch
 from sre2l.data.loader import Batches
-from sre2l.data.packed import encode_epoch
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
 from sre2l.run.files import write_bytes
@@ -76,14 +75,10 @@ def check_possible(root, there, wanted):
                         f"{wanted}; relabel the images")
 
 
-def converted_settings(settings, there, wanted, is_packed):
+def converted_settings(settings, there, wanted, packed):
     """The manifest of the new folder. decoded_from: where relabel would have written other bytes."""
     settings = {key: value for key, value in settings.items() if key not in ("codec", "layout")}
-    settings["logits"] = "fp32" if wanted == "fp32" else "fp16"
-    if wanted not in plan.EXACT:
-        settings["codec"] = wanted
-    if is_packed:
-        settings["layout"] = "packed"
+    settings |= plan.stored_form(wanted, packed)
     if there != wanted and (there == "uint8" or (there, wanted) == ("fp16", "fp32")):
         settings["decoded_from"] = there
     return settings
@@ -103,10 +98,8 @@ def convert_file(root, hashes, codec, is_packed, batches):
             raise UserError(f"{root}: epoch {batches[0].epoch}: logits beyond what {codec} holds; use fp32")
         after.append(label_batch._replace(logits=rounded))
         lost = lost.plus(compare(logits, form.decode(form.encode(rounded), logits.shape[1])))
-    name = file_of(batches[0], is_packed)
-    if is_packed:
-        return name, encode_epoch(batches[0].epoch, after, codec), lost
-    return name, encode_label_batch(after[0]), lost
+    data = encode_file(batches[0].epoch, after, codec, is_packed)
+    return file_of(batches[0], is_packed), data, lost
 
 
 class Unrecorded:
@@ -128,12 +121,6 @@ class Unrecorded:
             write_bytes(self.root / name, data, self.root)
 
 
-def choose(args, info):
-    """-> (the codec of the new folder, whether it is packed). info: LabelFolder of the old one."""
-    codec = args.codec or info.codec
-    return codec, args.packed or codec not in (*plan.EXACT, NONE)
-
-
 def main(args):
     # Plan: see what is there, and refuse what it cannot become.
     check_folders(args.fkd_path)
@@ -142,16 +129,15 @@ def main(args):
     info = read_checked(verify_labels(source))
     settings = manifest.manifest_of(source)
     hashes = read_hashes(source) if settings else None
-    codec, is_packed = choose(args, info)
+    codec = args.codec or info.codec
     check_possible(source, info.codec, codec)
+    new = converted_settings(settings or {}, info.codec, codec, args.packed)
+    is_packed = manifest.is_packed_set(new)
     target = Path(args.output_dir or f"{source}_{codec.replace(':', '')}" + "_packed" * is_packed)
     if (codec, is_packed) == (info.codec, info.is_packed):
         raise UserError(f"{source}: is in {codec} and of this layout; say another with --codec or --packed")
 
-    planned = {}
-    for batch in Batches(info.num_images, info.batch_size, 0, info.epochs):
-        planned.setdefault(file_of(batch, is_packed), []).append(batch)
-    new = converted_settings(settings or {}, info.codec, codec, is_packed)
+    planned = plan.plan_files(Batches(info.num_images, info.batch_size, 0, info.epochs), new)
     num_bytes = plan.num_label_bytes(info.num_images, {**vars(info), **new, "epochs": info.epochs})
     if args.dry_run:
         return print_plan({"codec": codec, "layout": "packed" if is_packed else "released"},

@@ -51,6 +51,17 @@ def check_codec(args):
                         f"fill an epoch; keep at least {1 / args.epochs:.3g}")
 
 
+def stored_form(codec, packed):
+    """What a manifest says of how logits are stored. packed: whether the user wants a file for each epoch,
+    which every codec that changes the logits has."""
+    form = {"logits": "fp32" if codec == "fp32" else "fp16"}
+    if codec not in EXACT:
+        form["codec"] = codec
+    if packed or codec not in (*EXACT, NONE):
+        form["layout"] = "packed"
+    return form  # the rest is left out where it has its default
+
+
 def num_epochs(args):
     """How many epochs are labelled."""
     return max(1, round(args.keep * args.epochs))
@@ -84,18 +95,13 @@ def make_settings(args, spec):
             "flip": spec.flip and not args.no_flip}
     derived = {"augment": args.augment, "patch_shuffle": args.patch_shuffle}
     derived = {key: value for key, value in derived.items() if value not in ("none", 1)}
-    codec = codec_of_args(args)
-    if codec not in EXACT:
-        derived["codec"] = codec
-    if args.packed or codec not in (*EXACT, NONE):
-        derived["layout"] = "packed"
     alphas = {"none": None, "mixup": args.mixup, "cutmix": args.cutmix}
     return {"format": LABEL_FORMAT, "dataset": spec.name, "num_classes": spec.num_classes,
             "batch_size": args.batch_size, "epochs": num_epochs(args),
             "order_seed": args.fkd_seed, "order_rule": ORDER_RULE, "seed": args.seed,
             "mix": args.mix_type, "mix_alpha": alphas[args.mix_type], "crop": crop,
             "input_size": spec.size, "mean": spec.mean, "std": spec.std,
-            "logits": "fp32" if codec == "fp32" else "fp16", "batch_statistics": args.batch_statistics,
+            **stored_form(codec_of_args(args), args.packed), "batch_statistics": args.batch_statistics,
             **derived}  # left out where they have their defaults
 
 

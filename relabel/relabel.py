@@ -30,8 +30,7 @@ from sre2l.data import loader
 from sre2l.data.codecs import NONE, codec_in, codec_name
 from sre2l.data.derived import AUGMENTS, check_patches, derived_of, draw_label_batch
 from sre2l.data.flags import add_stage_flags, data_spec
-from sre2l.data.label_files import encode_label_batch, file_of, stored_batches
-from sre2l.data.packed import encode_epoch
+from sre2l.data.label_files import are_numbers, encode_file, file_of, stored_batches
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.nets.precision import PRECISIONS, dtype_of, memory_format_of, start_device
 from sre2l.nets.teacher import check_top1, find_teachers, teacher_weights
@@ -96,13 +95,12 @@ def store_labels(labels, where, codec, is_packed, labelled):
     for batch, label_batch, copied in labelled:
         if copied is not None:
             copied.synchronize()
-        if not torch.isfinite(label_batch.logits).all():
+        if not are_numbers(label_batch.logits):
             raise UserError(f"epoch {batch.epoch}, batch {batch.index}: the teacher's logits are not finite "
                             f"in {where}; use --label-precision fp32 and --precision fp32, or check the "
                             f"teacher")
     label_batches = [label_batch for _, label_batch, _ in labelled]
-    data = (encode_epoch(batch.epoch, label_batches, codec) if is_packed
-            else encode_label_batch(label_batches[0]))
+    data = encode_file(batch.epoch, label_batches, codec, is_packed)
     labels.write({file_of(batch, is_packed): data})
     return batch
 

@@ -262,8 +262,8 @@ def check_targets(plans, teacher):
             and not sidecar(plans["pick"]["output"], "groups.pth").exists():
         raise UserError("--bn-target group: pick would write no statistics of the groups; add --pick spread "
                         "--group-statistics")
-    if target.startswith("class") and "squeeze" in plans and teacher \
-            and not plans["squeeze"].get("class_statistics") and not class_statistics_path(teacher).exists():
+    if target.startswith("class") and teacher and not plans["squeeze"].get("class_statistics") \
+            and not class_statistics_path(teacher).exists():
         raise UserError(f"--bn-target {target}: squeeze would write no statistics of the classes; add "
                         f"--class-statistics, or name a teacher that has them with --teacher")
 

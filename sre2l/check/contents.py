@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sre2l.check.agreement import Agreement, frequencies, top1_hits
 from sre2l.check.verify import Finding, again, most_common
+from sre2l.data.codecs.exact import name_of
 from sre2l.data.derived import draw_label_batch
 from sre2l.data.image_folder import decode
 from sre2l.data.label_files import file_of, read_label_batch
@@ -145,7 +146,7 @@ def codec_of_batch(root, batch, plan, stored):
     """The codec of a batch's labels by its file. plan: a LabelFolder; stored: its LabelBatch."""
     if plan.is_packed:
         return open_epoch(root, batch.epoch).codec.name
-    return "fp16" if stored.logits.dtype == torch.float16 else "fp32"
+    return name_of(stored.logits.dtype)
 
 
 def deviation(rows, share):

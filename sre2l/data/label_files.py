@@ -11,7 +11,8 @@ import torch
 
 from sre2l.data.augment import Crops, Mix
 from sre2l.data.codecs import is_sparse
-from sre2l.data.packed import open_epoch, packed_name
+from sre2l.data.codecs.exact import name_of
+from sre2l.data.packed import encode_epoch, open_epoch, packed_name
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar
 from sre2l.run.hashes import numbers_in
@@ -44,6 +45,13 @@ def encode_label_batch(labels):
     data = io.BytesIO()
     torch.save([crops.boxes, crops.flips, mix.partner, mix.lam, mix.box, logits], data)
     return data.getvalue()
+
+
+def encode_file(epoch, label_batches, codec, is_packed):
+    """The bytes of a label file: of an epoch where packed, else of the one batch. codec: its name."""
+    if is_packed:
+        return encode_epoch(epoch, label_batches, codec)
+    return encode_label_batch(*label_batches)
 
 
 def read_fields(path, digest=None):
@@ -85,7 +93,7 @@ def is_box(value):
     return is_four and all(isinstance(number, (int, np.integer)) and number >= 0 for number in value)
 
 
-def are_numbers(logits, sparse):
+def are_numbers(logits, sparse=False):
     """Are all logits finite? sparse: but for those that are left out, -inf, and not a whole row of these."""
     if not logits.numel():
         return True
@@ -192,5 +200,5 @@ def inspect_labels(root, sizes):
     last = read_label_batch(root, 0, per_epoch - 1)
     batch_size, num_classes = first.logits.shape
     num_images = batch_size * (per_epoch - 1) + last.logits.shape[0]
-    codec = "fp16" if first.logits.dtype == torch.float16 else "fp32"
-    return LabelFolder(num_images, batch_size, epochs, num_classes, first.mix.kind, codec, False, num_bytes)
+    return LabelFolder(num_images, batch_size, epochs, num_classes, first.mix.kind,
+                       name_of(first.logits.dtype), False, num_bytes)

@@ -7,6 +7,11 @@ import torch
 DTYPES = {"fp16": (np.dtype("<f2"), torch.float16), "fp32": (np.dtype("<f4"), torch.float32)}
 
 
+def name_of(dtype):
+    """The name of the codec that stores logits of this torch type as they are."""
+    return "fp16" if dtype == torch.float16 else "fp32"
+
+
 @dataclass(frozen=True)
 class Exact:
     """name: 'fp16' or 'fp32'."""
