@@ -15,15 +15,7 @@ student() { form=$1; shift
 sh squeeze/squeeze.sh cifar10+best --name $name --real-data data/cifar10
 sh recover/pick.sh cifar10+best --name $name --real-data data/cifar10
 sh recover/recover.sh cifar10+best --name $name --init $run/picked
-for form in fp16 uint8 topk:5 topk:2 topk:1 none; do
-    packed=$(test $form != fp16 || echo --packed)
-    labels $form --codec $form $packed
-    student $form
-done
-for part in 1 0.3 0.1 0.03; do              # 200, 60, 20 and 6 epochs of labels, from which 200 are drawn
-    labels keep$part --packed --keep $part
-    student keep$part --label-draw pool
-done
+. results/labels/forms.sh
 student phases0.3 --fkd-path $run/labels_keep0.3 --label-draw phases
 student falling0.1 --fkd-path $run/labels_keep0.1 --label-draw pool --temperature-schedule step
 python3 -m report.labels --run $run

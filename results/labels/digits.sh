@@ -13,13 +13,5 @@ student() { form=$1; shift
 
 sh squeeze/squeeze.sh digits --name $name
 sh recover/recover.sh digits --name $name
-for form in fp16 uint8 topk:5 topk:2 topk:1 none; do
-    packed=$(test $form != fp16 || echo --packed)
-    labels $form --codec $form $packed
-    student $form
-done
-for part in 1 0.3 0.1 0.03; do              # 60, 18, 6 and 2 epochs of labels, from which 60 are drawn
-    labels keep$part --packed --keep $part
-    student keep$part --label-draw pool
-done
+. results/labels/forms.sh
 python3 -m report.labels --run $run

@@ -95,7 +95,9 @@ def encode_epoch(epoch, label_batches, name):
     offset = head_bytes(len(batches))
     for entry, label_batch, data in zip(table, label_batches, batches):
         mix = label_batch.mix
-        entry["offset"], entry["num_bytes"], entry["num_rows"] = offset, len(data), len(label_batch.logits)
+        entry["offset"] = offset
+        entry["num_bytes"] = len(data)
+        entry["num_rows"] = len(label_batch.logits)
         entry["lam"] = 0 if mix.lam is None else mix.lam
         entry["box"] = 0 if mix.box is None else mix.box
         entry["sha256"] = hashlib.sha256(data).digest()
@@ -103,8 +105,12 @@ def encode_epoch(epoch, label_batches, name):
 
     first = label_batches[0]
     header = np.zeros((), HEADER)
-    header["magic"], header["codec"], header["mix"] = MAGIC, name.encode(), first.mix.kind.encode()
-    header["epoch"], header["num_batches"], header["num_classes"] = epoch, len(batches), first.logits.shape[1]
+    header["magic"] = MAGIC
+    header["codec"] = name.encode()
+    header["mix"] = first.mix.kind.encode()
+    header["epoch"] = epoch
+    header["num_batches"] = len(batches)
+    header["num_classes"] = first.logits.shape[1]
     head = header.tobytes() + table.tobytes()
     head += bytes(head_bytes(len(batches)) - len(head))
     header["sha256"] = head_digest(head)
@@ -174,7 +180,8 @@ class EpochFile:
         if not 0 <= index < len(self.table):
             raise self.fault(f"it has {len(self.table)} batches, so no batch {index}")
         entry = self.table[index]
-        place, rows = int(entry["offset"]), self.num_rows[index]
+        place = int(entry["offset"])
+        rows = self.num_rows[index]
         if not self.is_checked:
             part = memoryview(self.data)[place:place + int(entry["num_bytes"])]
             if hashlib.sha256(part).digest() != entry["sha256"].tobytes():
