@@ -9,6 +9,7 @@ import torch
 
 from relabel import check, relabel
 from report.page import make_report
+from sre2l.data import packed
 from sre2l.data.augment import draw_crops, draw_mix
 from sre2l.data.codecs import codec_of
 from sre2l.data.label_files import LabelBatch, read_label_batch
@@ -107,6 +108,27 @@ def test_every_changed_byte_and_every_cut_is_found_without_a_hash_file(tmp_path)
         read_label_batch(tmp_path, 1, 0)
     with pytest.raises(UserError, match="epoch_2.labels: .* missing"):
         read_label_batch(tmp_path, 2, 0)
+
+
+def test_a_file_that_is_mapped_again_is_not_read_through_again(tmp_path, monkeypatch):
+    """A pool takes a batch from any epoch, and only a few stay mapped. What changes is still found."""
+    hashes = {}
+    for epoch in range(5):
+        data = encode_epoch(epoch, label_batches(), "fp16")
+        (tmp_path / packed_name(epoch)).write_bytes(data)
+        hashes[packed_name(epoch)] = hashlib.sha256(data).hexdigest()
+    digests = []
+    EpochFile = packed.EpochFile
+    monkeypatch.setattr(packed, "EpochFile",
+                        lambda path, digest: digests.append(digest) or EpochFile(path, digest))
+    for epoch in (0, 1, 2, 3, 4, 0, 3, 1):
+        found = read_label_batch(tmp_path, epoch, 1, hashes=hashes)
+        assert same(found, label_batches()[1])
+    assert digests == [*hashes.values(), None, None, None]
+    path = tmp_path / packed_name(2)
+    path.write_bytes(encode_epoch(2, label_batches(kind="mixup"), "fp16"))
+    with pytest.raises(UserError, match="epoch_2.labels: its sha256"):
+        read_label_batch(tmp_path, 2, 1, hashes=hashes)
 
 
 def resealed(data, **changed):

@@ -31,6 +31,7 @@ BATCH_STEP = 64
 ARRAY_STEP = 8
 MAPPED = 2  # epochs that stay mapped: threads read ahead into the next one
 OPENING = threading.Lock()  # one thread reads a file through, the others wait for it
+READ_THROUGH = set()  # what files `map_epoch` has once seen to be as recorded
 
 
 def packed_name(epoch):
@@ -206,7 +207,12 @@ class EpochFile:
 
 @functools.lru_cache(MAPPED)
 def map_epoch(path, digest, *identity):
-    return EpochFile(path, digest)
+    """A file that is mapped again, as those of a pool often are, is not read through again: of such a one
+    each batch is checked by the table, as without a digest."""
+    key = (path, digest, *identity)
+    file = EpochFile(path, None if key in READ_THROUGH else digest)
+    READ_THROUGH.add(key)
+    return file
 
 
 def open_epoch(root, epoch, digest=None):
