@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
+from sre2l.data.augment import unit_rng
 from sre2l.data.label_files import LabelFolder
 from sre2l.data.loader import Batches
 from tests.helpers import refused, run_main
@@ -58,6 +59,15 @@ def test_phases_are_soft_hard_soft_and_deal_out_the_pool_before_any_batch_comes_
     for first in (1, 5, 10):
         assert shown(args, seed=4, first=first) == found[3 * first:]
     assert hard_range(parse("--label-draw", "phases", "--epochs", 12, "--hard-epochs", 2)) == range(5, 7)
+
+
+def test_a_deck_is_shuffled_once_an_epoch_and_not_at_each_step(monkeypatch):
+    shuffled = []
+    monkeypatch.setattr("validate.draws.unit_rng", lambda *unit: shuffled.append(unit) or unit_rng(*unit))
+    pool = Pool(LABELS, 42)
+    for count in range(4):  # three epochs of three batches are a deck
+        assert len(list(pool.dealt(5, count))) == 3
+    assert shuffled == [(5, 12, 0)] * 3 + [(5, 12, 1)]
 
 
 def test_in_order_nothing_changes():

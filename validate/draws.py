@@ -10,7 +10,7 @@
 What is drawn comes from (seed of the student, epoch): it depends on nothing that ran before."""
 import argparse
 import math
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 
 from sre2l.data.augment import unit_rng
 from sre2l.data.loader import Batch, Batches, epoch_orders
@@ -94,9 +94,11 @@ class Pool:
 
     def dealt(self, seed, count):
         """The count-th epoch of those that deal out the whole pool, and shuffle it anew when it is empty."""
-        for step in range(count * self.per_epoch, (count + 1) * self.per_epoch):
-            deck, place = divmod(step, self.size)
-            yield self[unit_rng(seed, OF_DECK, deck).permutation(self.size)[place]]
+        steps = range(count * self.per_epoch, (count + 1) * self.per_epoch)
+        for deck, of_deck in groupby(steps, lambda step: step // self.size):
+            order = unit_rng(seed, OF_DECK, deck).permutation(self.size)
+            for step in of_deck:
+                yield self[order[step % self.size]]
 
 
 def load_drawn(args, labels, seed, first, stored, fresh):
