@@ -24,7 +24,7 @@ from sre2l.data.label_files import encode_file, file_of, read_label_batch
 from sre2l.data.loader import Batches
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
-from sre2l.run.files import write_bytes
+from sre2l.run.files import sidecar, write_bytes
 from sre2l.run.flags import Parser, check_folders, number
 from sre2l.run.hashes import read_hashes
 from sre2l.run.layout import scan
@@ -73,6 +73,16 @@ def check_possible(root, there, wanted):
     if is_sparse(there) and (not is_sparse(wanted) or codec_of(wanted).k > codec_of(there).k):
         raise UserError(f"{root}: these labels hold the logits of {there} alone, which cannot become "
                         f"{wanted}; relabel the images")
+
+
+def check_target(source, target, has_records):
+    """Raise UserError where an output folder holds what would be lost: the labels themselves, or others that
+    are recorded."""
+    if target.exists() and target.samefile(source):
+        raise UserError(f"{target}: are the labels that are to be converted; choose another --output-dir")
+    if not has_records and sidecar(target, "manifest.json").exists():
+        raise UserError(f"{target}: holds labels with a manifest, and those of {source} have none; choose "
+                        f"another --output-dir")
 
 
 def converted_settings(settings, there, wanted, packed):
@@ -136,6 +146,7 @@ def main(args):
     target = Path(args.output_dir or f"{source}_{codec.replace(':', '')}" + "_packed" * is_packed)
     if (codec, is_packed) == (info.codec, info.is_packed):
         raise UserError(f"{source}: is in {codec} and of this layout; say another with --codec or --packed")
+    check_target(source, target, has_records=bool(settings))
 
     planned = plan.plan_files(Batches(info.num_images, info.batch_size, 0, info.epochs), new)
     num_bytes = plan.num_label_bytes(info.num_images, {**vars(info), **new, "epochs": info.epochs})

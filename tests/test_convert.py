@@ -72,6 +72,21 @@ def test_published_labels_are_converted_without_records(world, tmp_path, capsys)
     assert "none of these labels" in refused(*flags(source, target, "--packed"))
 
 
+def test_nothing_is_written_over_the_labels_or_over_recorded_ones(world, tmp_path):
+    """--overwrite would delete them first; packed files of a published set would be replaced one by one."""
+    run_main(*flags(world / "run" / "labels", tmp_path / "mine", "--codec", "uint8"))
+    published = shutil.copytree(tmp_path / "mine", tmp_path / "published")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    before = contents(tmp_path)
+    to_fp16 = ("--codec", "fp16", "--packed")
+    for target in ("mine", "link"):
+        words = refused(*flags(tmp_path / "mine", tmp_path / target, *to_fp16, "--overwrite"))
+        assert "are the labels that are to be converted" in words
+    assert "that are to be converted" in refused(*flags(published, published, *to_fp16))
+    assert "holds labels with a manifest" in refused(*flags(published, tmp_path / "mine", *to_fp16))
+    assert contents(tmp_path) == before
+
+
 def test_what_was_decoded_is_not_taken_for_what_relabel_writes(world, tmp_path, capsys):
     run_main(*flags(world / "run" / "labels", tmp_path / "small", "--codec", "uint8"))
     said = capsys.readouterr().out
