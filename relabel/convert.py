@@ -143,13 +143,14 @@ def main(args):
     check_possible(source, info.codec, codec)
     new = converted_settings(settings or {}, info.codec, codec, args.packed)
     is_packed = manifest.is_packed_set(new)
-    target = Path(args.output_dir or f"{source}_{codec.replace(':', '')}" + "_packed" * is_packed)
+    target = Path(args.output_dir or f"{source}_{codec.replace(':', '')}"
+                  + "_packed" * (is_packed and codec in plan.EXACT))
     if (codec, is_packed) == (info.codec, info.is_packed):
         raise UserError(f"{source}: is in {codec} and of this layout; say another with --codec or --packed")
     check_target(source, target, has_records=bool(settings))
 
     planned = plan.plan_files(Batches(info.num_images, info.batch_size, 0, info.epochs), new)
-    num_bytes = plan.num_label_bytes(info.num_images, {**vars(info), **new, "epochs": info.epochs})
+    num_bytes = plan.num_label_bytes(info.num_images, {**vars(info), **new, "codec": codec})
     if args.dry_run:
         return print_plan({"codec": codec, "layout": "packed" if is_packed else "released"},
                           output=str(target), files=len(planned), bytes=num_bytes, bytes_there=info.num_bytes)
@@ -176,7 +177,7 @@ def main(args):
         folder.finish(planned)
     size = sum((target / name).stat().st_size for name in planned)
     print(f"done: {source}, {info.codec}, {room.in_bytes(info.num_bytes)} -> {target}, {codec}, "
-          f"{room.in_bytes(size)}; {lost}")
+          f"{room.in_bytes(size)}; {lost if todo else 'all of it was there already'}")
 
 
 def make_parser():
@@ -185,7 +186,7 @@ def make_parser():
     add = parser.add_argument
     add("--fkd-path", type=os.path.abspath, metavar="DIR", help="the labels (default: runs/<name>/labels)")
     add("--output-dir", type=os.path.abspath, metavar="DIR",
-        help="where the new ones go (default: beside them, labels_<codec>)")
+        help="where the new ones go (default: beside them, labels_<codec>, of fp16 labels_fp16_packed)")
     add("--codec", type=codec_name, metavar="CODEC",
         help="fp16, fp32, uint8 or topk:K (default: that of the labels)")
     add("--packed", action="store_true", help="a file for each epoch; uint8 and topk always are")

@@ -110,11 +110,20 @@ def test_what_cannot_be_is_refused(world, tmp_path):
     assert settings_of(tmp_path / "less") == settings_of(tmp_path / "less2")
 
 
-def test_a_dry_run_tells_the_bytes(world, tmp_path, capsys):
-    source = world / "run" / "labels"
-    run_main(*flags(source, tmp_path / "u", "--codec", "uint8"))
-    capsys.readouterr()
-    run_main(*flags(source, tmp_path / "u", "--codec", "uint8", "--dry-run"))
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["bytes"] == sum(map(len, contents(tmp_path / "u").values()))
-    assert plan["bytes_there"] == sum(map(len, contents(source).values()))
+def test_a_dry_run_tells_folder_and_bytes_and_a_second_run_that_all_is_there(world, tmp_path, capsys):
+    """Whatever codec the labels are in, the bytes are those of the new one."""
+    source = shutil.copytree(world / "run" / "labels", tmp_path / "labels")
+    for suffix in (".manifest.json", ".sha256"):
+        shutil.copy(world / "run" / f"labels{suffix}", tmp_path / f"labels{suffix}")
+    for name, codec, *packed in (("labels_uint8", "uint8"), ("labels_uint8_fp16_packed", "fp16", "--packed")):
+        again = (convert, *CIFAR, "--fkd-path", source, "--codec", codec, *packed)
+        run_main(*again, "--dry-run")
+        plan = json.loads(capsys.readouterr().out)
+        run_main(*again)
+        assert "all of it was there already" not in capsys.readouterr().out
+        assert plan["output"] == str(tmp_path / name)
+        assert plan["bytes"] == sum(map(len, contents(tmp_path / name).values()))
+        assert plan["bytes_there"] == sum(map(len, contents(source).values()))
+        run_main(*again)
+        assert "all of it was there already" in capsys.readouterr().out
+        source = tmp_path / name
