@@ -30,7 +30,7 @@ def check_args(args, spec):
 
 
 EXACT = ("fp16", "fp32")
-OFFERED = ("fp16", "uint8", "topk:10", "topk:1", NONE)  # codecs whose bytes --dry-run tells, with one's own
+OFFERED = ("uint8", "topk:10", "topk:1", NONE)  # whose bytes --dry-run tells, with fp16's and one's own
 
 
 def codec_of_args(args):
@@ -46,9 +46,9 @@ def check_codec(args):
         raise UserError("--codec none stores nothing: --packed would do nothing; leave it away")
     if codec == NONE and args.keep < 1:
         raise UserError("--codec none stores nothing, and any epoch can be had: leave --keep away")
-    if args.keep * args.epochs < 1:
-        raise UserError(f"--keep {args.keep:g} of {args.epochs} epochs is less than one, and a pool has to "
-                        f"fill an epoch; keep at least {1 / args.epochs:.3g}")
+    if not num_epochs(args):
+        raise UserError(f"--keep {args.keep:g} of {args.epochs} epochs is none, and a pool has to fill one; "
+                        f"keep {1 / args.epochs:.3g} or more")
 
 
 def stored_form(codec, packed):
@@ -64,7 +64,7 @@ def stored_form(codec, packed):
 
 def num_epochs(args):
     """How many epochs are labelled."""
-    return max(1, round(args.keep * args.epochs))
+    return round(args.keep * args.epochs)
 
 
 def part_of(args):
@@ -141,7 +141,7 @@ def bytes_by_codec(num_images, settings):
     packed = {**plain, "layout": "packed"}
     found = {"fp16": num_label_bytes(num_images, {**plain, "logits": "fp16"}),
              "fp16, packed": num_label_bytes(num_images, {**packed, "logits": "fp16"})}
-    for name in dict.fromkeys([*OFFERED[1:], *([own] if own not in EXACT else [])]):
+    for name in dict.fromkeys([*OFFERED, *([own] if own not in EXACT else [])]):
         found[name] = num_label_bytes(num_images, {**packed, "codec": name})
     return found
 

@@ -97,8 +97,7 @@ def store_labels(labels, where, codec, is_packed, labelled):
             copied.synchronize()
         if not are_numbers(label_batch.logits):
             raise UserError(f"epoch {batch.epoch}, batch {batch.index}: the teacher's logits are not finite "
-                            f"in {where}; use --label-precision fp32 and --precision fp32, or check the "
-                            f"teacher")
+                            f"in {where}; use --codec fp32 and --precision fp32, or check the teacher")
     label_batches = [label_batch for _, label_batch, _ in labelled]
     data = encode_file(batch.epoch, label_batches, codec, is_packed)
     labels.write({file_of(batch, is_packed): data})

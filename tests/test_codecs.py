@@ -1,13 +1,14 @@
 """Codecs and packed files: what they keep of the logits, what they refuse, what students learn."""
 import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from relabel import check, relabel
+from relabel import check, plan, relabel
 from report.page import make_report
 from sre2l.data import packed
 from sre2l.data.augment import draw_crops, draw_mix
@@ -303,21 +304,32 @@ def test_two_processes_write_what_one_writes_and_lost_epochs_come_back(world, la
     (("--codec", "uint8", "--label-precision", "fp32"), "--label-precision fp32 contradicts"),
     (("--codec", "none", "--packed"), "--packed would do nothing"),
     (("--codec", "none", "--keep", 0.5), "leave --keep away"),
-    (("--keep", 0.3), "less than one")))
+    (("--keep", 0.2), "of 2 epochs is none")))
 def test_flags_that_contradict_each_other(world, tmp_path, flags, words):
     folder = ("--fkd-path", tmp_path / "l")
     assert words in refused(*relabel_flags(world, "--epochs", 2, "-b", 8, *folder, *flags))
+
+
+@pytest.mark.parametrize("epochs", (3, 49, 300))
+def test_keep_takes_the_part_that_its_refusal_proposes(epochs):
+    flags = ("--dataset", "digits", "--epochs", str(epochs), "--keep")
+    with pytest.raises(UserError, match="keep .* or more") as refusal:
+        plan.check_codec(relabel.get_args([*flags, "0.001"]))
+    part = re.search("keep ([0-9.]+) or more", str(refusal.value))[1]
+    args = relabel.get_args([*flags, part])
+    plan.check_codec(args)
+    assert plan.num_epochs(args) == 1
 
 
 def test_a_dry_run_tells_the_bytes_that_each_codec_takes(world, labels, tmp_path, capsys):
     run_main(*relabel_flags(world, "--epochs", 2, "-b", 8, "--codec", "topk:3", "--fkd-path", tmp_path / "l",
                             "--dry-run"))
     out = capsys.readouterr().out
-    plan = json.loads(out[out.index("{"):])
-    found = plan["bytes_by_codec"]
+    planned = json.loads(out[out.index("{"):])
+    found = planned["bytes_by_codec"]
     for key, name in (("fp16, packed", "fp16"), ("uint8", "uint8"), ("topk:3", "topk:3"), ("none", "none")):
         assert found[key] == sum(path.stat().st_size for path in labels[name].iterdir())
-    assert plan["bytes"] == found["topk:3"]
+    assert planned["bytes"] == found["topk:3"]
 
 
 def test_another_codec_in_a_folder_is_refused(world, labels):
