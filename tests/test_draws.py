@@ -119,7 +119,8 @@ def test_a_part_of_the_epochs_is_kept_and_trains_as_many(world, tmp_path):
 @pytest.mark.parametrize("flags, words", (
     (("--hard-epochs", 1), "--hard-epochs would do nothing"),
     (("--label-draw", "phases", "--hard-epochs", 2, "--epochs", 2), "no soft phase"),
-    (("--temperature-schedule", "step", "--loss", "mse"), "has no temperature")))
+    (("--temperature-schedule", "step", "--loss", "mse"), "has no temperature"),
+    (("--temperature-schedule", "cosine", "-T", 1), "-T 1 is not above that")))
 def test_flags_that_contradict_each_other(world, flags, words):
     assert words in refused(*train_flags(world, *flags))
 

@@ -33,6 +33,9 @@ def check_draws(args):
     if args.temperature_schedule != "constant" and args.loss == "mse":
         raise UserError(f"--temperature-schedule {args.temperature_schedule} would do nothing: this loss has "
                         f"no temperature; leave it away")
+    if args.temperature_schedule == "cosine" and args.temperature <= LEAST_T and not args.hard_labels:
+        raise UserError(f"--temperature-schedule cosine falls to {LEAST_T:g}, and -T {args.temperature:g} is "
+                        f"not above that; leave it away, or begin with a larger -T")
 
 
 def hard_epochs(args):

@@ -59,7 +59,7 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
     base_lr = args.learning_rate if args.sgd else args.adamw_lr
     lr_flag = "-lr" if args.sgd else "--adamw-lr"
     micro_size = data.labels.batch_size // args.gradient_accumulation_steps
-    # The crops, their mix and the teacher's logits are those that relabel stored: nothing is drawn here.
+    # Crops, mix and the teacher's logits are those that relabel stored, but for the hard phase of HALD.
     batches = load_stored_batches(args, data, first, device, seed)
     begin = time.monotonic()
     saved = begin
