@@ -71,7 +71,7 @@ def find_recorded_teachers(root, manifest, spec, files=None, archs=None):
     record = sidecar(root, "manifest.json")
     sources = [Path(root).parent / source for source in manifest["teacher_sources"]]
     gone = [path for path in sources if not path.is_file()]
-    is_torchvision = all(source.startswith("torchvision") for source in manifest["teacher_sources"])
+    is_torchvision = all(source.startswith("torchvision ") for source in manifest["teacher_sources"])
     if files is None and not is_torchvision:
         if gone:
             raise UserError(f"{record}: the labels' teacher was {gone[0]}, which is not there; say where it "
@@ -89,6 +89,9 @@ def find_recorded_teachers(root, manifest, spec, files=None, archs=None):
             raise UserError(f"{teacher.source}: by {record} the labels' teacher has the sha256 "
                             f"{wanted['sha256'][:8]}..., this one {teacher.sha256[:8]}...; give the one that "
                             f"the labels were made with (--label-teacher FILE), or relabel the images")
+        if teacher.arch_sha256 != wanted.get("arch_sha256"):
+            raise UserError(f"{record}: the code of {teacher.arch}, or a file beside it, has been edited "
+                            f"since these labels were begun; bring it back, or relabel the images")
     return teachers, spec
 
 

@@ -259,6 +259,30 @@ def test_none_refuses_another_teacher_and_other_draws(world, labels, tmp_path, m
         world, *flags[:2], "--output-dir", tmp_path / "s3"))
 
 
+CODE = """from torch import nn
+
+
+def net(num_classes):
+    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, num_classes))
+"""
+
+
+def test_a_teacher_of_code_runs_where_it_is_named_and_not_once_it_is_edited(world, tmp_path):
+    file = tmp_path / "n.py"
+    file.write_text(CODE)
+    torch.manual_seed(0)
+    layers = (torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(48, 10))
+    torch.save(torch.nn.Sequential(*layers).state_dict(), tmp_path / "t.pth")
+    labels = ("--fkd-path", tmp_path / "labels")
+    run_main(*relabel_flags(world, "--epochs", 1, "-b", 8, "--codec", "none", *labels,
+                            "--teacher", tmp_path / "t.pth", "--arch", f"{file}:net"))
+    flags = train_flags(world, *labels, "--output-dir", tmp_path / "s")
+    assert "type --label-arch PATH/n.py:net" in refused(*flags)
+    run_main(*flags, "--label-arch", f"{file}:net")
+    file.write_text(CODE.replace("AvgPool2d", "MaxPool2d"))  # the same weights, other logits
+    assert "has been edited since these labels were begun" in refused(*flags, "--label-arch", f"{file}:net")
+
+
 def test_controls_repeat_labels_that_are_not_stored(world, tmp_path):
     """random_real of a run whose labels are a recipe: its own are one, of the same teacher."""
     run = tmp_path / "run"
