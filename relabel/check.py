@@ -11,7 +11,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from relabel.recipe import add_teacher_flags, find_recorded_teachers, verify_recipe
+from relabel.recipe import (
+    add_teacher_flags,
+    check_teacher_flags,
+    find_recorded_teachers,
+    verify_recipe,
+)
 from sre2l.check.contents import verify_label_files, verify_pixels
 from sre2l.check.verify import Finding, again, verify_images, verify_labels, verify_pair
 from sre2l.data.codecs import NONE
@@ -19,7 +24,7 @@ from sre2l.data.flags import add_run_flags, find_row
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar
 from sre2l.run.flags import Parser, check_folders, number, number_list
-from sre2l.run.output import check_dataset, print_plan
+from sre2l.run.output import check_dataset, print_plan, recorded
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
 
@@ -107,6 +112,7 @@ def main(args):
     try:
         for root in (data, fkd_path):
             check_dataset(root, spec.name)
+        check_teacher_flags(fkd_path, args, recorded(sidecar(fkd_path, "manifest.json"), "codec"))
         spec = replace(spec, num_classes=num_classes)
         find_teachers = partial(find_recorded_teachers, fkd_path, spec=spec, files=args.label_teacher,
                                 archs=args.label_arch)

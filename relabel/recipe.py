@@ -15,6 +15,7 @@ import torch
 
 from relabel.teacher_form import mean_logits, prepare_teachers, use_batch_statistics
 from sre2l.check.verify import Finding, attempt
+from sre2l.data.codecs import NONE
 from sre2l.data.derived import derived_of, draw_label_batch
 from sre2l.data.loader import BatchDataset, Batches
 from sre2l.nets.functions import is_function
@@ -31,6 +32,13 @@ def add_teacher_flags(add):
         help="of labels by --codec none: their teacher, where it is not where relabel found it")
     add("--label-arch", type=network_names, metavar="ARCH[,ARCH]",
         help="the same: its network, where that is PATH.py:function")
+
+
+def check_teacher_flags(root, args, codec):
+    """Raise UserError where those flags would do nothing, with labels in this codec or none at all."""
+    if codec != NONE and (args.label_teacher or args.label_arch):
+        raise UserError(f"{root}: no labels by --codec none, so no teacher runs: --label-teacher and "
+                        f"--label-arch would do nothing; leave them away")
 
 
 def source_of(teacher, root):

@@ -239,7 +239,7 @@ def test_none_gives_the_student_of_the_stored_logits_bit_for_bit(world, labels, 
     assert any(not torch.equal(stored[key], hard[key]) for key in stored)
 
 
-def test_none_refuses_another_teacher_and_other_draws(world, labels, tmp_path, monkeypatch):
+def test_none_refuses_another_teacher_and_other_draws(world, labels, tmp_path, monkeypatch, capsys):
     torch.manual_seed(5)
     other = bare_checkpoint(tmp_path / "other.pth", wrap=lambda weights: {
         key: value + 1 if value.is_floating_point() else value for key, value in weights.items()})
@@ -254,6 +254,10 @@ def test_none_refuses_another_teacher_and_other_draws(world, labels, tmp_path, m
         (world / "moved.pth").rename(world / "teacher.pth")
     stored = ("--fkd-path", labels["fp16"], "--output-dir", tmp_path / "s2")
     assert "would do nothing" in refused(*train_flags(world, *stored, "--label-teacher", other))
+    with pytest.raises(SystemExit):
+        run_main(check, "--dataset", "cifar10", "--data", world / "run" / "images", *stored[:2],
+                 "--label-teacher", other)
+    assert "would do nothing" in capsys.readouterr().err
     monkeypatch.setattr("relabel.recipe.draws_sha256", lambda item: "another")
     assert "does not draw the crops" in refused(*train_flags(
         world, *flags[:2], "--output-dir", tmp_path / "s3"))

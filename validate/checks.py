@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from relabel.recipe import check_teacher_flags
 from sre2l.check.agreement import agreement
 from sre2l.check.manifest import check_images, describe_images, manifest_of
 from sre2l.data.codecs import NONE, is_sparse
@@ -147,9 +148,7 @@ def check_labels(args, spec, images, labels):
                         f"--label-draw phases draws others like them; use pool, or relabel the images")
     if args.loss == "mse" and not args.hard_labels:
         check_raw_logits(root, labels.codec)
-    if labels.codec != NONE and (args.label_teacher or args.label_arch):
-        raise UserError(f"{root}: these labels are stored, so no teacher runs: --label-teacher and "
-                        f"--label-arch would do nothing; leave them away")
+    check_teacher_flags(root, args, labels.codec)
     notes = []
     if manifest:
         check_manifest(args, manifest, images)
