@@ -205,6 +205,9 @@ FACTS = {"batch_size": 16, "num_images": 500, "mix": "cutmix", "teacher": {}, "b
     ("rd3", "cifar100", {"batch_size": 50, "mix": "mixup", "batch_statistics": True},
      ["mix: mixup", "crops: 0.08 to 1 of the area"]),
     ("released", "imagenet1k", {"batch_size": 1024}, []),  # of 500 images no batch can be larger
+    ("released", "imagenet1k", {"batch_size": 1024, "codec": "topk:5"}, ["codec: topk:5"]),
+    ("released", "imagenet1k", {"batch_size": 1024, "decoded_from": "uint8"}, ["codec: uint8"]),
+    ("released", "imagenet1k", {"batch_size": 1024, "codec": "none", "decoded_from": "fp16"}, []),
     ("ddranking", "imagenet1k", {"mix": "none"}, ["mix: none"])])
 def test_what_labels_were_made_with_is_compared(name, dataset, changes, lines, tmp_path):
     """Of the labels' manifest; a temperature that is not asked for is not."""

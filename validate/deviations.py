@@ -3,6 +3,8 @@ import argparse
 from argparse import Namespace
 from pathlib import Path
 
+from sre2l.data.codecs import NONE
+from sre2l.data.codecs.exact import DTYPES
 from validate.protocol import describe_loss, describe_optimizer, describe_schedule, describe_temperature
 from validate.published import FLAGS, IPCS, find_row
 
@@ -94,6 +96,9 @@ def find_deviations(args, spec, facts):
     for key, wanted in there.items():
         if here.get(key, "not known") not in choices(wanted):
             differing.append((key, here.get(key, "not known"), " or ".join(map(str, choices(wanted)))))
+    stored = (facts or {}).get("codec") or (facts or {}).get("decoded_from")
+    if stored not in (None, NONE, *DTYPES):  # the teacher's own, or rounded to float16 as all published ones
+        differing.append(("codec of the labels", stored, "every logit, at least in fp16"))
     differing += row.apart
     if row.evaluated:
         differing.append(("reported", "the last epoch", f"the best of those measured {row.evaluated}"))
