@@ -11,19 +11,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from recover.pictures import spread
-from report.plots import (
-    GREY,
-    INK,
-    LINE,
-    divide,
-    has_terms,
-    plot_protocols,
-    plot_results,
-    plot_steps,
-    plot_terms,
-    set_style,
-    to_picture,
-)
+from report.curves import GREY, INK, LINE, set_style
+from report.plots import divide, has_terms, plot_protocols, plot_results, plot_steps, plot_terms, to_picture
 from report.rows import ROWS, read_grid, read_steps
 from sre2l.data.datasets import DATASETS
 from sre2l.data.image_folder import decode

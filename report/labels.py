@@ -8,8 +8,9 @@ import json
 import os
 from pathlib import Path
 
+from report.curves import BLUE, GREY, ORANGE, set_style
 from report.figures import save_png
-from report.plots import BLUE, GREY, ORANGE, make_panels, set_style, to_picture
+from report.plots import make_panels, to_picture
 from report.rows import NAMES, RESULTS
 from report.tables import accuracy, table, with_tables
 from sre2l.run.errors import UserError

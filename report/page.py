@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from report.curves import page_curves
 from report.data import describe_measure, maker_of, read_run, seconds_of, teacher_facts
 from report.html import element, image, note, page, table, text
-from report.plots import page_curves
 from sre2l.data.codecs import NONE
 from sre2l.data.flags import add_run_flags
 from sre2l.run.errors import UserError

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from relabel import relabel
+from report import curves, summary
 from report import page as report_page
-from report import plots, summary
 from report.data import read_run
 from report.page import make_report
 from sre2l.run.files import sidecar, write_json
@@ -133,7 +133,7 @@ def test_with_matplotlib_there_are_three_figures(world):
     ids = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
     assert len(set(ids)) == len(ids)
     assert all(f'id="{name}"' in html for name in re.findall(r"url\(#([^)]+)\)", html))
-    assert plots.INK not in html and "currentColor" in html
+    assert curves.INK not in html and "currentColor" in html
 
 
 def test_picked_images_have_no_empty_curve_of_recover(run):
@@ -173,7 +173,7 @@ def test_curves_are_the_metrics_and_the_last_line_of_a_step_counts(run):
         file.write(f"{json.dumps(again)}\n{{torn\n[1]\n")
     last = {(values["unit"], values["iteration"]): values for values in [*lines, again]}
     axis = figure.Figure().subplots()
-    plots.plot_run_terms(axis, read_run(run))
+    curves.plot_run_terms(axis, read_run(run))
     for term, line in zip(("ce", "r_bn_bn"), axis.lines):
         for iteration, height in zip(*line.get_data()):
             batches = [values[term] for (_, number), values in last.items() if number == iteration]
@@ -184,7 +184,7 @@ def test_curves_are_the_metrics_and_the_last_line_of_a_step_counts(run):
     by_seed = [[line for line in soft if line["seed"] == seed] for seed in (0, 1)] + [hard]
     for key in ("loss", "top1"):
         axis = figure.Figure().subplots()
-        plots.plot_students(axis, read_run(run), key)
+        curves.plot_students(axis, read_run(run), key)
         found = [dict(zip(*line.get_data())) for line in axis.lines]
         assert found == [{line["epoch"]: line[key] for line in seed if key in line} for seed in by_seed]
 
