@@ -89,13 +89,12 @@ def drawn_rows(images, label, seed):
 
 
 def check_enough(images, classes, ipc, cells=1):
-    """Raise UserError where a class has fewer real images than are picked of it."""
-    for label in classes:
-        there = int(np.count_nonzero(images.labels == label))
-        if there < ipc * cells:
-            each = f" ({cells} for each picked one)" if cells > 1 else ""
-            raise UserError(f"{images.root}: class {label} has {there} images, {ipc * cells} are "
-                            f"wanted{each}; make fewer of each class: --ipc-end {there // cells}")
+    """Raise UserError where a class, the smallest of them, has fewer real images than are picked of it."""
+    there, label = min((int(np.count_nonzero(images.labels == label)), label) for label in classes)
+    if there < ipc * cells:
+        each = f" ({cells} for each picked one)" if cells > 1 else ""
+        raise UserError(f"{images.root}: class {label} has {there} images, {ipc * cells} are wanted{each}; "
+                        f"make fewer of each class: --ipc-end {there // cells}")
 
 
 def pick_random(images, classes, ipc, seed, cells=1):

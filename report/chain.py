@@ -14,9 +14,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from recover import pick, recover
+from recover.picks import check_enough
 from relabel import check, relabel
 from report import summary
 from report.estimate import estimate
@@ -209,20 +208,6 @@ def plan_stages(args, flags, row, of_squeeze):
     return {name: json.loads(stage.stdout) for name, stage in ended.items()}
 
 
-def check_control(num_images, classes, row, path):
-    """Raise UserError where the control of a data set of one's own would not find as many images of a class
-    as are made. num_images: of all `classes`, None = every one; path: of the real images."""
-    images = find_split(row, path, "train")
-    counts = np.bincount(images.labels)
-    classes = classes or list(range(len(counts)))
-    few = min(classes, key=lambda label: counts[label])
-    ipc = num_images // len(classes)
-    if counts[few] < ipc:
-        raise UserError(f"{images.root}: class '{images.class_names[few]}' has {counts[few]} images, and "
-                        f"{ipc} of each class are to be recovered; the control draws as many real ones: "
-                        f"--ipc-end {counts[few]}")
-
-
 def check_start(start, plans):
     """Raise UserError where recover is to begin with other images than the chain makes for it, or with
     fewer than its batches take. start: a key of STARTS; plans: of plan_stages."""
@@ -346,8 +331,10 @@ def plan_and_check(args, flags, of_squeeze):
     num_images = plans[made_by]["images"]
     check_micro_batches(steps, num_processes(), plans["relabel"]["settings"]["batch_size"], num_images)
     if row.source:
+        images = find_split(row, of_squeeze.real_data, "train")
         of_images = STAGES[made_by].get_args(["--dataset", args.word, *flags[made_by]])
-        check_control(num_images, of_images.classes, row, of_squeeze.real_data)
+        classes = of_images.classes or range(len(images.class_names))
+        check_enough(images, classes, num_images // len(classes))  # the control draws as many real ones
     return row, plans
 
 
