@@ -30,9 +30,7 @@ case ${dataset%%+*} in                        # one crop an image, of medium dif
     *)                                    # by the number of training images: your own, and rows with a scale
         find_scale "$@"
         case $scale in
-            small)                        # up to 2,000
-                set -- --score confidence --pick medium --crops 5 --grid 1 --ipc-end 10 "$@" ;;
-            medium)                       # up to 50,000
+            small | medium)               # up to 2,000, up to 50,000
                 set -- --score confidence --pick medium --crops 5 --grid 1 --ipc-end 10 "$@" ;;
             large)
                 set -- --score confidence --pick medium --crops 5 --grid 1 --most 300 --ipc-end 50 "$@" ;;

@@ -67,6 +67,10 @@ def check_job(job, earlier, path):
     where = f"{path}: job '{job.name}'"
     if job.path("json") in {other.path("json") for other in earlier.values()}:
         raise UserError(f"{where} is there twice, or its name differs from another one in signs alone")
+    for key, kind, word in (("commands", list, "list"), ("data", list, "list"), ("after", list, "list"),
+                            ("minutes", dict, "table")):
+        if not isinstance(getattr(job, key), kind):
+            raise UserError(f"{where}: write '{key}' as a {word}")
     for name in job.after:
         if name not in earlier:
             raise UserError(f"{where} comes after '{name}', which does not stand before it in the list")

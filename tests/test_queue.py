@@ -236,6 +236,8 @@ def test_what_was_made_is_packed_under_the_limit_and_goes_on_elsewhere(make, tmp
     ([job("a", "true", needs="tpu")], "needs 'tpu'; write cpu or gpu"),
     ([job("a", "true", needs="gpu")], "needs a gpu; say how many minutes"),
     ([job("a", "true", colour="red")], "unexpected keyword argument 'colour'; a job has name, commands"),
+    ([job("a") | {"commands": "true"}], "write 'commands' as a list"),
+    ([job("a", "true") | {"minutes": 3}], "write 'minutes' as a table"),
     ([job("a")], "has no commands")])
 def test_a_list_that_cannot_be_meant_is_refused(listed, message, tmp_path):
     (tmp_path / "list.json").write_text(json.dumps({"jobs": listed}))
