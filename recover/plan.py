@@ -64,7 +64,19 @@ def check_args(args, spec):
     if args.ipc_start >= args.ipc_end:
         raise UserError(f"--ipc-start {args.ipc_start} is not below --ipc-end {args.ipc_end}")
     check_options(args)
+    check_verifier(args)
     return classes
+
+
+def check_verifier(args):
+    """Raise UserError for a second network without weights, also before a teacher is trained."""
+    path = args.verifier_arch_path
+    if path and not os.path.exists(path):
+        raise UserError(f"--verifier-arch-path {path}: there is no such file")
+    is_wanted = (args.verifier, args.verifier_arch) != (None, None)
+    if is_wanted and not path and args.dataset != "imagenet1k":
+        raise UserError(f"--verifier: torchvision has no weights for {args.dataset}; give "
+                        f"--verifier-arch-path FILE")
 
 
 def check_options(args):

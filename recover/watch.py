@@ -21,9 +21,6 @@ def load_verifier(args, spec, device):
     """The second network, where one is asked for: weights from --verifier-arch-path or torchvision."""
     if args.verifier is None and args.verifier_arch is None and args.verifier_arch_path is None:
         return None
-    if args.verifier_arch_path is None and args.dataset != "imagenet1k":
-        raise UserError(f"--verifier: torchvision has no weights for {args.dataset}; "
-                        f"give --verifier-arch-path FILE")
     arch = args.verifier or args.verifier_arch
     verifier = load_teacher(spec, args.verifier_arch_path, arch, default_arch="mobilenet_v2")
     if (verifier.mean, verifier.std) != (spec.mean, spec.std):

@@ -196,7 +196,9 @@ def test_an_output_folder_keeps_its_settings(world, tmp_path):
 
 
 def test_a_verifier_needs_weights_of_the_data_set(world):
-    assert "give --verifier-arch-path" in refused(*recover_flags(world, "--verifier"))
+    for dry in ((), ("--dry-run",)):  # run.sh asks before it trains a teacher
+        assert "give --verifier-arch-path" in refused(*recover_flags(world, "--verifier", *dry))
+        assert "no such file" in refused(*recover_flags(world, "--verifier-arch-path", "gone.pth", *dry))
     args = recover.get_args(["--dataset", "cifar10", "--verifier", "resnet18"])
     with pytest.raises(UserError):
         load_verifier(args, None, "cpu")
