@@ -85,9 +85,12 @@ def plot_by_ipc(panels, axis, rows):
     axis.set(title=rows[0].title, xlabel="images per class", xscale="log")
     plot_accuracies(panels, axis, rows, {row: row.ipc for row in rows})
     plot_published(axis, theirs)
-    teachers = [row.teacher_top1() for row in rows if row.teacher_top1() is not None]
-    if teachers:
-        axis.axhline(teachers[0], color=GREY, linestyle=(0, (4, 3)), linewidth=1.6, label=TEACHER_TEXT)
+    teachers = {row.ipc: row.teacher_top1() for row in rows if row.teacher_top1() is not None}
+    dashed = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 1.6, "label": TEACHER_TEXT}
+    if len(set(teachers.values())) == 1:
+        axis.axhline(*set(teachers.values()), **dashed)
+    elif teachers:  # each number of images has its own
+        axis.plot(list(teachers), list(teachers.values()), **dashed)
     ticks = sorted({*theirs, *(row.ipc for row in rows if row.ipc and row.results())})
     axis.set_xticks(ticks, map(str, ticks))
     axis.set_xlim(ticks[0] / 1.5, ticks[-1] * 1.5)
