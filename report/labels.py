@@ -125,9 +125,10 @@ def page_tables():
     return "\n\n".join(filter(None, [*parts, *students, note]))
 
 
-def name_point(axis, name, *place):
-    """Write a name beside a point, aslant, so that neighbours do not overlap."""
-    axis.annotate(name, place, (3, 5), textcoords="offset points", color=GREY, fontsize=10, rotation=40)
+def name_point(axis, name, *place, down=False):
+    """Write a name beside a point, aslant upwards or downwards, so that neighbours do not overlap."""
+    axis.annotate(name, place, (3, -5 if down else 5), textcoords="offset points", color=GREY, fontsize=10,
+                  rotation=-40 if down else 40, va="top" if down else "baseline")
 
 
 def draw():
@@ -145,11 +146,13 @@ def draw():
                 ylabel="L1 distance of the target", xlim=(0.2, 100), ylim=(5e-6, 60))
     for axis, (dataset, found) in zip(axes[1:], trained.items()):
         for key, each in found.items():
-            marker, colour = ("s", ORANGE) if "label_draw" in each["protocol"] else ("o", BLUE)
+            is_drawn = "label_draw" in each["protocol"]
+            marker, colour = ("s", ORANGE) if is_drawn else ("o", BLUE)
             place = each["label_bytes"] / 1e3
             axis.errorbar(place, each["top1"]["mean"], each["top1"]["std"] or 0, fmt=marker, color=colour,
                           markersize=7, capsize=4)
-            name_point(axis, key.replace("topk", "topk:"), place, each["top1"]["mean"])
+            name_point(axis, key.replace("topk", "topk:"), place, each["top1"]["mean"],
+                       down=is_drawn)
         axis.set(title=NAMES[dataset], xlabel="kB of labels (none: at the left)", xscale="symlog",
                  ylabel="top-1, percent")
     return panels
