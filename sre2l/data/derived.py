@@ -26,6 +26,9 @@ class Drawn(NamedTuple):
     patches: np.ndarray | None = None
     operations: np.ndarray | None = None
 
+    def of_rows(self, rows):
+        return Drawn(*(None if values is None else values[rows] for values in self))
+
 
 @dataclass(frozen=True)
 class Derived:

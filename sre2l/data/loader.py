@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sre2l.data.augment import shuffle_patches
+from sre2l.data.augment import Crops, shuffle_patches
 from sre2l.data.derived import Derived
 from sre2l.data.randaugment import apply_operations
 from sre2l.data.resize import apply_crops, pixel_windows
@@ -82,25 +82,27 @@ class BatchDataset:
         """Are the images in a GPU's memory, where their crops are made?"""
         return self.images.store is not None and self.images.store.layout is not None
 
-    def prepare(self, batch, pin=False):
+    def prepare(self, batch, rows_of=None, pin=False):
         """The part of an item that belongs on a thread: its LabelBatch, and its crops; of images on a GPU,
-        what it needs to make them. pin: in page-locked memory, which a GPU reads beside its computation."""
+        what it needs to make them. rows_of: as in load_batches."""
         sizes = self.images.shapes(batch.rows)
         label_batch = self.label_batch_of(batch, sizes)
-        crops = label_batch.crops
-        drawn = self.derived.draw(batch)
+        wanted = rows_of(batch) if rows_of else slice(None)
+        rows = batch.rows[wanted]
+        crops = Crops(label_batch.crops.boxes[wanted], label_batch.crops.flips[wanted])
+        drawn = self.derived.draw(batch).of_rows(wanted)
 
         if self.on_gpu:
-            windows = pixel_windows(crops.boxes, sizes)
-            request = self.images.store.request(batch.rows, windows, crops.flips, self.size)
+            windows = pixel_windows(crops.boxes, sizes[wanted])
+            request = self.images.store.request(rows, windows, crops.flips, self.size)
             return batch, (request, drawn), label_batch
-        images = [self.images.pixels(row) for row in batch.rows]
+        images = [self.images.pixels(row) for row in rows]
         if drawn.patches is not None:
             images = [shuffle_patches(image, patches) for image, patches in zip(images, drawn.patches)]
         pixels = apply_crops(images, crops, self.size)
         if drawn.operations is not None:
             pixels = apply_operations(pixels, drawn.operations)
-        if pin:
+        if pin:  # page-locked memory, which a GPU reads beside its computation
             pixels = pixels.pin_memory()
         return batch, pixels, label_batch
 
@@ -116,10 +118,12 @@ class BatchDataset:
         return batch, pixels, label_batch
 
 
-def load_batches(dataset, batches, workers, device):
+def load_batches(dataset, batches, workers, device, rows_of=None):
     """Yield (Batch, crops (m, 3, S, S) uint8 on the device, LabelBatch) in order, prepared by `workers`
-    threads (0 = this one)."""
+    threads (0 = this one).
+
+    rows_of: a function of a Batch that gives the slice of it whose crops are wanted; None for all."""
     pin = device.type == "cuda"
-    for prepared in in_order(lambda batch: dataset.prepare(batch, pin), batches, workers, device):
+    for prepared in in_order(lambda batch: dataset.prepare(batch, rows_of, pin), batches, workers, device):
         batch, pixels, label_batch = dataset.finish(prepared)
         yield batch, pixels.to(device, non_blocking=True), label_batch
