@@ -80,6 +80,9 @@ def check_target(source, target, has_records):
     are recorded."""
     if target.exists() and target.samefile(source):
         raise UserError(f"{target}: are the labels that are to be converted; choose another --output-dir")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target}: is within the labels that are to be converted, and would be taken for a "
+                        f"part of them; choose another --output-dir")
     if not has_records and sidecar(target, "manifest.json").exists():
         raise UserError(f"{target}: holds labels with a manifest, and those of {source} have none; choose "
                         f"another --output-dir")

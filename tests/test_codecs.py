@@ -288,11 +288,14 @@ def test_a_teacher_of_code_runs_where_it_is_named_and_not_once_it_is_edited(worl
 
 
 def test_controls_repeat_labels_that_are_not_stored(world, tmp_path):
-    """random_real of a run whose labels are a recipe: its own are one, of the same teacher."""
+    """random_real of a run whose student learned from a recipe, in a folder of its own: it is one as well, of
+    the same teacher, and not what the run has elsewhere."""
     run = tmp_path / "run"
     shutil.copytree(world / "run" / "images", run / "images")
-    run_main(*relabel_flags(world, "--epochs", 1, "-b", 8, "--codec", "none", "--name", run))
-    run_main(*train_flags(world, "--name", run))
+    run_main(*relabel_flags(world, "--epochs", 1, "-b", 8, "--name", run))
+    own = ("--name", run, "--fkd-path", run / "labels_none")
+    run_main(*relabel_flags(world, "--epochs", 1, "-b", 8, "--codec", "none", *own))
+    run_main(*train_flags(world, *own))
     run_main(random_real, "--dataset", "cifar10", "--name", run, "--real-data", world / "real",
              "--model", SMALL)
     results = json.loads((run / "random_real" / f"student_{SMALL}" / "results.json").read_text())

@@ -83,6 +83,8 @@ def test_nothing_is_written_over_the_labels_or_over_recorded_ones(world, tmp_pat
         words = refused(*flags(tmp_path / "mine", tmp_path / target, *to_fp16, "--overwrite"))
         assert "are the labels that are to be converted" in words
     assert "that are to be converted" in refused(*flags(published, published, *to_fp16))
+    inside = flags(tmp_path / "mine", tmp_path / "mine" / "sub", *to_fp16)
+    assert "is within the labels" in refused(*inside)
     assert "holds labels with a manifest" in refused(*flags(published, tmp_path / "mine", *to_fp16))
     assert contents(tmp_path) == before
 

@@ -118,7 +118,9 @@ def test_a_part_of_the_epochs_is_kept_and_trains_as_many(world, tmp_path):
 
 @pytest.mark.parametrize("flags, words", (
     (("--hard-epochs", 1), "--hard-epochs would do nothing"),
-    (("--label-draw", "phases", "--hard-epochs", 2, "--epochs", 2), "no soft phase"),
+    (("--label-draw", "phases", "--hard-epochs", 2, "--epochs", 3), "each of the three phases needs"),
+    (("--label-draw", "phases", "--epochs", 1), "each of the three phases needs"),
+    (("--temperature-schedule", "step", "--hard-labels"), "has no temperature"),
     (("--temperature-schedule", "step", "--loss", "mse"), "has no temperature"),
     (("--temperature-schedule", "cosine", "-T", 1), "-T 1 is not above that")))
 def test_flags_that_contradict_each_other(world, flags, words):

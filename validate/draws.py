@@ -28,12 +28,14 @@ def check_draws(args):
     if args.hard_epochs is not None and args.label_draw != "phases":
         raise UserError(f"--hard-epochs would do nothing with --label-draw {args.label_draw}; leave it away, "
                         f"or type --label-draw phases")
-    if hard_epochs(args) >= args.epochs:
-        raise UserError(f"--hard-epochs {args.hard_epochs} of --epochs {args.epochs} leaves no soft phase")
-    if args.temperature_schedule != "constant" and args.loss == "mse":
+    if args.label_draw == "phases" and not 1 <= hard_epochs(args) <= args.epochs - 2:
+        raise UserError(f"--label-draw phases: {hard_epochs(args)} of --epochs {args.epochs} would be hard, "
+                        f"and each of the three phases needs an epoch; type more --epochs or other "
+                        f"--hard-epochs")
+    if args.temperature_schedule != "constant" and (args.loss == "mse" or args.hard_labels):
         raise UserError(f"--temperature-schedule {args.temperature_schedule} would do nothing: this loss has "
                         f"no temperature; leave it away")
-    if args.temperature_schedule == "cosine" and args.temperature <= LEAST_T and not args.hard_labels:
+    if args.temperature_schedule == "cosine" and args.temperature <= LEAST_T:
         raise UserError(f"--temperature-schedule cosine falls to {LEAST_T:g}, and -T {args.temperature:g} is "
                         f"not above that; leave it away, or begin with a larger -T")
 
@@ -58,7 +60,7 @@ def describe_draws(args):
         found["label_draw"] = args.label_draw
     if args.label_draw == "phases":
         found["hard_epochs"] = hard_epochs(args)
-    if args.temperature_schedule != "constant" and not args.hard_labels:
+    if args.temperature_schedule != "constant":
         found["temperature_schedule"] = args.temperature_schedule
     return found
 

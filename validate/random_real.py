@@ -53,7 +53,7 @@ def saved_args(stage, path, typed, **changes):
     typed: the network as this command line names it, or None."""
     if not path.exists():
         raise UserError(f"{path}: the control repeats a run's settings; run relabel.sh and train.sh first "
-                        f"(run.sh runs all)")
+                        f"(run.sh runs all; convert.sh leaves no settings to repeat)")
     args = stage.get_args([])
     recorded = {key: value for key, value in read_json(path).items() if value is not None}
     folder = path.parent if path.name == "args.json" else path.with_name(path.name.removesuffix(".args.json"))
@@ -63,6 +63,15 @@ def saved_args(stage, path, typed, **changes):
     key = "model" if stage is train else "arch"
     setattr(args, key, network_to_repeat(path, recorded.get(key), typed))
     return args
+
+
+def labels_of(student, run):
+    """The folder of the labels that a student was trained on; that of the run where there is no student yet.
+
+    student: its folder."""
+    record = student / "args.json"
+    known = follow_move(read_json(record), student) if record.exists() else {}
+    return Path(known.get("fkd_path") or run / "labels")
 
 
 def network_to_repeat(path, stored, typed):
@@ -123,7 +132,8 @@ def main(args):
     images = OutputFolder(place, "images", args.overwrite, DEFAULTS, free=free_settings(place))
     # What this command line says about the control itself goes to both stages.
     changes = {"overwrite": args.overwrite, "dry_run": args.dry_run, "fkd_path": str(root / "labels")}
-    to_relabel = saved_args(relabel, sidecar(run / "labels", "args.json"), args.arch, **changes)
+    labels = labels_of(run / student_name(args.model), run)
+    to_relabel = saved_args(relabel, sidecar(labels, "args.json"), args.arch, **changes)
     to_train = saved_args(train, run / student_name(args.model) / "args.json", args.model, **changes,
                           train_dir=str(images.root), output_dir=str(root / student_name(args.model)))
     if to_relabel.codec == NONE:  # the teacher runs beside the student
@@ -152,7 +162,7 @@ def main(args):
     # Images: the first process writes them, the others wait. Picked ones are there.
     start(pick_device(to_relabel.device))
     if rank() == 0 and not args.picked:
-        names = recorded(sidecar(run / "labels", "manifest.json"), "teacher_classes")
+        names = recorded(sidecar(labels, "manifest.json"), "teacher_classes")
         real = read_real(spec, args.real_data, "train", classes, names, order=to_relabel.class_order)
         chosen = pick_random(real, classes, settings["ipc"], args.seed)
         images.begin({**settings, "source": real.root})
