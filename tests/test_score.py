@@ -157,6 +157,9 @@ def test_arms_that_do_not_compare_are_refused(scored):
     try:
         write_json(path, {**results, "protocol": {**results["protocol"], "epochs": 3}})
         assert "by another protocol than" in refused(*flags_of(scored))
+        labels = {**results["protocol"]["labels"], "codec": "topk:2"}
+        write_json(path, {**results, "protocol": {**results["protocol"], "labels": labels}})
+        assert "(codec of the labels)" in refused(*flags_of(scored))
         labels = {**results["protocol"]["labels"], "images_sha256": "0" * 64}
         write_json(path, {**results, "protocol": {**results["protocol"], "labels": labels}})
         assert "was trained on other images than the labels in" in refused(*flags_of(scored))

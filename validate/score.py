@@ -33,6 +33,7 @@ WEIGHT = 0.5  # of IOR against HLR, and of augmented against plain training
 # Whole images: no crop, no flip, no mix, nothing else.
 PLAIN = {"crop": "none", "no_flip": True, "mix_type": "none", "augment": "none", "patch_shuffle": 1}
 OWN = ("labels", "loss", "temperature", "hard_labels")  # what of the protocol the arms differ in
+SHARED = ("codec", "logits", "batch_size", "mix", "crop", "batch_statistics")  # of both kinds' labels
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,9 @@ def read_arms(arms):
         folder = arms[name].folder
         differing = [key for key in sorted({*reference, *results["protocol"]} - {*OWN})
                      if reference.get(key) != results["protocol"].get(key)]
+        if name == "rnd_any":  # which may have been made when the run had other labels
+            differing += [f"{key} of the labels" for key in SHARED
+                          if reference["labels"].get(key) != results["protocol"]["labels"].get(key)]
         if differing:
             raise UserError(f"{folder}: was trained by another protocol than {arms['syn_any'].folder} "
                             f"({', '.join(differing)}), and the two do not compare; make it again, with "
