@@ -43,8 +43,9 @@ def check_epochs(args, epochs, more=True):
     """Raise UserError where the labels have fewer epochs than the protocol. more: relabel can add some."""
     if epochs is None or args.epochs <= epochs or args.label_draw != "order":
         return
-    more = f", or relabel's same command with --epochs {args.epochs} adds the missing ones" if more else ""
-    hint = f"; --epochs {epochs} trains on what is there, --label-draw pool draws from it{more}"
+    hint = f"; --epochs {epochs} trains on what is there, --label-draw pool draws from it"
+    if more:
+        hint += f", or relabel's same command with --epochs {args.epochs} and no --keep adds the rest"
     raise UserError(f"{args.fkd_path}: labels for {epochs} epochs, --epochs asks for {args.epochs}{hint}")
 
 
