@@ -5,6 +5,7 @@ A ranking lists the places 0..n-1 of n images of a class, the easiest first. Eac
 place is given twice. Another kind is another function in PICKS."""
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -93,8 +94,10 @@ def check_enough(images, classes, ipc, cells=1):
     there, label = min((int(np.count_nonzero(images.labels == label)), label) for label in classes)
     if there < ipc * cells:
         each = f" ({cells} for each picked one)" if cells > 1 else ""
+        of_class = (item for item, of in zip(images.items, images.labels) if of == label)
+        folders = (f", or add images to {Path(item).parent}" for item in of_class if isinstance(item, str))
         raise UserError(f"{images.root}: class {label} has {there} images, {ipc * cells} are wanted{each}; "
-                        f"make fewer of each class: --ipc-end {there // cells}")
+                        f"make fewer of each class: --ipc-end {there // cells}{next(folders, '')}")
 
 
 def pick_random(images, classes, ipc, seed, cells=1):

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from recover import pick, recover
+from recover.picks import check_enough
 from relabel import relabel
 from report import chain, estimate
 from squeeze import squeeze
 from sre2l.data.datasets import DATASETS
+from sre2l.data.image_folder import read_folder
 from sre2l.run.errors import UserError
 from tests.helpers import noise_folder, run_main
 from validate import train
@@ -106,8 +108,10 @@ def test_a_control_that_lacks_real_images_ends_the_chain_before_the_first(tmp_pa
     (photos / "bee" / "bee_000.png").unlink()
     monkeypatch.setattr(chain, "plan_stages", lambda *_: plan_with(images=8))
     flags = ("--dataset", "photos", "--name", tmp_path / "run", "--real-data", tmp_path / "photos")
-    with pytest.raises(UserError, match="class 1 has 3 images, 4 are wanted.*--ipc-end 3"):
+    wanted = "class 1 has 3 images, 4 are wanted.*--ipc-end 3, or add images to .*train/bee$"
+    with pytest.raises(UserError, match=wanted):
         run_main(chain, *flags)
+    check_enough(read_folder(photos), [0], 4)  # of one class four, and it has them
 
 
 def test_the_way_on_overwrites_what_is_not_done_alone(monkeypatch):
