@@ -87,13 +87,14 @@ def write_images(folder, images, chosen, names, size, grid=1):
 
 def write_groups(folder, images, scored, args, teacher, spec, device):
     """Write what the teacher's running statistics become on each group of a ranking, unless it is there."""
+    ipc = args.ipc_end
     path = folder.path("groups.pth")
-    if statistics.are_stored(path, teacher, "group"):
-        return
+    with contextlib.suppress(UserError):
+        if len(statistics.load(path, teacher, "group").mean[0]) == ipc:
+            return
     shown = shown_at(images, spec.size, spec.size)
-    groups = group_rows(scored, args.ipc_end)
-    found = statistics.group_statistics(teacher.network, shown, groups, spec.mean, spec.std, device,
-                                        seed=args.seed)
+    found = statistics.group_statistics(teacher.network, shown, group_rows(scored, ipc), spec.mean, spec.std,
+                                        device, seed=args.seed)
     statistics.save(path, found, teacher.sha256, "group")
 
 
