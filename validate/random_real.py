@@ -65,15 +65,6 @@ def saved_args(stage, path, typed, **changes):
     return args
 
 
-def labels_of(student, run):
-    """The folder of the labels that a student was trained on; that of the run where there is no student yet.
-
-    student: its folder."""
-    record = student / "args.json"
-    known = follow_move(read_json(record), student) if record.exists() else {}
-    return Path(known.get("fkd_path") or run / "labels")
-
-
 def network_to_repeat(path, stored, typed):
     """The network (or several, between commas) that a record has, but as the user types it. Raises UserError
     for another one, and for code that the record alone names."""
@@ -131,11 +122,12 @@ def main(args):
     place = run / "picked" if args.picked else root / "images"
     images = OutputFolder(place, "images", args.overwrite, DEFAULTS, free=free_settings(place))
     # What this command line says about the control itself goes to both stages.
-    changes = {"overwrite": args.overwrite, "dry_run": args.dry_run, "fkd_path": str(root / "labels")}
-    labels = labels_of(run / student_name(args.model), run)
-    to_relabel = saved_args(relabel, sidecar(labels, "args.json"), args.arch, **changes)
+    changes = {"overwrite": args.overwrite, "dry_run": args.dry_run}
     to_train = saved_args(train, run / student_name(args.model) / "args.json", args.model, **changes,
                           train_dir=str(images.root), output_dir=str(root / student_name(args.model)))
+    labels = to_train.fkd_path
+    to_relabel = saved_args(relabel, sidecar(labels, "args.json"), args.arch, **changes)
+    to_train.fkd_path = to_relabel.fkd_path = str(root / "labels")
     if to_relabel.codec == NONE:  # the teacher runs beside the student
         to_train.label_arch = args.arch
     to_train.seeds = args.seeds or seeds_of(run / student_name(args.model), to_train.seeds)
