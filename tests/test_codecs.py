@@ -239,14 +239,6 @@ def test_none_gives_the_student_of_the_stored_logits_bit_for_bit(world, labels, 
     assert any(not torch.equal(stored[key], hard[key]) for key in stored)
 
 
-def test_a_recipe_needs_no_file_of_hashes(world, labels):
-    """Copied without one, since it has no files, it is whole."""
-    copy = labels["none"].with_name("recipe")
-    copy.mkdir()
-    shutil.copy(f"{labels['none']}.manifest.json", f"{copy}.manifest.json")
-    run_main(check, "--dataset", "cifar10", "--data", world / "run" / "images", "--fkd-path", copy)
-
-
 def test_none_refuses_another_teacher_and_other_draws(world, labels, tmp_path, monkeypatch, capsys):
     torch.manual_seed(5)
     other = bare_checkpoint(tmp_path / "other.pth", wrap=lambda weights: {

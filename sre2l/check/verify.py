@@ -136,8 +136,6 @@ def read_records(finding, root, kind):
         if settings and record.get("hashes", hash_file(listing)) != hash_file(listing):
             finding.faults.append(f"{path} and {listing}: do not belong together, or one was changed; "
                                   f"the same command as before mends the latter")
-    elif settings and settings.get("codec") == NONE:
-        hashes = {}  # it has no files
     elif settings:
         finding.faults.append(f"{listing}: this file of hashes is missing; bring it back, or start afresh "
                               f"with --overwrite")
