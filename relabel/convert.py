@@ -18,7 +18,7 @@ from relabel import plan, room
 from relabel.relabel import DEFAULTS
 from sre2l.check import manifest
 from sre2l.check.verify import read_checked, verify_labels
-from sre2l.data.codecs import NONE, codec_name, codec_of, is_sparse
+from sre2l.data.codecs import NONE, check_classes, codec_name, codec_of, is_sparse
 from sre2l.data.flags import add_run_flags
 from sre2l.data.label_files import encode_file, file_of, read_label_batch
 from sre2l.data.loader import Batches
@@ -144,6 +144,7 @@ def main(args):
     hashes = read_hashes(source) if settings else None
     codec = args.codec or info.codec
     check_possible(source, info.codec, codec)
+    check_classes(codec, info.num_classes)
     new = converted_settings(settings or {}, info.codec, codec, args.packed)
     is_packed = manifest.is_packed_set(new)
     target = Path(args.output_dir or f"{source}_{codec.replace(':', '')}"

@@ -5,7 +5,7 @@ import numpy as np
 
 from sre2l.check.manifest import LABEL_FORMAT, ORDER_RULE, check_images, is_packed_set, manifest_of
 from sre2l.check.verify import read_checked, rows_of_batches, verify_images
-from sre2l.data.codecs import NONE, codec_in
+from sre2l.data.codecs import NONE, check_classes, codec_in
 from sre2l.data.label_files import file_of
 from sre2l.data.loader import Batches
 from sre2l.data.packed import epoch_bytes
@@ -27,6 +27,7 @@ def check_args(args, spec):
         raise UserError(f"--padding {args.padding} is more than half of the images' {spec.size} pixels")
     check_folders(args.data)
     check_codec(args)
+    check_classes(codec_of_args(args), spec.num_classes)
 
 
 EXACT = ("fp16", "fp32")

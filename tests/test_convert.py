@@ -106,6 +106,9 @@ def test_what_cannot_be_is_refused(world, tmp_path):
     for codec, words in (("fp16", "logits of topk:3 alone"), ("topk:4", "logits of topk:3 alone"),
                          ("topk:3", "say another"), ("none", "another --fkd-path")):
         assert words in refused(*flags(top, tmp_path / "x", "--codec", codec))
+    many = ("--codec", "topk:300")
+    assert "fp16 stores all" in refused(*flags(source, tmp_path / "x", *many))
+    assert "fp16 stores all" in refused(*relabel_flags(world, "--fkd-path", tmp_path / "x", *many))
     run_main(*flags(top, tmp_path / "less", "--codec", "topk:2"))
     run_main(*flags(source, tmp_path / "less2", "--codec", "topk:2"))
     assert contents(tmp_path / "less") == contents(tmp_path / "less2")

@@ -27,8 +27,8 @@ class Agreement(NamedTuple):
 
     @property
     def text(self):
-        return (f"the top-1 of {100 * self.share:.1f}% of the stored logits is the class of the image or of "
-                f"its partner (chance {100 * self.chance:.1f}%, {self.num_rows:,} read)")
+        return (f"the top-1 of {100 * self.share:.1f}% of the logits is the class of the image or of its "
+                f"partner (chance {100 * self.chance:.1f}%, {self.num_rows:,} read)")
 
     @property
     def warning(self):

@@ -66,7 +66,7 @@ def read_fields(path, digest=None):
     if digest and hashlib.sha256(data).hexdigest() != digest:
         listing = sidecar(path.parents[1], "sha256")
         raise UserError(f"{path}: its sha256 is not the one in {listing}; "
-                        f"the same relabel command writes it again")
+                        f"the command that wrote it does so again")
     fields = safe_load(path, "label file", data)
     if not isinstance(fields, (list, tuple)) or len(fields) != 6:
         raise UserError(f"{path}: a label file is a list of six fields")
@@ -134,7 +134,7 @@ def digest_of(root, name, hashes):
     is none of those."""
     if hashes is not None and name not in hashes:
         raise UserError(f"{Path(root) / name}: no hash is recorded for it in {sidecar(root, 'sha256')}; "
-                        f"the same relabel command writes it again")
+                        f"the command that wrote it does so again")
     return None if hashes is None else hashes[name]
 
 

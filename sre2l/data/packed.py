@@ -137,7 +137,7 @@ class EpochFile:
         self.is_checked = digest is not None
         if self.is_checked and hashlib.sha256(self.data).hexdigest() != digest:
             raise UserError(f"{path}: its sha256 is not the one in {sidecar(self.path.parent, 'sha256')}; "
-                            f"the same relabel command writes it again")
+                            f"the command that wrote it does so again")
         self.read_head()
 
     def fault(self, why):

@@ -13,6 +13,7 @@ import re
 from sre2l.data.codecs.exact import Exact
 from sre2l.data.codecs.topk import TopK
 from sre2l.data.codecs.uint8 import Uint8
+from sre2l.run.errors import UserError
 
 NONE = "none"
 NAMES = "fp16, fp32, uint8, topk:K (such as topk:5) or none"
@@ -41,6 +42,12 @@ def codec_name(text):
 def is_sparse(name):
     """Does this codec leave out logits, so that only their softmax is known?"""
     return name.startswith("topk")
+
+
+def check_classes(name, classes):
+    """Raise UserError for a codec that keeps the logits of more classes than there are."""
+    if is_sparse(name) and codec_of(name).k > classes:
+        raise UserError(f"--codec {name}: there are {classes} classes; fp16 stores all of their logits")
 
 
 def codec_in(settings):
