@@ -23,6 +23,7 @@ from tests.synthetic_run import TRAIN, log, synthetic_run
 from tests.test_launchers import with_python
 
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/commands.sh"))
+SCRIPTS = [*(folder / "commands.sh" for folder in FOLDERS), RESULTS / "protocols.sh", RESULTS / "cost.sh"]
 FILES = {"commands.sh", "results.json", "settings.json", "metrics.jsonl", "log.txt",
          "images.tar", "images.sha256", "images.png"}
 
@@ -75,13 +76,13 @@ def printing_python(tmp_path):
     return with_python(tmp_path / "bin", 'printf "%s\\n" "$@"')
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(RESULTS)))
 def test_the_commands_of_a_row_start_stages_that_know_their_flags(
-        folder, tmp_path, printing_python, monkeypatch):
+        script, tmp_path, printing_python, monkeypatch):
     """Through the launchers, from anywhere, each to a stage's own parser. A teacher comes first, and images
     have the settings that the row says."""
     monkeypatch.setattr("sre2l.run.flags.check_folders", lambda *paths: None)  # of the user's data
-    result = launch(folder / "commands.sh", cwd=tmp_path, PATH=printing_python)
+    result = launch(script, cwd=tmp_path, PATH=printing_python)
     assert result.returncode == 0, result.stderr
     found = {}
     made, named = set(), set()  # teachers
@@ -95,7 +96,7 @@ def test_the_commands_of_a_row_start_stages_that_know_their_flags(
     assert "squeeze.squeeze" not in list(found)[1:] and found
     if named:
         assert named == made, "a teacher that no command of this row makes, or needs"
-    settings = Row(folder.name, "any", 1).settings("images", "manifest")
+    settings = Row(script.parent.name, "any", 1).settings("images", "manifest")
     if settings:
         ours = found["recover.recover" if "r_bn" in settings else "recover.pick"]
         if ours.get("blocks"):
