@@ -7,4 +7,6 @@ sh recover/pick.sh digits+best --exp-name images --name digits_ipc10_best --teac
 sh relabel/relabel.sh digits+best --name digits_ipc10_best --teacher runs/digits_ipc1_best/teacher/teacher.pth
 sh validate/train.sh digits+best --name digits_ipc10_best --seeds 0-2 --eval-every 60
 sh validate/train.sh digits+best --hard-labels --name digits_ipc10_best --seeds 0-2 --eval-every 60
-sh validate/random_real.sh digits+best --name digits_ipc10_best --seeds 0-2
+for draw in 1 2 0; do      # of random real images; results.json has all three, 1 and 2 as random_real_1 and random_real_2
+    sh validate/random_real.sh digits+best --name digits_ipc10_best --seeds 0-2 --seed $draw --overwrite
+done
