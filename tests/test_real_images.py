@@ -11,7 +11,7 @@ from recover.batches import image_names
 from recover.pick import write_images
 from recover.picks import pick_random
 from sre2l.check.verify import read_checked, read_synthetic, verify_images
-from sre2l.data import image_folder, real_images
+from sre2l.data import image_folder, pixel_store
 from sre2l.data.datasets import DATASETS, Dataset
 from sre2l.data.image_folder import Images, fingerprint, image_path, read_folder
 from sre2l.data.real_images import decode_own, read_digits, read_real, read_val, show, shown_at
@@ -117,7 +117,7 @@ def test_a_process_decodes_the_images_that_it_measures_and_no_other(tmp_path, mo
     assert len(decode_own(val, 11, 12).pixels) == 0  # more processes than images
 
     with monkeypatch.context() as patch:  # as for a GPU, which gets its images in parts: here two at a time
-        patch.setattr(real_images, "fits_gpu", lambda *_: True)
+        patch.setattr(pixel_store, "fits_gpu", lambda *_: True)
         patch.setattr(image_folder, "PART_BYTES", 2 * 32 * 32 * 3)
         assert torch.equal(decode_own(val, 0, 2).pixels, decode_own(whole, 0, 2).pixels)
     assert torch.equal(decode_own(val, 0, 2).pixels, decode_own(whole, 0, 2).pixels)

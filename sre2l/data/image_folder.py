@@ -103,9 +103,24 @@ def refuse_faults(root, faults):
                         + "\n  ".join(faults[:NUM_FAULTS]) + more)
 
 
-def decoding_threads():
-    """How many threads each process of this machine decodes with."""
-    return max(1, usable_cores() // local_world_size())
+def on_all_cores(function, items, title, root, chunksize=1):
+    """function(item) for each of the items, on this process's part of the cores -> the values, in order.
+
+    Raises UserError with the faults of all items, files of the set `root`."""
+    faults = []
+
+    def try_one(item):
+        try:
+            return function(item)
+        except UserError as error:
+            faults.append(str(error))
+            return None
+
+    with ThreadPool(max(1, usable_cores() // local_world_size())) as pool:
+        values = pool.imap(try_one, items, chunksize)
+        values = list(tqdm(values, title, total=len(items), unit="image", disable=None, leave=False))
+    refuse_faults(root, faults)
+    return values
 
 
 def fill(buffer, images, rows, starts, shapes):
@@ -114,26 +129,16 @@ def fill(buffer, images, rows, starts, shapes):
     starts: where each image begins, and the end; shapes: height and width of each. Raises UserError where an
     image is not what its header says."""
     first = starts[rows.start]
-    faults = []
 
     def decode_row(index):
-        try:
-            pixels = images.pixels(index)
-        except UserError as error:
-            faults.append(str(error))
-            return
+        pixels = images.pixels(index)
         height, width = shapes[index]
         if pixels.shape[:2] != (height, width):
-            faults.append(f"{images.items[index]}: not a readable image (its header says {height} by "
-                          f"{width} pixels, it has {pixels.shape[0]} by {pixels.shape[1]})")
-            return
+            raise UserError(f"{images.items[index]}: not a readable image (its header says {height} by "
+                            f"{width} pixels, it has {pixels.shape[0]} by {pixels.shape[1]})")
         buffer[starts[index] - first:starts[index + 1] - first] = pixels.reshape(-1)
 
-    with ThreadPool(decoding_threads()) as pool:
-        decoded = pool.imap_unordered(decode_row, rows, chunksize=16)
-        for _ in tqdm(decoded, "decoding", total=len(rows), unit="image", disable=None, leave=False):
-            pass
-    refuse_faults(images.root, faults)
+    on_all_cores(decode_row, rows, "decoding", images.root, chunksize=16)
 
 
 def fill_gpu(images, starts, shapes, device):

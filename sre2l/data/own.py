@@ -2,14 +2,12 @@
 import os
 import re
 from dataclasses import MISSING, asdict, fields, replace
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from sre2l.data.datasets import BY_SIZE, DATASETS, Dataset
-from sre2l.data.image_folder import check_classes, decoding_threads, refuse_faults
+from sre2l.data.image_folder import check_classes, on_all_cores
 from sre2l.data.pixel_store import find_shapes
 from sre2l.data.real_images import (
     VAL_NAMES,
@@ -89,11 +87,6 @@ def write_facts(run, spec):
     write_json(facts_path(run), {"format": FORMAT, **facts})
 
 
-def evenly(images, number):
-    """Flat indices of at most `number` images, evenly spread."""
-    return np.unique(np.linspace(0, len(images) - 1, min(number, len(images))).astype(int)).tolist()
-
-
 def choose_size(shapes):
     """The input size for images of these heights and widths (n, 2): the largest of BY_SIZE that the median
     short side reaches."""
@@ -105,21 +98,13 @@ def measure(images, size):
     """Mean and standard deviation of each channel, of pixels in [0, 1]: short side to `size`, centre crop.
 
     Over at most NUM_MEASURED images, to four decimals."""
-    rows = evenly(images, NUM_MEASURED)
-    faults = []
+    rows = np.linspace(0, len(images) - 1, min(NUM_MEASURED, len(images))).astype(int).tolist()
 
     def moments(row):
-        try:
-            pixels = show(images.pixels(row), size, size).reshape(-1, 3) / 255
-        except UserError as error:
-            faults.append(str(error))
-            return np.zeros((2, 3))
+        pixels = show(images.pixels(row), size, size).reshape(-1, 3) / 255
         return np.stack((pixels.mean(0), (pixels ** 2).mean(0)))
 
-    with ThreadPool(decoding_threads()) as pool:
-        bar = tqdm(pool.imap(moments, rows), "measuring", total=len(rows), disable=None, leave=False)
-        mean, square = sum(bar) / len(rows)
-    refuse_faults(images.root, faults)
+    mean, square = sum(on_all_cores(moments, rows, "measuring", images.root)) / len(rows)
     std = np.sqrt(np.maximum(square - mean ** 2, 1e-8))
     return tuple(np.round(mean, 4).tolist()), tuple(np.maximum(np.round(std, 4), 1e-4).tolist())
 

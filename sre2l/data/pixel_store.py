@@ -1,16 +1,13 @@
 """Images decoded once and kept as uint8: in GPU memory if they fit, else in memory."""
 from dataclasses import dataclass, replace
-from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from sre2l.data.augment import source_lines
-from sre2l.data.image_folder import decoding_threads, fill, fill_gpu, refuse_faults
+from sre2l.data.image_folder import fill, fill_gpu, on_all_cores
 from sre2l.data.resize import host_cropper, vertical_first
 from sre2l.kernels.compiled import why_no_triton
-from sre2l.run.errors import UserError
 from sre2l.run.limits import fits_gpu, memory_room
 
 CPU = torch.device("cpu")
@@ -20,10 +17,9 @@ CPU = torch.device("cpu")
 class Store:
     """The decoded images, one after the other.
 
-    buffer: their bytes, a numpy array or a tensor on a GPU; starts (n + 1,) int64: where each image begins,
-    and the end; shapes (n, 2) int64: height, width; layout (n, 3) int64: start, height, width on the GPU,
-    None elsewhere."""
-    buffer: np.ndarray | torch.Tensor
+    buffer: their bytes, on a GPU or not; starts (n + 1,) int64: where each image begins, and the end; shapes
+    (n, 2) int64: height, width; layout (n, 3) int64: start, height, width on the GPU, None elsewhere."""
+    buffer: torch.Tensor
     starts: np.ndarray
     shapes: np.ndarray
     layout: torch.Tensor | None = None
@@ -32,7 +28,7 @@ class Store:
         """Image `index` as a (H, W, 3) uint8 array; from a GPU, a copy."""
         index = range(len(self.shapes))[index]
         part = self.buffer[self.starts[index]:self.starts[index + 1]]
-        return (part if self.layout is None else part.cpu().numpy()).reshape(*self.shapes[index], 3)
+        return part.cpu().numpy().reshape(*self.shapes[index], 3)
 
     def request(self, rows, windows, flips, size):
         """What `crops` needs, gathered on the CPU -> (tensor (m, 7) int64, largest height and width)."""
@@ -75,42 +71,41 @@ def layout_of(images):
 
 def find_shapes(images):
     """Height and width of every image, (n, 2) int64, of files from their headers."""
-    parts = [range(start, min(start + 256, len(images))) for start in range(0, len(images), 256)]
-    faults = []
+    if isinstance(images.items[0], np.ndarray):  # nothing is to be read
+        return images.shapes(range(len(images)))
 
-    def shapes_of(rows):
-        try:
-            return images.shapes(rows)
-        except UserError as error:
-            if len(rows) == 1:
-                faults.append(str(error))
-                return np.zeros((1, 2), np.int64)
-            return np.concatenate([shapes_of([row]) for row in rows])
+    def shape_of(row):
+        return images.shapes([row])[0]
 
-    with ThreadPool(decoding_threads()) as pool:
-        found = pool.imap(shapes_of, parts)
-        shapes = list(tqdm(found, "reading sizes", total=len(parts), disable=None, leave=False))
-    refuse_faults(images.root, faults)
-    return np.concatenate(shapes)
+    return np.array(on_all_cores(shape_of, range(len(images)), "reading sizes", images.root, chunksize=256))
+
+
+def decode_all(images, shapes, device):
+    """Decode images of these heights and widths (n, 2) -> (their bytes, on the device where it has room, else
+    on the CPU, or None where there is none either; where each image begins, and the end, (n + 1,) int64)."""
+    starts = np.concatenate(([0], np.cumsum(shapes.prod(1) * 3)))
+    num_bytes = int(starts[-1])
+    if fits_gpu(num_bytes, device):
+        return fill_gpu(images, starts, shapes, device), starts
+    if num_bytes > memory_room():
+        return None, starts
+    buffer = torch.empty(num_bytes, dtype=torch.uint8)
+    fill(buffer.numpy(), images, range(len(images)), starts, shapes)
+    return buffer, starts
 
 
 def keep_decoded(images, device=CPU):
     """Decode all images once, if there is room -> (Images with a store, or the same Images to be decoded at
     each use; a line for the log that says which)."""
     shapes = find_shapes(images)
-    starts = np.concatenate(([0], np.cumsum(shapes.prod(1) * 3)))
-    num_bytes = int(starts[-1])
-    line = f"{images.root}: {len(images)} images, {num_bytes / 1e6:.1f} MB of pixels"
-
-    if fits_gpu(num_bytes, device) and not why_no_triton():  # the crops are then made there, by a kernel
-        buffer = fill_gpu(images, starts, shapes, device)
-        layout = torch.from_numpy(np.column_stack((starts[:-1], shapes))).to(device)
-        store = Store(buffer, starts, shapes, layout)
-        return replace(images, store=store), f"{line}, decoded into GPU memory; cropped there"
-
-    how = host_cropper()[1]
-    if num_bytes > memory_room():
-        return images, f"{line}, too many for memory, decoded at each use; {how}"
-    buffer = np.empty(num_bytes, np.uint8)
-    fill(buffer, images, range(len(images)), starts, shapes)
-    return replace(images, store=Store(buffer, starts, shapes)), f"{line}, decoded into memory; {how}"
+    # On a GPU the crops are made by a kernel of Triton's.
+    buffer, starts = decode_all(images, shapes, CPU if why_no_triton() else device)
+    line = f"{images.root}: {len(images)} images, {starts[-1] / 1e6:.1f} MB of pixels"
+    if buffer is None:
+        return images, f"{line}, too many for memory, decoded at each use; {host_cropper()[1]}"
+    if not buffer.is_cuda:
+        store = Store(buffer, starts, shapes)
+        return replace(images, store=store), f"{line}, decoded into memory; {host_cropper()[1]}"
+    layout = torch.from_numpy(np.column_stack((starts[:-1], shapes))).to(device)
+    store = Store(buffer, starts, shapes, layout)
+    return replace(images, store=store), f"{line}, decoded into GPU memory; cropped there"

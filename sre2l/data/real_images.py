@@ -1,7 +1,6 @@
 """Real images: folders {train,val}/<class>/ or <class>/, the flat val/ of Tiny-ImageNet and ImageNet with
 their lists of classes, torchvision's own files, embedded digits."""
 import hashlib
-import math
 import os
 import re
 from dataclasses import dataclass, replace
@@ -11,12 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sre2l.data.image_folder import Images, check_classes, fill, fill_gpu, read_folder, tell_once
-from sre2l.data.pixel_store import find_shapes
+from sre2l.data.image_folder import Images, check_classes, read_folder, tell_once
+from sre2l.data.pixel_store import decode_all, find_shapes
 from sre2l.data.torchvision_sets import is_stored, read_torchvision
 from sre2l.run.errors import UserError
 from sre2l.run.layout import check_name
-from sre2l.run.limits import fits_gpu, memory_room
+from sre2l.run.limits import memory_room
 from sre2l.run.paths import ROOT
 
 CPU = torch.device("cpu")
@@ -364,17 +363,10 @@ def decode_own(images, rank=0, world=1, device=CPU):
     images: of equal size, such as read_val's. Raises UserError where the part does not fit into memory."""
     own = replace(images, items=images.items[rank::world], labels=images.labels[rank::world])
     shape = images.pixels(0).shape
-    shapes = np.tile(shape[:2], (len(own), 1))
-    starts = np.arange(len(own) + 1) * math.prod(shape)
-    num_bytes = int(starts[-1])
-    if fits_gpu(num_bytes, device):
-        pixels = fill_gpu(own, starts, shapes, device)
-    elif num_bytes > memory_room():
+    pixels, starts = decode_all(own, np.tile(shape[:2], (len(own), 1)), device)
+    if pixels is None:
         raise UserError(f"{images.root}: {len(own):,} of its {len(images):,} images, which process {rank} "
-                        f"of {world} measures, take {num_bytes / 1e9:.1f} GB as pixels; "
+                        f"of {world} measures, take {starts[-1] / 1e9:.1f} GB as pixels; "
                         f"its part of the memory is {memory_room() / 1e9:.1f} GB")
-    else:
-        pixels = torch.empty(num_bytes, dtype=torch.uint8)
-        fill(pixels.numpy(), own, range(len(own)), starts, shapes)
     labels = torch.from_numpy(own.labels).to(pixels.device)
     return OwnImages(pixels.view(len(own), *shape), labels, len(images), images.root)
