@@ -156,18 +156,18 @@ def split_folder(path, names):
 
 def read_layout(spec, path, split):
     """The images of a split in a folder: {train,val}/<class>/, or else the class folders in it."""
-    folder = split_folder(path, TRAIN_NAMES if split == "train" else VAL_NAMES)
-    if folder is None and split == "train" and split_folder(path, VAL_NAMES):
-        val = split_folder(path, VAL_NAMES)
+    train = split_folder(path, TRAIN_NAMES)
+    val = split_folder(path, VAL_NAMES)
+    if split == "train" and val and not train:
         raise UserError(f"{path}: has {val.name}/ and no train/; give the folder that holds both, or one of "
                         f"class folders alone")
-    if folder is None and split == "train" and spec.val_fraction is None:
+    if split == "train" and not train and spec.val_fraction is None:
         raise UserError(f"{path}/train: there is no such folder; give the one that holds train/ and val/, or "
                         f"hold a part of its class folders out with --val-fraction 0.1")
-    if folder is None and split == "val" and split_folder(path, TRAIN_NAMES):
+    if split == "val" and train and not val:
         raise UserError(f"{path}: has train/ and no val/ to measure on; bring it back, or hold a part of the "
                         f"training images out with --val-fraction 0.1")
-    folder = folder or Path(path)
+    folder = (train if split == "train" else val) or Path(path)
     names = folders_in(folder)
     if names and all(map(SPLIT.fullmatch, names)):
         raise UserError(f"{folder}: its folders {', '.join(names)} look like splits, not classes; "
