@@ -15,7 +15,7 @@ from sre2l.data.codecs.exact import name_of
 from sre2l.data.packed import encode_epoch, open_epoch, packed_name
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar
-from sre2l.run.hashes import numbers_in
+from sre2l.run.hashes import AGAIN, changed, numbers_in
 from sre2l.run.safe_load import is_whole, safe_load
 
 
@@ -64,9 +64,7 @@ def read_fields(path, digest=None):
     except OSError as error:
         raise UserError(f"{path}: this label file is missing or not readable ({error.strerror})") from None
     if digest and hashlib.sha256(data).hexdigest() != digest:
-        listing = sidecar(path.parents[1], "sha256")
-        raise UserError(f"{path}: its sha256 is not the one in {listing}; "
-                        f"the command that wrote it does so again")
+        raise changed(path, path.parents[1])
     fields = safe_load(path, "label file", data)
     if not isinstance(fields, (list, tuple)) or len(fields) != 6:
         raise UserError(f"{path}: a label file is a list of six fields")
@@ -134,7 +132,7 @@ def digest_of(root, name, hashes):
     is none of those."""
     if hashes is not None and name not in hashes:
         raise UserError(f"{Path(root) / name}: no hash is recorded for it in {sidecar(root, 'sha256')}; "
-                        f"the command that wrote it does so again")
+                        f"{AGAIN}")
     return None if hashes is None else hashes[name]
 
 
@@ -143,7 +141,7 @@ def read_label_batch(root, epoch, index, num_rows=None, num_classes=None, hashes
 
     num_rows, num_classes: what they must be, None = as they are; hashes: the recorded ones by name."""
     name = packed_name(epoch)
-    if (Path(root) / name).exists() or not (Path(root) / f"epoch_{epoch}").is_dir() and is_packed(root):
+    if is_packed(root):
         file = open_epoch(root, epoch, digest_of(root, name, hashes))
         crops, mix, logits = file.read(index)
         fields = crops.boxes, crops.flips, mix.partner, mix.lam, mix.box, logits

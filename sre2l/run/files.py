@@ -151,4 +151,5 @@ def hash_json(value):
 
 
 def hash_file(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

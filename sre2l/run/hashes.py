@@ -6,6 +6,13 @@ from pathlib import Path
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar, write_bytes
 
+AGAIN = "the command that wrote it does so again"  # how a file of a recorded set comes back
+
+
+def changed(path, root):
+    """The error for a file of a folder whose sha256 is not the recorded one."""
+    return UserError(f"{path}: its sha256 is not the one in {sidecar(root, 'sha256')}; {AGAIN}")
+
 
 def numbers_in(name):
     """The numbers in a name, to sort by."""
@@ -29,21 +36,22 @@ def read_hash_file(path, strict=False):
     strict: raise UserError for such a line, and for a name that is there twice."""
     *lines, torn = Path(path).read_bytes().decode(errors="replace").split("\n")
     found = {}
-    fault = None
+
+    def fault(number, what, line):
+        if strict:
+            raise UserError(f"{path}: line {number} {what}: {line[:100]!r}; "
+                            f"the same command as before mends it")
+
     for number, line in enumerate(lines, 1):
         parsed = parse_line(line)
         if parsed is None:
-            fault = fault or (number, "is no hash of a file inside", line)
+            fault(number, "is no hash of a file inside", line)
             continue
         if parsed[0] in found:
-            fault = fault or (number, "names a file for the second time", line)
+            fault(number, "names a file for the second time", line)
         found[parsed[0]] = parsed[1]
     if torn:  # whatever it holds, its end is missing
-        fault = fault or (len(lines) + 1, "is torn", torn)
-
-    if strict and fault:
-        number, what, line = fault
-        raise UserError(f"{path}: line {number} {what}: {line[:100]!r}; the same command as before mends it")
+        fault(len(lines) + 1, "is torn", torn)
     return found
 
 
