@@ -18,12 +18,13 @@ from relabel.recipe import (
     verify_recipe,
 )
 from sre2l.check.contents import verify_label_files, verify_pixels
-from sre2l.check.verify import Finding, again, verify_images, verify_labels, verify_pair
+from sre2l.check.verify import Finding, verify_images, verify_labels, verify_pair
 from sre2l.data.codecs import NONE
 from sre2l.data.flags import add_run_flags, find_row
 from sre2l.run.errors import UserError
 from sre2l.run.files import sidecar
 from sre2l.run.flags import Parser, check_folders, number, number_list
+from sre2l.run.hashes import AGAIN
 from sre2l.run.output import check_dataset, print_plan, recorded
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
@@ -37,14 +38,14 @@ def verify(data, fkd_path, num_classes, num_pixels, classes=None, order_seed=42,
     find_teachers: manifest -> the teachers of labels of which nothing is stored, None: they are not looked
     for."""
     images = info = is_whole = None
-    if is_there(data, "images"):
+    if is_there(data):
         images, settings, hashes = yield from verify_images(data, num_classes, classes)
         if images and deep:
             is_whole = yield from verify_pixels(images, settings, hashes, threads)
     else:
         yield Finding(data, "no images there yet, so not checked")
 
-    if is_there(fkd_path, "labels"):
+    if is_there(fkd_path):
         info, settings, hashes = yield from verify_labels(fkd_path)
     else:
         yield Finding(fkd_path, "no labels there yet, so not checked")
@@ -64,14 +65,14 @@ def verify(data, fkd_path, num_classes, num_pixels, classes=None, order_seed=42,
                                       threads)
 
 
-def is_there(root, kind):
+def is_there(root):
     """Is there such a folder of images or labels? Raises UserError where only its records are left."""
     if Path(root).is_dir():
         return True
     for left in (sidecar(root, "manifest.json"), sidecar(root, "sha256")):
         if left.exists():
             raise UserError(f"{root}: this folder is missing, though {left.name} stands beside it; "
-                            f"{again(kind)}")
+                            f"{AGAIN}")
     return False
 
 
@@ -103,7 +104,7 @@ def main(args):
                 "fkd_seed": args.fkd_seed, "quick": args.quick}
         sizes = None if args.quick else {root: folder_bytes(root) for root in (data, fkd_path)}
         return print_plan(plan, bytes_to_read=sizes)
-    if not (is_there(data, "images") or is_there(fkd_path, "labels")):
+    if not (is_there(data) or is_there(fkd_path)):
         raise UserError(f"{data}, {fkd_path}: neither images nor labels there yet; "
                         f"run recover.sh first, or give folders with --data and --fkd-path")
 

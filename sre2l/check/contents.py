@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from sre2l.check.agreement import Agreement, frequencies, top1_hits
-from sre2l.check.verify import Finding, again, most_common
+from sre2l.check.verify import Finding, most_common
 from sre2l.data.codecs.exact import name_of
 from sre2l.data.derived import draw_label_batch
 from sre2l.data.image_folder import decode
@@ -22,7 +22,7 @@ from sre2l.data.packed import open_epoch
 from sre2l.data.pixel_store import find_shapes
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
-from sre2l.run.files import sidecar
+from sre2l.run.hashes import changed
 from sre2l.run.layout import LAYOUT
 
 CLEAR = 6  # standard deviations: among a million label files, none is so far from the others by chance
@@ -60,8 +60,7 @@ def look_at_image(root, hashes, path):
     try:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if hashes is not None and hashes[name] != digest:
-            fault = f"{path}: its sha256 is not the one in {sidecar(root, 'sha256')}; {again('images')}"
-            return ImageLook(name, digest, fault=fault)
+            return ImageLook(name, digest, fault=str(changed(path, root)))
         return ImageLook(name, digest, decode(path).shape[:2])
     except UserError as error:
         return ImageLook(name, fault=str(error))

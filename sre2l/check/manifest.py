@@ -4,8 +4,8 @@ from pathlib import Path
 
 from sre2l.run.errors import UserError
 from sre2l.run.files import as_json, hash_file, sidecar
-from sre2l.run.hashes import read_hashes
-from sre2l.run.output import recorded
+from sre2l.run.hashes import changed, read_hashes
+from sre2l.run.output import read_record
 
 LABEL_FORMAT = "sre2l-labels-1"
 ORDER_RULE = "torch RandomSampler, own generator, two permutations an epoch, the second dropped"
@@ -21,49 +21,48 @@ def is_packed_set(settings):
     return settings.get("layout") == "packed"
 
 
-def hash_paths(images):
-    """The sha256 of the images' relative paths, a line each, in flat order."""
+def describe_names(images):
+    """The part of a manifest that the images' names alone tell: number, classes, and the sha256 of their
+    relative paths, a line each, in flat order."""
     names = [Path(path).relative_to(images.root).as_posix() for path in images.items]
-    return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
+    paths_sha256 = hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
+    return {"num_images": len(images), "classes": sorted(set(images.labels.tolist())),
+            "class_folders": images.class_names, "paths_sha256": paths_sha256}
 
 
-def hash_images(images):
-    """-> (sha256 of the sha256 of all files in flat order, number of bytes)."""
+def describe_images(images):
+    """The part of a manifest that ties labels to images: what their names tell, the sha256 of the sha256 of
+    all files in flat order, and their bytes."""
     contents = hashlib.sha256()
     num_bytes = 0
     for path in images.items:
         data = Path(path).read_bytes()
         contents.update(hashlib.sha256(data).digest())
         num_bytes += len(data)
-    return contents.hexdigest(), num_bytes
+    return {**describe_names(images), "images_sha256": contents.hexdigest(), "image_bytes": num_bytes}
 
 
-def describe_names(images):
-    """The part of a manifest that the images' names alone tell: number, classes, and a hash of the paths."""
-    return {"num_images": len(images), "classes": sorted(set(images.labels.tolist())),
-            "class_folders": images.class_names, "paths_sha256": hash_paths(images)}
-
-
-def describe_images(images):
-    """The part of a manifest that ties labels to images: their number, classes, hashes of paths and bytes."""
-    images_sha256, num_bytes = hash_images(images)
-    return {**describe_names(images), "images_sha256": images_sha256, "image_bytes": num_bytes}
+def read_manifest(root, kind):
+    """The manifest of a folder of images or labels; None where there is none, as of the published folders."""
+    path = sidecar(root, "manifest.json")
+    listing = sidecar(root, "sha256")
+    if not path.exists():
+        if listing.exists():
+            raise UserError(f"{path}: this manifest is missing, though {listing} is there: bring it back, or "
+                            f"delete that file too where the {kind} are of other origin or gone")
+        return None
+    record = read_record(path)
+    settings = record["settings"]
+    if kind == "labels" and (settings.get("format") != LABEL_FORMAT or not settings.keys() >= REQUIRED):
+        raise UserError(f"{path}: no manifest of the format {LABEL_FORMAT!r}, or some of its keys are "
+                        f"missing; relabel the images")
+    return record
 
 
 def manifest_of(root):
-    """The settings in a label folder's manifest; None where there is none, as in the published folders."""
-    path = sidecar(root, "manifest.json")
-    listing = sidecar(root, "sha256")
-    settings = recorded(path)
-    if settings is None:
-        if listing.exists():
-            raise UserError(f"{path}: this manifest is missing, though {listing} is there: bring it back, or "
-                            f"delete that file too where the labels are of other origin or gone")
-        return None
-    if settings.get("format") != LABEL_FORMAT or not settings.keys() >= REQUIRED:
-        raise UserError(f"{path}: no manifest of the format {LABEL_FORMAT!r}, or some of its keys are "
-                        f"missing; relabel the images")
-    return settings
+    """The settings in a label folder's manifest; None where there is none."""
+    record = read_manifest(root, "labels")
+    return record and record["settings"]
 
 
 def refuse_changed(folder):
@@ -71,8 +70,7 @@ def refuse_changed(folder):
     for name, digest in read_hashes(folder).items():
         path = Path(folder) / name
         if path.exists() and hash_file(path) != digest:
-            raise UserError(f"{folder}/{name}: its sha256 is not the one in {sidecar(folder, 'sha256')}; "
-                            f"the same recover command writes it again")
+            raise changed(path, folder)
 
 
 def check_images(root, manifest, described, folder):

@@ -13,18 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from sre2l.check.folders import misplaced
-from sre2l.check.manifest import check_images, describe_images, describe_names, is_packed_set, manifest_of
+from sre2l.check.manifest import check_images, describe_images, describe_names, is_packed_set, read_manifest
 from sre2l.data.codecs import NONE, codec_in
 from sre2l.data.image_folder import check_classes, image_path, read_folder
 from sre2l.data.label_files import LabelFolder, inspect_labels, label_name
 from sre2l.data.packed import epoch_bytes, packed_name
 from sre2l.run.errors import UserError
 from sre2l.run.files import hash_file, sidecar
-from sre2l.run.hashes import numbers_in, read_hashes
+from sre2l.run.hashes import AGAIN, numbers_in, read_hashes
 from sre2l.run.layout import LAYOUT, check_links, scan
-from sre2l.run.output import read_record, recorded
+from sre2l.run.output import recorded
 
-STAGE = {"images": "recover", "labels": "relabel"}
 FILE_OVERHEAD = 16384  # bytes of a label file that are not its tensors, at most: 2,400 with torch 2.14
 
 
@@ -58,14 +57,9 @@ def attempt(finding, function, *args):
         return None
 
 
-def again(kind):
-    """How a file of a recorded set comes back."""
-    return f"the same {STAGE[kind]} command writes it again"
-
-
 def bring_back(kind, hashes):
     """How a file comes back: a stage writes again what it has recorded; other sets came from elsewhere."""
-    return again(kind) if hashes is not None else f"bring it back from where these {kind} came from"
+    return AGAIN if hashes is not None else f"bring it back from where these {kind} came from"
 
 
 def folders_of(names):
@@ -89,7 +83,7 @@ def compare(finding, root, kind, sizes, wanted, stray, hashes):
         faults.append(f"{root}/{name}: does not belong into a folder of {kind}; move it away")
     unrecorded = sizes.keys() - hashes.keys() if hashes is not None else set()
     for name in in_order_of_numbers(unrecorded):
-        mend = again(kind) if name in wanted else "it is none of this set: move it away"
+        mend = AGAIN if name in wanted else "it is none of this set: move it away"
         faults.append(f"{root}/{name}: no hash is recorded for it in {listing}; {mend}")
     for name in in_order_of_numbers(sizes.keys() - wanted - unrecorded):
         faults.append(f"{root}/{name}: is one {kind[:-1]} file too many")
@@ -119,17 +113,11 @@ def read_records(finding, root, kind):
     files is added to the faults."""
     path = sidecar(root, "manifest.json")
     listing = sidecar(root, "sha256")
-    record = hashes = None
-    if path.exists():
-        record = attempt(finding, read_record, path)
-        if record and json.dumps(record, indent=1) + "\n" != path.read_text(encoding="utf-8"):
-            finding.faults.append(f"{path}: not as a run wrote it")
-    elif listing.exists():
-        finding.faults.append(f"{path}: is missing, though {listing} is there: bring it back, or delete that "
-                              f"file too where {root} is of other origin")
-    settings = record and record.get("settings")
-    if settings and kind == "labels":
-        settings = attempt(finding, manifest_of, root)
+    hashes = None
+    record = attempt(finding, read_manifest, root, kind)
+    if record and json.dumps(record, indent=1) + "\n" != path.read_text(encoding="utf-8"):
+        finding.faults.append(f"{path}: not as a run wrote it")
+    settings = record and record["settings"]
 
     if listing.exists():
         hashes = attempt(finding, read_hashes, root, True)
@@ -276,12 +264,6 @@ def rows_of_batches(num_images, batch_size):
     return [min(batch_size, num_images - start) for start in range(0, num_images, batch_size)]
 
 
-def derived_labels(settings):
-    """The LabelFolder of labels of which nothing is stored but these settings."""
-    keys = ("num_images", "batch_size", "epochs", "num_classes", "mix")
-    return LabelFolder(*(settings[key] for key in keys), codec=NONE, is_packed=False, num_bytes=0)
-
-
 def wanted_labels(names, folders, settings):
     """The names that the manifest plans. Without one: in every epoch up to the last, every batch up to the
     last that half of the epochs have; or each epoch's one file."""
@@ -327,7 +309,9 @@ def verify_labels(root, epochs=None):
     if settings and codec_in(settings) == NONE:
         names.text = f"nothing is stored: {settings['epochs']} epochs are derived from the manifest"
         yield names
-        return derived_labels(settings) if not names.faults else None, settings, hashes
+        keys = ("num_images", "batch_size", "epochs", "num_classes", "mix")
+        info = LabelFolder(*(settings[key] for key in keys), codec=NONE, is_packed=False, num_bytes=0)
+        return None if names.faults else info, settings, hashes
     if not sizes and not names.faults:
         names.faults.append(f"{root}: no label files are in this folder")
     # One file tells the rest's type, mix and number of classes; a faulty set may not have it.
