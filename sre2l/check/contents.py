@@ -28,21 +28,15 @@ from sre2l.run.layout import LAYOUT
 CLEAR = 6  # standard deviations: among a million label files, none is so far from the others by chance
 
 
-class ImageLook(NamedTuple):
-    """What one image file shows."""
+class Look(NamedTuple):
+    """What one file of images or labels shows."""
     name: str
-    digest: str | None = None    # sha256 of its bytes
-    shape: tuple | None = None   # height and width
-    fault: str | None = None     # a sentence
-
-
-class LabelLook(NamedTuple):
-    """What one label file shows."""
-    name: str
-    digest: bytes | None = None  # of its logits and crops
-    fault: str | None = None     # a sentence
-    hits: int | None = None      # rows whose top-1 is the class of the image or of its partner, if known
-    luck: float = 0.0            # rows that would hit by luck
+    digest: str | None = None   # sha256: of an image's bytes, of a label file's logits and crops
+    fault: str | None = None    # a sentence
+    shape: tuple | None = None  # of an image, height and width
+    # Of labels whose images are known:
+    hits: int | None = None     # rows whose top-1 is the class of the image or of its partner
+    luck: float = 0.0           # rows that would hit by luck
     rows: int = 0
 
 
@@ -55,17 +49,17 @@ def look_at_all(finding, look_at, files, threads, kind):
 
 
 def look_at_image(root, hashes, path):
-    """Read and decode one image -> ImageLook. hashes: the recorded ones by name, None for none."""
+    """Read and decode one image -> Look. hashes: the recorded ones by name, None for none."""
     name = Path(path).relative_to(root).as_posix()
     try:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if hashes is not None and hashes[name] != digest:
-            return ImageLook(name, digest, fault=str(changed(path, root)))
-        return ImageLook(name, digest, decode(path).shape[:2])
+            return Look(name, digest, str(changed(path, root)))
+        return Look(name, digest, shape=decode(path).shape[:2])
     except UserError as error:
-        return ImageLook(name, fault=str(error))
+        return Look(name, fault=str(error))
     except OSError as error:
-        return ImageLook(name, fault=f"{path}: not readable ({error.strerror})")
+        return Look(name, fault=f"{path}: not readable ({error.strerror})")
 
 
 def repeated(looks):
@@ -104,18 +98,15 @@ def count_right(hashes):
     return "" if hashes is None else f", {len(hashes)} hashes right"
 
 
-def same_draws(one, other):
-    """Have two LabelBatches the same crops, flips and mix?"""
-    (boxes, flips, mix), (other_boxes, other_flips, other_mix) = (
-        (each.crops.boxes, each.crops.flips, each.mix) for each in (one, other))
-    same_partner = (mix.partner is None) == (other_mix.partner is None) and (
-        mix.partner is None or torch.equal(mix.partner, other_mix.partner))
-    return (torch.equal(boxes, other_boxes) and torch.equal(flips, other_flips) and same_partner
-            and (mix.lam, mix.box) == (other_mix.lam, other_mix.box))
+def draws_of(label_batch):
+    """The crops, flips and mix of a LabelBatch as plain values, which can be compared."""
+    crops, mix, _ = label_batch
+    partner = None if mix.partner is None else mix.partner.tolist()
+    return crops.boxes.tolist(), crops.flips.tolist(), partner, mix.lam, mix.box
 
 
 def look_at_label_file(root, plan, size, hashes, labels, frequency, draw, batch):
-    """Read the labels of one batch and check their fields -> LabelLook. plan: a LabelFolder; size: of the
+    """Read the labels of one batch and check their fields -> Look. plan: a LabelFolder; size: of the
     networks' input; labels: the classes of all images, None where not known; frequency: the share of each
     class; draw: Batch -> the LabelBatch that the manifest's seed draws, None where not compared."""
     name = file_of(batch, plan.is_packed) + f", batch {batch.index}" * plan.is_packed
@@ -123,29 +114,23 @@ def look_at_label_file(root, plan, size, hashes, labels, frequency, draw, batch)
     try:
         stored = read_label_batch(root, batch.epoch, batch.index, len(batch.rows), plan.num_classes, hashes)
     except UserError as error:
-        return LabelLook(name, fault=str(error))
+        return Look(name, fault=str(error))
     kind = stored.mix.kind
-    codec = codec_of_batch(root, batch, plan, stored)
+    codec = open_epoch(root, batch.epoch).codec.name if plan.is_packed else name_of(stored.logits.dtype)
     if (kind, codec) != (plan.mix, plan.codec):
-        return LabelLook(name, fault=f"{path}: {kind} and {codec}, the set has {plan.mix} and {plan.codec}")
+        return Look(name, fault=f"{path}: {kind} and {codec}, the set has {plan.mix} and {plan.codec}")
     if stored.mix.box and max(stored.mix.box) > size:
-        return LabelLook(name, fault=f"{path}: its cutmix box {stored.mix.box} reaches out of {size} pixels")
-    if draw and not same_draws(stored, draw(batch)):
-        return LabelLook(name, fault=f"{path}: its crops or its mix are not those that the manifest's seed "
-                                     f"draws (with numpy {np.__version__})")
+        return Look(name, fault=f"{path}: its cutmix box {stored.mix.box} reaches out of {size} pixels")
+    if draw and draws_of(stored) != draws_of(draw(batch)):
+        return Look(name, fault=f"{path}: its crops or its mix are not those that the manifest's seed "
+                                f"draws (with numpy {np.__version__})")
 
-    digest = hashlib.sha256(stored.logits.numpy().tobytes() + stored.crops.boxes.numpy().tobytes()).digest()
+    content = stored.logits.numpy().tobytes() + stored.crops.boxes.numpy().tobytes()
+    digest = hashlib.sha256(content).hexdigest()
     if labels is None:
-        return LabelLook(name, digest)
+        return Look(name, digest)
     hits, luck = top1_hits(stored, torch.from_numpy(labels[batch.rows]), frequency)
-    return LabelLook(name, digest, hits=hits, luck=luck, rows=len(batch.rows))
-
-
-def codec_of_batch(root, batch, plan, stored):
-    """The codec of a batch's labels by its file. plan: a LabelFolder; stored: its LabelBatch."""
-    if plan.is_packed:
-        return open_epoch(root, batch.epoch).codec.name
-    return name_of(stored.logits.dtype)
+    return Look(name, digest, hits=hits, luck=luck, rows=len(batch.rows))
 
 
 def deviation(rows, share):
