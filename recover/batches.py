@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sre2l.data.augment import unit_rng
-from sre2l.data.image_folder import image_path, suffix_of
+from sre2l.data.image_folder import image_path
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def draw(group, seed, size, draw_views):
 
 def image_names(pairs, num_classes, lossless):
     """The path of each image within its folder -> {(ipc, class): 'new000/class000_id000.jpg'}."""
-    suffix = suffix_of(lossless)
+    suffix = ".png" if lossless else ".jpg"
     return {(ipc, label): image_path("", label, ipc, num_classes, suffix).as_posix() for ipc, label in pairs}
 
 

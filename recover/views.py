@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sre2l.data.augment import draw_resized_window
+from sre2l.data.augment import draw_resized_windows
 
 LEAST_AREA = 0.08  # of a crop, as RandomResizedCrop's default; the largest is 1, the whole image
 CURRICULA = ("none", "cosine", "linear", "step")
@@ -43,7 +43,8 @@ def draw_view(size, jitter, signed, crop_flip, rng, least_area=LEAST_AREA):
     window = None
     flip = False
     if crop_flip:
-        window = draw_resized_window(size, size, (least_area, 1.0), rng)
+        windows = draw_resized_windows(np.array([[size, size]]), (least_area, 1.0), rng)
+        window = tuple(windows[0].tolist())
         flip = bool(rng.random() < 0.5)
     roll = tuple(rng.integers(-jitter if signed else 0, jitter + 1, size=2).tolist())
     return View(window, flip, roll)

@@ -41,7 +41,7 @@ def unit_rng(seed, *unit):
     return np.random.default_rng([seed, *unit])
 
 
-def central_window(height, width, ratio=RATIO):
+def central_window(height, width, ratio):
     """torchvision's fallback: the largest centred window of an allowed aspect -> top, left, height, width."""
     inner_height = height
     inner_width = width
@@ -71,24 +71,14 @@ def draw_resized_windows(sizes, scale, rng, ratio=RATIO):
     return windows
 
 
-def draw_resized_window(height, width, scale, rng):
-    """One window of draw_resized_windows -> (top, left, height, width), pixels."""
-    return tuple(draw_resized_windows(np.array([[height, width]]), scale, rng)[0].tolist())
-
-
-def draw_padded_windows(sizes, padding, rng):
-    """Windows as large as the images, shifted by -padding..padding -> (m, 4) top, left, height, width."""
-    return np.concatenate((rng.integers(-padding, padding + 1, size=(len(sizes), 2)), sizes), 1)
-
-
 def draw_crops(sizes, crop, scale, padding, flip, rng):
     """A window and a flip for each image. sizes: (height, width) pairs, pixels; crop: 'resized', 'padded', or
     'none' for the whole image."""
     sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
     if crop == "resized":
         windows = draw_resized_windows(sizes, scale, rng)
-    elif crop == "padded":
-        windows = draw_padded_windows(sizes, padding, rng)
+    elif crop == "padded":  # as large as the images, shifted by -padding..padding
+        windows = np.concatenate((rng.integers(-padding, padding + 1, size=(len(sizes), 2)), sizes), 1)
     else:
         windows = np.concatenate((np.zeros_like(sizes), sizes), 1)
     boxes = windows / np.tile(sizes, 2)

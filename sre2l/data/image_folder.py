@@ -163,11 +163,6 @@ def image_path(root, label, ipc, num_classes, suffix=".jpg"):
     return Path(root) / f"new{name}" / f"class{name}_id{ipc:03d}{suffix}"
 
 
-def suffix_of(lossless):
-    """The suffix of the images that recover writes. lossless: its setting of that name."""
-    return ".png" if lossless else ".jpg"
-
-
 def encode(pixels, suffix=".jpg"):
     """The bytes of an image file. pixels (H, W, 3) uint8; suffix: '.jpg', as the published sets have it
     (quality 75, chroma 4:2:0), or '.png', which loses nothing."""

@@ -78,11 +78,6 @@ def items_of(data):
     return list(items), np.array(labels)
 
 
-def class_names_of(data, num_classes):
-    """The class names of one of torchvision's data sets, in order; numbers where it has none."""
-    return list(getattr(data, "classes", None) or map(str, range(num_classes)))
-
-
 def check_labels(images):
     """Raise UserError where images and labels are not as many, or a label is no class."""
     if len(images.items) != len(images.labels):
@@ -126,8 +121,8 @@ def read_torchvision(spec, path, split):
             images = read_folder(root / stored.folders.format(split=split))
         else:
             items, labels = zip(*map(items_of, found))
-            names = class_names_of(found[0], spec.num_classes)
-            images = Images(sum(items, []), np.concatenate(labels), names, "")
+            names = getattr(found[0], "classes", None) or map(str, range(spec.num_classes))
+            images = Images(sum(items, []), np.concatenate(labels), list(names), "")
     except UserError:
         raise
     except ModuleNotFoundError as error:

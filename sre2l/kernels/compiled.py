@@ -56,10 +56,9 @@ def compile_kernel(source, *more_flags):
     compiler = find_compiler()
     flags = (*FLAGS, *more_flags)
     library = library_path(source, compiler, flags)
-    folder = library.parent
     if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
             made = Path(scratch) / library.name
             subprocess.run([compiler, *flags, "-o", made, source, "-lm"], check=True, capture_output=True)
             os.replace(made, library)  # whole or not at all, whoever else compiles it
