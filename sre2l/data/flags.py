@@ -4,7 +4,7 @@ import dataclasses
 
 from sre2l.data.datasets import DATASETS, STEMS
 from sre2l.data.own import check_dataset_name, facts_path, read_facts
-from sre2l.run.errors import UserError
+from sre2l.run.errors import UserError, first_line
 from sre2l.run.flags import (
     add_dead_flags,
     checkpoint_files,
@@ -13,7 +13,6 @@ from sre2l.run.flags import (
     number,
     number_list,
 )
-from sre2l.run.log import check_tensorboard
 from sre2l.run.paths import ROOT, launcher_command, run_folder
 
 
@@ -40,10 +39,14 @@ class Once(argparse.Action):
 
 
 class NeedsTensorboard(argparse.Action):
-    """A flag without a value, refused where tensorboard is not installed."""
+    """A flag without a value. Raises UserError where tensorboard is not installed."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        check_tensorboard()
+        try:
+            import torch.utils.tensorboard  # noqa: F401  not above: an extra, and it takes a second
+        except ImportError as error:
+            raise UserError(f"{option_string}: {first_line(error)}; 'python3 -m pip install tensorboard', "
+                            f"or run without the flag: metrics.jsonl has the same numbers") from None
         setattr(namespace, self.dest, True)
 
 

@@ -3,12 +3,13 @@
 The launchers choose their settings by it: env.sh calls it, before the stage that imports torch."""
 import argparse
 import contextlib
-import json
 import os
 import sys
 from pathlib import Path
 
 from sre2l.data.datasets import DATASETS
+from sre2l.run.errors import UserError
+from sre2l.run.files import read_json
 from sre2l.run.paths import run_folder
 
 SCALES = {"small": 2_000, "medium": 50_000}  # up to so many images; above: large
@@ -49,8 +50,8 @@ def main():
     begins = args.launcher == "squeeze.sh" and (args.overwrite or not facts.exists())
     scale = row and row.scale
     if facts.exists() and not begins:
-        with contextlib.suppress(ValueError, AttributeError):
-            scale = json.loads(facts.read_text(encoding="utf-8")).get("scale")
+        with contextlib.suppress(UserError):
+            scale = read_json(facts).get("scale")
     elif args.real_data and not row:
         scale = scale_of(count_files(args.real_data))
     print(scale or "small")

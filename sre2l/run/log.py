@@ -9,21 +9,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sre2l.run.device import versions
-from sre2l.run.errors import UserError, first_line
 from sre2l.run.files import as_json, drop_torn_line, write_json
 from sre2l.run.processes import rank
 
 SERIES = ("unit", "seed")  # keys of metrics: each value has a curve of its own in TensorBoard
 STEPS = ("iteration", "epoch")
-
-
-def check_tensorboard():
-    """Raise UserError where the package that --tensorboard needs cannot be imported."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401  not above: an extra, and it takes a second
-    except ImportError as error:
-        raise UserError(f"--tensorboard: {first_line(error)}; 'python3 -m pip install tensorboard', "
-                        f"or run without the flag: metrics.jsonl has the same numbers") from None
 
 
 class Scalars:

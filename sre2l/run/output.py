@@ -169,7 +169,6 @@ class OutputFolder:
     def dry_run(self, settings, **plan):
         """--dry-run: print the settings and what would be written and deleted, as JSON. Raises UserError as
         `begin` would, as far as the settings are known before anything is loaded."""
-        settings = as_json(settings)
         plan |= {"output": str(self.root), "deletes": None}
         if self.overwrite:
             self.refuse_unclaimed()
