@@ -5,11 +5,11 @@ import hashlib
 import json
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
+from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
 from sre2l.run.files import (
     append_line,
@@ -300,10 +300,9 @@ class OutputFolder:
             is_own = path.exists() and (self.kind == "labels" or not path.is_symlink())
             return is_own and hashes.get(name) == hash_file(path)
 
-        with ThreadPoolExecutor(max(1, threads)) as pool:
-            looks = pool.map(is_intact, names)
-            bar = tqdm(looks, f"checking {self.kind}", total=len(names), disable=None, leave=False)
-            return [name for name, intact in zip(names, bar) if not intact]
+        looks = in_order(is_intact, names, threads)
+        bar = tqdm(looks, f"checking {self.kind}", total=len(names), disable=None, leave=False)
+        return [name for intact, name in zip(bar, names) if not intact]
 
     def write(self, files):
         """Write files {path in the folder: bytes}. Hashes come first, so a kill leaves known files alone."""
