@@ -15,6 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from sre2l.run.errors import UserError
+from sre2l.run.flags import check_folders
 from sre2l.run.limits import PART_BYTES, usable_cores
 from sre2l.run.processes import local_world_size
 
@@ -209,8 +210,7 @@ def tell_once(text):
 
 def read_folder(root):
     """Read a folder as torchvision's ImageFolder does -> Images, labelled by their folder's position."""
-    if not Path(root).is_dir():
-        raise UserError(f"{root}: there is no such folder")
+    check_folders(root)
     try:
         folder = ClassFolders(root)
     except FileNotFoundError as error:  # no class folder, or an empty one
