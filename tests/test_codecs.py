@@ -16,7 +16,6 @@ from sre2l.data.codecs import codec_of
 from sre2l.data.label_files import LabelBatch, read_label_batch
 from sre2l.data.packed import ENTRY, HEADER, encode_epoch, packed_name
 from sre2l.run.errors import UserError
-from sre2l.run.files import hash_file
 from tests.helpers import SMALL, bare_checkpoint, refused, run_main
 from tests.worlds import relabel_flags, train_flags
 from validate import random_real
@@ -119,12 +118,14 @@ def test_a_file_that_is_mapped_again_is_not_read_through_again(tmp_path, monkeyp
         data = encode_epoch(epoch, label_batches(), "fp16")
         (tmp_path / packed_name(epoch)).write_bytes(data)
         hashes[packed_name(epoch)] = hashlib.sha256(data).hexdigest()
-    read = []
-    monkeypatch.setattr(packed, "hash_file", lambda path: read.append(path.name) or hash_file(path))
+    digests = []
+    EpochFile = packed.EpochFile
+    monkeypatch.setattr(packed, "EpochFile",
+                        lambda path, digest: digests.append(digest) or EpochFile(path, digest))
     for epoch in (0, 1, 2, 3, 4, 0, 3, 1):
         found = read_label_batch(tmp_path, epoch, 1, hashes=hashes)
         assert same(found, label_batches()[1])
-    assert read == list(hashes)
+    assert digests == [*hashes.values(), None, None, None]
     path = tmp_path / packed_name(2)
     path.write_bytes(encode_epoch(2, label_batches(kind="mixup"), "fp16"))
     with pytest.raises(UserError, match="epoch_2.labels: its sha256"):

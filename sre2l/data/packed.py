@@ -19,7 +19,6 @@ import torch
 from sre2l.data.augment import Crops, Mix
 from sre2l.data.codecs import codec_of
 from sre2l.run.errors import UserError
-from sre2l.run.files import hash_file
 from sre2l.run.hashes import changed
 
 MAGIC = b"SRE2L labels 2"
@@ -32,6 +31,7 @@ BATCH_STEP = 64
 ARRAY_STEP = 8
 MAPPED = 2  # epochs that stay mapped: threads read ahead into the next one
 OPENING = threading.Lock()  # one thread reads a file through, the others wait for it
+READ_THROUGH = set()  # what files `map_epoch` has once seen to be as recorded
 
 
 def packed_name(epoch):
@@ -121,15 +121,22 @@ def encode_epoch(epoch, label_batches, name):
 class EpochFile:
     """A packed file, mapped into memory. Its fields are those of the header, and num_rows of each batch.
 
-    Raises UserError for a file that is damaged or of another kind, OSError for one that cannot be read."""
+    digest: the sha256 that was recorded for it; the whole file is then read once. Without one, each batch is
+    checked by the table. Raises UserError for a file that is missing, damaged or of another kind."""
 
-    def __init__(self, path):
+    def __init__(self, path, digest=None):
         self.path = Path(path)
         try:
             with open(path, "rb") as file:  # private pages, which can be written to: torch wants that
                 self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise UserError(f"{path}: this label file is missing or not readable "
+                            f"({error.strerror})") from None
         except ValueError:  # of mmap
             raise self.fault("it is empty") from None
+        self.is_checked = digest is not None
+        if self.is_checked and hashlib.sha256(self.data).hexdigest() != digest:
+            raise changed(path, self.path.parent)
         self.read_head()
 
     def fault(self, why):
@@ -175,9 +182,10 @@ class EpochFile:
         entry = self.table[index]
         place = int(entry["offset"])
         rows = self.num_rows[index]
-        part = memoryview(self.data)[place:place + int(entry["num_bytes"])]
-        if hashlib.sha256(part).digest() != entry["sha256"].tobytes():
-            raise self.fault(f"batch {index} is damaged: its sha256 is not the one in the table")
+        if not self.is_checked:
+            part = memoryview(self.data)[place:place + int(entry["num_bytes"])]
+            if hashlib.sha256(part).digest() != entry["sha256"].tobytes():
+                raise self.fault(f"batch {index} is damaged: its sha256 is not the one in the table")
         arrays = []
         for dtype, shape in arrays_of(self.codec, self.mix, rows, self.num_classes):
             arrays.append(np.frombuffer(self.data, dtype, int(np.prod(shape)), place).reshape(shape))
@@ -197,30 +205,24 @@ class EpochFile:
 
 
 @functools.lru_cache(MAPPED)
-def map_epoch(path, *identity):
-    """The EpochFile at a path, for as long as the file there is the same."""
-    return EpochFile(path)
-
-
-@functools.cache
-def is_as_recorded(path, digest, *identity):
-    """Has the file this sha256? One that is mapped again, as those of a pool often are, is not read again."""
-    return hash_file(path) == digest
+def map_epoch(path, digest, *identity):
+    """A file that is mapped again, as those of a pool often are, is not read through again: of such a one
+    each batch is checked by the table, as without a digest."""
+    key = (path, digest, *identity)
+    file = EpochFile(path, None if key in READ_THROUGH else digest)
+    READ_THROUGH.add(key)
+    return file
 
 
 def open_epoch(root, epoch, digest=None):
-    """The EpochFile of an epoch, mapped once for all threads. digest: its recorded sha256, for which the
-    whole file is read once. Raises UserError."""
+    """The EpochFile of an epoch, mapped once for all threads. digest: as there."""
     path = Path(root) / packed_name(epoch)
     try:
-        with OPENING:
-            found = path.stat()
-            identity = found.st_ino, found.st_size, found.st_mtime_ns
-            if digest and not is_as_recorded(path, digest, *identity):
-                raise changed(path, root)
-            file = map_epoch(path, *identity)
+        found = path.stat()
     except OSError as error:
         raise UserError(f"{path}: this label file is missing or not readable ({error.strerror})") from None
+    with OPENING:
+        file = map_epoch(path, digest, found.st_ino, found.st_size, found.st_mtime_ns)
     if file.epoch != epoch:
         raise file.fault(f"it is that of epoch {file.epoch}")
     return file
