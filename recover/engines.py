@@ -1,8 +1,9 @@
-"""The one door to the engines: what one is, which one a run has, how many batches it computes at once."""
+"""The one door to the engines: which one a run has, how many batches it computes at once.
+
+What an engine is: Engine in objective.py."""
 import copy
 import os
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,35 +33,6 @@ class Matched:
     network: nn.Module
     weights: Weights
     target: BnTarget | None = None  # None: its running statistics
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """All that step.py and recover.py use of an engine. It computes G independent batches at a time.
-
-    Where several teachers take turns, loss_and_gradient and weights are those of what `at` gives."""
-
-    name: str       # one of ENGINES
-    precision: str  # of the network, one of PRECISIONS
-    captures: bool  # whether a CUDA graph can replay an iteration
-    period: int     # how many iterations it takes until `at` gives the same again
-
-    def at(self, iteration):
-        """-> the Engine that computes this iteration of every batch, counted from 0."""
-
-    def take_up(self, group):
-        """Take up a BatchGroup: what its batches are to match. Before their first iteration."""
-
-    def tabulate(self, views):
-        """views: T lists of G View -> what loss_and_gradient takes as the view of iteration t, at [t]."""
-
-    def loss_and_gradient(self, images, targets, view):
-        """images (G, B, 3, S, S), targets (G, B), view: of tabulate's -> (Terms, gradient like images).
-
-        Neither writes into the images nor waits for the GPU."""
-
-    def adam_step(self, images, first, second, gradient, rate, low, high):
-        """Adam's step and the clamp to valid pixels, in place, as sre2l.kernels.adam.adam_step."""
 
 
 def make_fast_engine(network, weights, size, precision="fp32", own_convolutions=True, target=None):

@@ -11,10 +11,9 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from recover.objective import PRIORS, TERMS, Terms, prior_terms, weighted_sum
+from recover.objective import PRIORS, TERMS, Engine, Terms, prior_terms, weighted_sum
 from recover.views import apply_view
 from sre2l.kernels import norms as formulas
-from sre2l.kernels.adam import adam_step
 from sre2l.kernels.cpu.host import use_host_kernels
 from sre2l.kernels.fuse import fuse
 from sre2l.nets.precision import HALF
@@ -31,14 +30,13 @@ def coefficients(network, weights, loss_scale=1.0):
     return {layer: (weights.r_bn * weight * loss_scale, weight) for layer, weight in zip(layers, multipliers)}
 
 
-class FastEngine:
+class FastEngine(Engine):
     """What the two fast engines share: loss and gradient of G batches in one forward and one backward pass.
 
     Images, statistics, loss and gradient are float32, float64 where the network is. A subclass rewrites the
-    network (self.network, self.norms) and has tabulate, see and finish, and Adam's step."""
+    network (self.network, self.norms) and has `see` and `finish`."""
 
     name = "fast"
-    period = 1
 
     def __init__(self, network, weights, size, precision, target=None):
         parameter = next(network.parameters())
@@ -51,9 +49,6 @@ class FastEngine:
         self.exact = parameter.dtype
         self.dtype = HALF.get(precision, parameter.dtype)  # of weights and activations
         self.loss_scale = LOSS_SCALE.get(precision, 1.0)
-
-    def at(self, iteration):
-        return self
 
     def rewrite(self, network, for_triton):
         """-> a copy of the network with a Norm for each BatchNorm layer. Raises what torch.fx raises."""
@@ -129,17 +124,12 @@ class Unscale(torch.autograd.Function):
 class CpuEngine(FastEngine):
     """The fast engine on a CPU. own_convolutions: those of sre2l/kernels/cpu, else torch's."""
 
-    adam_step = staticmethod(adam_step)
-
     def __init__(self, network, weights, size, precision, own_convolutions, target=None):
         super().__init__(network, weights, size, precision, target)
         traced = self.rewrite(network, for_triton=False)
         dtype = self.exact if own_convolutions else None
         use_host_kernels(traced, self.norms, dtype, bf16=self.dtype == torch.bfloat16)
         self.network = self.converted(traced)
-
-    def tabulate(self, views):
-        return views
 
     def see(self, images, view):
         """(G, B, 3, S, S) -> what the network sees of them, (G B, 3, S, S) in its type, NHWC."""

@@ -56,6 +56,34 @@ def weighted_sum(values, weights):
     return sum(coefficients[name] * value for name, value in values.items())
 
 
+class Engine:
+    """All that step.py and recover.py use of an engine. It computes G independent batches at a time.
+
+    Where several teachers take turns, loss_and_gradient and weights are those of what `at` gives."""
+
+    # Each engine has besides a `name`, one of engines.ENGINES, and the `precision` of its network.
+    captures = False  # whether a CUDA graph can replay an iteration
+    period = 1        # how many iterations it takes until `at` gives the same again
+    adam_step = staticmethod(adam_step)
+
+    def at(self, iteration):
+        """-> the Engine that computes this iteration of every batch, counted from 0."""
+        return self
+
+    def take_up(self, group):
+        """Take up a BatchGroup: what its batches are to match. Before their first iteration."""
+
+    def tabulate(self, views):
+        """views: T lists of G View -> what loss_and_gradient takes as the view of iteration t, at [t]."""
+        return views
+
+    def loss_and_gradient(self, images, targets, view):
+        """images (G, B, 3, S, S), targets (G, B), view: of tabulate's -> (Terms, gradient like images).
+
+        Neither writes into the images nor waits for the GPU."""
+        raise NotImplementedError
+
+
 def statistics_distance(features, target_mean, target_var):
     """|mean - target_mean|_2 + |var - target_var|_2 of an input (N, C, ...), biased variance."""
     var, mean = torch.var_mean(features, [d for d in range(features.ndim) if d != 1], correction=0)
@@ -86,13 +114,10 @@ def prior_terms(y, weights):
     return {name: prior(y) if coefficients[name] else y.new_zeros(()) for name, prior in PRIORS.items()}
 
 
-class PlainEngine:
+class PlainEngine(Engine):
     """Loss and gradient by autograd, a hook on each BatchNorm layer. One that does not run adds nothing."""
 
     name = "plain"
-    captures = False
-    period = 1
-    adam_step = staticmethod(adam_step)
 
     def __init__(self, network, weights, precision="fp32", target=None):
         self.network = network
@@ -117,9 +142,6 @@ class PlainEngine:
             self.distances.append(multiplier * distance)
         return hook
 
-    def at(self, iteration):
-        return self
-
     def take_up(self, group):
         if self.target:
             self.wanted = [[self.target.of(batch, index, layer.running_mean)
@@ -132,9 +154,6 @@ class PlainEngine:
             for layer, (mean, var) in zip(self.layers, self.pairs):
                 layer.running_mean.copy_(mean)
                 layer.running_var.copy_(var)
-
-    def tabulate(self, views):
-        return views
 
     def batch_terms(self, images, targets, view):
         """images (B, 3, S, S) normalised, targets (B,) int64 -> Terms of one batch, scalars."""

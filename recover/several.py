@@ -1,7 +1,7 @@
 """Several teachers: one after another (cycle), or all in every iteration (sum)."""
 from dataclasses import replace
 
-from recover.objective import TERMS, Terms
+from recover.objective import TERMS, Engine, Terms
 
 
 def common_weights(weights):
@@ -25,7 +25,7 @@ def average_terms(found, shares, r_bn):
     return Terms(**{name: mean(name) for name in TERMS})
 
 
-class Several:
+class Several(Engine):
     """What the engines of several teachers share. engines: of one class, one for each teacher."""
 
     def __init__(self, engines):
@@ -59,15 +59,10 @@ class SumEngine(Several):
     shares: w_i; weights: of the sum, whose r_bn is the unit of the BN that is reported. Each engine has the
     priors over the sum of w_i, so that they count once. The Terms are weighted means."""
 
-    period = 1
-
     def __init__(self, engines, shares, weights):
         super().__init__(engines)
         self.shares = shares
         self.weights = weights
-
-    def at(self, iteration):
-        return self
 
     def loss_and_gradient(self, images, targets, view):
         found = []
