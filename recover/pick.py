@@ -35,7 +35,7 @@ from sre2l.kernels.norms import statistics_layers
 from sre2l.nets import statistics
 from sre2l.nets.models import build_for
 from sre2l.nets.precision import memory_format_of, start_device
-from sre2l.nets.teacher import check_top1, described_or_planned, find_teachers
+from sre2l.nets.teacher import check_teachers, described_or_planned, find_teachers
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.errors import UserError
@@ -112,7 +112,7 @@ def check_args(args, spec):
     return classes
 
 
-def check_teachers(args, networks):
+def check_statistics(args, networks):
     """Raise UserError for networks whose running statistics the flags want to use and cannot.
 
     networks: (name, network) of each teacher, also of one that is still to be trained."""
@@ -155,7 +155,7 @@ def dry_run(args, spec, classes, folder):
         teachers, spec = find_teachers(args, spec)
         archs = () if teachers or not args.arch else args.arch.split(",")
         planned = [(arch, build_for(spec, arch, None)[0]) for arch in archs]
-        check_teachers(args, networks_of(teachers) or planned)
+        check_statistics(args, networks_of(teachers) or planned)
     num_images = args.ipc_end * len(classes)
     image_bytes = spec.size ** 2 // 3 + 620 if args.jpeg else 2 * spec.size ** 2 + 100
     folder.dry_run(settings_of(args, spec, classes, teachers), images=num_images,
@@ -210,11 +210,10 @@ def main(args):
     teachers = []
     if args.score != "random":
         teachers, spec = find_teachers(args, spec)
-    check_teachers(args, networks_of(teachers))
+    check_statistics(args, networks_of(teachers))
     for teacher in teachers:
         teacher.network.to(device, memory_format=memory_format_of(device))
-        if processes.rank() == 0 or args.overwrite:  # whoever may delete has measured first
-            check_top1(teacher, spec, args, device)
+    check_teachers(teachers, spec, args, device)
     names_of_classes = teachers[0].class_names if teachers else spec.class_names
     images = read_real(spec, args.val_dir, "train", classes, names_of_classes, order=args.class_order)
     check_enough(images, classes, args.ipc_end, args.grid ** 2)

@@ -25,7 +25,7 @@ from recover.watch import Watch, load_verifier
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.image_folder import encode
 from sre2l.nets.precision import PRECISIONS, start_device
-from sre2l.nets.teacher import check_top1, find_teachers
+from sre2l.nets.teacher import check_teachers, find_teachers
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.flags import Parser, network_name, number, numbers
@@ -144,9 +144,7 @@ def main(args):
         teacher.network.to(device)
     matched, target_hashes = plan.match_teachers(args, teachers, batches, spec.size)
     verifier = load_verifier(args, spec, device)
-    if processes.rank() == 0 or args.overwrite:  # whoever may delete has measured first
-        for teacher in teachers:
-            check_top1(teacher, spec, args, device)
+    check_teachers(teachers, spec, args, device)
 
     # This process's part, and what is missing of it.
     # A batch is computed as a whole, even where a single image of it is missing.

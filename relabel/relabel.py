@@ -33,7 +33,7 @@ from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.label_files import are_numbers, encode_file, file_of, stored_batches
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.nets.precision import PRECISIONS, dtype_of, memory_format_of, start_device
-from sre2l.nets.teacher import check_top1, find_teachers, teacher_weights
+from sre2l.nets.teacher import check_teachers, find_teachers, teacher_weights
 from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.device import versions
@@ -121,9 +121,7 @@ def main(args):
     weights = teacher_weights(args.teacher_weights, len(teachers))
     for teacher in teachers:
         teacher.network.to(device, memory_format=memory_format_of(device))
-    top1 = [None]
-    if processes.rank() == 0 or args.overwrite:  # whoever may delete has measured first
-        top1 = [check_top1(teacher, spec, args, device) for teacher in teachers]
+    top1 = check_teachers(teachers, spec, args, device)
     described = manifest.describe_images(images)
     recorded = plan.read_recorded(args, described, images.root)
     settings = plan.make_settings(args, spec)
@@ -146,7 +144,7 @@ def main(args):
 
     # Begin: the manifest says what the labels depend on, and ties them to these images.
     labels.begin({**settings, **described, "epochs": max(settings["epochs"], recorded.get("epochs", 0)),
-                  **describe_teachers(teachers, weights, labellers, top1[0]),
+                  **describe_teachers(teachers, weights, labellers, top1),
                   **(describe_recipe(teachers, first, labels.root) if codec == NONE else {}),
                   "images_seed": (OutputFolder(args.data, "images").earlier_settings() or {}).get("seed"),
                   "versions": versions(device)})

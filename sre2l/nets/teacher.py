@@ -20,6 +20,7 @@ from sre2l.run.errors import UserError
 from sre2l.run.flags import split_files
 from sre2l.run.output import recorded
 from sre2l.run.paths import launcher_command, run_folder, teacher_names
+from sre2l.run.processes import rank
 
 # Where checkpoints say their top-1: ours in percent, those of others also as a share.
 TOP1_KEYS = ("top1", "acc", "acc1", "best_acc1", "best_acc", "best_prec1")
@@ -321,6 +322,15 @@ def measured_by_squeeze(teacher, args, images):
     is_as_trained = args.mean is None and args.std is None and args.input_size is None
     is_as_trained &= found.get("arch_sha256") == teacher.arch_sha256
     return is_as_trained and found.get("val") == fingerprint(images)
+
+
+def check_teachers(teachers, spec, args, device):
+    """check_top1 of each teacher -> the first one's top-1. Of several processes the first measures, and each
+    that may delete what is there; the others get None."""
+    if rank() > 0 and not args.overwrite:
+        return None
+    found = [check_top1(teacher, spec, args, device) for teacher in teachers]
+    return found[0] if found else None
 
 
 def check_top1(teacher, spec, args, device):
