@@ -34,7 +34,7 @@ class FastEngine(Engine):
     """What the two fast engines share: loss and gradient of G batches in one forward and one backward pass.
 
     Images, statistics, loss and gradient are float32, float64 where the network is. A subclass rewrites the
-    network (self.network, self.norms) and has `see` and `finish`."""
+    network (self.network, self.norms), has `see` and `finish`, and takes loss_scale out of the gradient."""
 
     name = "fast"
 
@@ -108,19 +108,6 @@ class FastEngine(Engine):
         return Terms(**{name: term.detach() for name, term in terms.items()}), gradient
 
 
-class Unscale(torch.autograd.Function):
-    """The identity; takes the loss scale out of the gradient, which is no longer in half precision here."""
-
-    @staticmethod
-    def forward(ctx, x, loss_scale):
-        ctx.loss_scale = loss_scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient / ctx.loss_scale, None
-
-
 class CpuEngine(FastEngine):
     """The fast engine on a CPU. own_convolutions: those of sre2l/kernels/cpu, else torch's."""
 
@@ -134,9 +121,11 @@ class CpuEngine(FastEngine):
     def see(self, images, view):
         """(G, B, 3, S, S) -> what the network sees of them, (G B, 3, S, S) in its type, NHWC."""
         seen = torch.cat([apply_view(batch, one) for batch, one in zip(images, view)])
-        if self.loss_scale != 1:
-            seen = Unscale.apply(seen, self.loss_scale)
         return seen.to(self.dtype, memory_format=torch.channels_last)
+
+    def loss_and_gradient(self, images, targets, view):
+        terms, gradient = super().loss_and_gradient(images, targets, view)
+        return terms, gradient if self.loss_scale == 1 else gradient / self.loss_scale
 
     def finish(self):
         """After a forward pass: the BatchNorm term of each batch, (G,), and what backward passes need."""
