@@ -2,20 +2,12 @@
 
 Terms that are not finite end a run. A CE that never falls, and a BN term that dwarfs it, are warned of."""
 import math
-from typing import NamedTuple
 
 FEW_ITERATIONS = 100  # a run of fewer is a trial: BN may not have begun to fall in the middle of it
 FEW_LINES = 8         # of a log, from which no quarter can be judged
 FALLEN = 0.8          # of the first CE, below which it has fallen
 SMALL = 0.5           # of ln(classes), the CE of a guess: below, nothing is wrong
 DWARFS = 100          # times ln(classes); in the digits' demo r_bn * BN is 10 times in the middle
-
-
-class LogLine(NamedTuple):
-    """Two terms of the objective at a line of the log: of one batch, or lists over several batches."""
-    iteration: int
-    ce: float | list
-    bn: float | list
 
 
 def last_quarter(values):
@@ -63,20 +55,20 @@ def cause_in_bn(bn, num_classes, from_noise):
             f"probably not the teacher's; if it is, --r-bn {comparable} would make the two comparable")
 
 
-def find_warnings(lines, total, r_bn, num_classes):
+def find_warnings(iterations, ce, bn, total, r_bn, num_classes):
     """What the newest log line of a batch gives reason to say -> {"bn": sentence, "ce": sentence}, or less.
 
-    "bn" comes once, in the middle, and "ce" at the end. lines: the LogLines so far; total: of iterations."""
+    "bn" comes once, in the middle, and "ce" at the end. iterations, ce, bn: of the lines so far; total: of
+    iterations."""
     if total < FEW_ITERATIONS:
         return {}
-    iterations, ce, bn = zip(*lines)
     last = iterations[-1]
     from_noise = iterations[0] == 0
     guess = math.log(num_classes)
     found = {}
 
     # BN dwarfs CE.
-    is_middle = last >= total / 2 and (len(lines) == 1 or iterations[-2] < total / 2)
+    is_middle = last >= total / 2 and (len(ce) == 1 or iterations[-2] < total / 2)
     ratio = r_bn * bn[-1] / guess
     if is_middle and ratio > DWARFS:
         cause = cause_in_bn(bn, num_classes, from_noise)
@@ -105,11 +97,11 @@ def find_warnings(lines, total, r_bn, num_classes):
 def find_all_warnings(lines, names, total, r_bn, num_classes):
     """find_warnings of batches that are computed together, as one sentence of each kind.
 
-    lines: LogLines with a list over the batches; names: of the batches."""
+    lines: (iteration, CE and BN of each batch) of each line of the log; names: of the batches."""
     hits = {"bn": [], "ce": []}  # (batch, sentence) of each kind
-    for i, name in enumerate(names):
-        of_batch = [LogLine(line.iteration, line.ce[i], line.bn[i]) for line in lines]
-        for kind, sentence in find_warnings(of_batch, total, r_bn, num_classes).items():
+    iterations, ce, bn = zip(*lines)
+    for name, own_ce, own_bn in zip(names, zip(*ce), zip(*bn)):
+        for kind, sentence in find_warnings(iterations, own_ce, own_bn, total, r_bn, num_classes).items():
             hits[kind].append((name, sentence))
 
     sentences = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from recover.health import LogLine, advice, describe_fault, find_all_warnings
+from recover.health import advice, describe_fault, find_all_warnings
 from recover.objective import PRIORS, TERMS, Terms, Weights, weighted_sum
 from recover.several import average_terms
 from recover.step import Stepper
@@ -59,7 +59,7 @@ class Watch:
         self.names = [f"unit {batch.index}" for batch in group.batches]
         self.done = done
         self.since = time.monotonic()
-        self.lines = []  # a LogLine for each line of the log, with the values of each batch
+        self.lines = []  # of each line of the log: its iteration, CE and BN of each batch
         self.recent = collections.deque(maxlen=self.stepper.engine.period)  # (Terms, Weights) of iterations
         hidden = True if rank() > 0 else None  # None: shown on a terminal alone
         self.bar = tqdm(total=self.iterations, initial=done, desc=group.name, disable=hidden, leave=False)
@@ -84,7 +84,7 @@ class Watch:
         self.write_metrics(iteration, found)
         self.write_line(iteration, {key: sum(numbers) / len(numbers) for key, numbers in found.items()})
 
-        self.lines.append(LogLine(iteration, found["ce"], found["bn"]))
+        self.lines.append((iteration, found["ce"], found["bn"]))
         r_bn = self.weights.r_bn
         for warning in find_all_warnings(self.lines, self.names, self.iterations, r_bn, self.num_classes):
             self.log.line(warning)

@@ -9,7 +9,6 @@ from torch import nn
 from recover import health
 from recover.batches import BatchGroup, ImageBatch, draw
 from recover.engines import make_fast_engine
-from recover.health import LogLine
 from recover.objective import Weights
 from recover.recover import cosine_rates
 from recover.step import Stepper
@@ -34,7 +33,7 @@ def warned(lines, total, r_bn, num_classes=10):
     """All warnings of a batch as its log grows -> ({kind: [iterations at which it came]}, last sentences)."""
     found, sentences = {}, {}
     for count in range(1, len(lines) + 1):
-        for kind, sentence in health.find_warnings(lines[:count], total, r_bn, num_classes).items():
+        for kind, sentence in health.find_warnings(*zip(*lines[:count]), total, r_bn, num_classes).items():
             found.setdefault(kind, []).append(lines[count - 1][0])
             sentences[kind] = sentence
     return found, sentences
@@ -100,7 +99,7 @@ def test_a_bn_term_that_dwarfs_ce_is_warned_of_once_in_the_middle():
 def test_batches_computed_together_are_warned_of_in_one_sentence():
     good = curve((9.0, 0.5), (100, 20))
     bad = curve((9.0, 9.0), (100, 20))
-    lines = [LogLine(at, [a, b, b], [bn] * 3) for (at, a, bn), (_, b, _) in zip(good, bad)]
+    lines = [(at, [a, b, b], [bn] * 3) for (at, a, bn), (_, b, _) in zip(good, bad)]
     sentence, = health.find_all_warnings(lines, ["unit 3", "unit 4", "unit 5"], 1000, 0.01, 10)
     assert sentence.startswith("warning: unit 4 (and 1 more of the 3 units computed with it): CE never fell")
 
@@ -140,8 +139,8 @@ def recovered(network, r_bn, targets=range(5), steps=100):
     for iteration in range(steps):
         terms = stepper.step(iteration)
         if iteration % 5 == 0 or iteration == steps - 1:
-            lines.append(LogLine(iteration, terms.ce.item(), terms.bn.item()))
-            found.update(health.find_warnings(lines, steps, r_bn, 5))
+            lines.append((iteration, terms.ce.item(), terms.bn.item()))
+            found.update(health.find_warnings(*zip(*lines), steps, r_bn, 5))
     return found
 
 
