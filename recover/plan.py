@@ -9,7 +9,7 @@ from recover.blocks import check_blocks, describe_blocks, plan_blocks
 from recover.engines import Matched
 from recover.objective import LATER_WEIGHTS, WEIGHTS, PlainEngine, Weights, check_statistics
 from recover.real_start import find_real
-from recover.targets import check_groups, check_init, load_targets
+from recover.targets import check_groups, load_targets
 from recover.views import LEAST_AREA, WHOLE_IMAGE
 from sre2l.data.augment import unit_rng
 from sre2l.data.flags import chosen_classes
@@ -88,6 +88,9 @@ def check_options(args):
         raise UserError("--merge needs real images: --init picked, after pick.sh, or --init FOLDER")
     if args.merge and len(args.blocks or ()) < 2:
         raise UserError("--merge mixes real images in between blocks: give several, such as --blocks 500,500")
+    if args.bn_target == "group" and args.init == "noise":
+        raise UserError("--bn-target group: the statistics of the groups lie beside a folder of picked real "
+                        "images; name it with --init FOLDER")
     is_cropped = args.crop_scale != LEAST_AREA or args.crop_curriculum != "none"
     if is_cropped and args.no_crop_flip:
         flag = "--crop-curriculum" if args.crop_curriculum != "none" else "--crop-scale"
@@ -205,7 +208,6 @@ def prepare_real(args, spec, batches, output):
 
 def dry_run(args, spec, classes, batches, folder):
     """--dry-run: print the settings, how many images and how many bytes."""
-    check_init(args.bn_target, args.init)
     if args.bn_target == "group":
         check_groups(batches, args.ipc_end)
     teachers, spec = find_teachers(args, spec)

@@ -63,13 +63,6 @@ def check_groups(batches, num_groups):
                             f"{max(indices)} of a class would need one more; lower --ipc-end, or pick more")
 
 
-def check_init(kind, init):
-    """Raise UserError where no file of groups can be there. kind, init: as in load_targets."""
-    if kind == "group" and init == "noise":
-        raise UserError("--bn-target group: the statistics of the groups lie beside a folder of picked real "
-                        "images; name it with --init FOLDER")
-
-
 def load_targets(kind, init, teachers, batches):
     """The targets of --bn-target -> (a BnTarget or None for each teacher, the hashes of their files).
 
@@ -78,8 +71,6 @@ def load_targets(kind, init, teachers, batches):
     if kind == "running":
         return [None] * len(teachers), []
     by_group = kind == "group"
-    check_init(kind, init)
-
     targets = []
     hashes = []
     for teacher in teachers:
