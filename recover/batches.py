@@ -41,37 +41,33 @@ class BatchGroup:
         return torch.tensor([[label for _, label in batch.pairs] for batch in self.batches], device=device)
 
 
-def make_batch(index, classes, batch_size):
-    """ImageBatch `index` of the endless list.
-
-    With batch_size classes or more: one image of each of the next batch_size classes, all of one ipc index.
-    With fewer classes: the next batch_size pairs of the flat list, which takes the classes ipc by ipc."""
-    if len(classes) < batch_size:
-        flat = range(index * batch_size, (index + 1) * batch_size)
-        return ImageBatch(index, tuple((k // len(classes), classes[k % len(classes)]) for k in flat))
-    blocks = -(-len(classes) // batch_size)
-    ipc, block = divmod(index, blocks)
-    chosen = classes[block * batch_size:(block + 1) * batch_size]
-    return ImageBatch(index, tuple((ipc, label) for label in chosen))
+def in_parts(items, size):
+    """A list cut into parts of `size`; the last one may be shorter."""
+    return [items[at:at + size] for at in range(0, len(items), size)]
 
 
 def plan_batches(classes, batch_size, ipc_start, ipc_end, order="ipc"):
     """All ImageBatches that hold an image with ipc_start <= ipc < ipc_end, in order.
 
-    order: 'ipc', or 'class': all images of the first class, then all of the next, cut into batches (EDC,
-    LPLD). What shares a batch then depends on the range."""
+    order: 'ipc': of an endless list of batches those that the range needs, whole. With batch_size classes or
+    more, a batch has one image of each of the next batch_size classes, all of one ipc index. With fewer
+    classes it has the next batch_size pairs of the flat list, which takes the classes ipc by ipc.
+    'class': all images of the first class, then all of the next, cut into batches (EDC, LPLD). What shares a
+    batch then depends on the range."""
     if order == "class":
+        first = 0
         pairs = [(ipc, label) for label in classes for ipc in range(ipc_start, ipc_end)]
-        cuts = range(0, len(pairs), batch_size)
-        return [ImageBatch(i, tuple(pairs[at:at + batch_size])) for i, at in enumerate(cuts)]
-    if len(classes) < batch_size:
+        parts = in_parts(pairs, batch_size)
+    elif len(classes) >= batch_size:
+        blocks = in_parts(classes, batch_size)
+        first = ipc_start * len(blocks)
+        parts = [[(ipc, label) for label in block] for ipc in range(ipc_start, ipc_end) for block in blocks]
+    else:
         first = ipc_start * len(classes) // batch_size
         stop = -(-ipc_end * len(classes) // batch_size)
-    else:
-        blocks = -(-len(classes) // batch_size)
-        first = ipc_start * blocks
-        stop = ipc_end * blocks
-    return [make_batch(index, classes, batch_size) for index in range(first, stop)]
+        flat = range(first * batch_size, stop * batch_size)
+        parts = in_parts([(k // len(classes), classes[k % len(classes)]) for k in flat], batch_size)
+    return [ImageBatch(index, tuple(part)) for index, part in enumerate(parts, first)]
 
 
 def group_batches(batches, size):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from recover.batches import in_parts
 from sre2l.data.image_folder import decode
 from sre2l.run.files import atomic
 
@@ -40,10 +41,6 @@ def grid(rows):
             left = GAP + c * (width + GAP)
             picture[top:top + height, left:left + width] = image
     return picture
-
-
-def in_rows(tiles, columns):
-    return [tiles[i:i + columns] for i in range(0, len(tiles), columns)]
 
 
 def save_grid(rows, path, root=None):
@@ -81,14 +78,14 @@ def contact_sheet(root, path):
     chosen = spread(files, MANY // longest)
     tiles = [tile(decode(file)) for row in chosen for file in row]
     classes_a_row = max(1, round(len(chosen) ** 0.5 / longest ** 0.5))
-    save_grid(in_rows(tiles, longest * classes_a_row), path)
+    save_grid(in_parts(tiles, longest * classes_a_row), path)
 
 
 def save_snapshot(images, folder, iteration):
     """Write some images of a batch (B, H, W, 3) uint8 at one iteration, evenly spread, as one PNG."""
     tiles = [tile(image) for image in spread(list(images), NUM_SNAPSHOT_TILES)]
     columns = -(-len(tiles) // max(1, round(len(tiles) ** 0.5)))
-    save_grid(in_rows(tiles, columns), folder / f"iteration_{iteration:06d}.png", folder)
+    save_grid(in_parts(tiles, columns), folder / f"iteration_{iteration:06d}.png", folder)
 
 
 def animate(folder, path):
