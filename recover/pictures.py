@@ -1,6 +1,5 @@
 """Pictures of a run: a contact sheet of its images, and an animation of how they emerge from noise."""
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -99,26 +98,29 @@ def animate(folder, path):
         frames[0].save(tmp, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
-@dataclass
 class Snapshots:
-    """Pictures of one batch while it is computed: every so many iterations, from the noise to the end."""
-    folder: Path     # of the pictures
-    animation: Path  # the GIF made of them
-    every: int       # iterations between two
-    last: int        # the number of iterations
-    mean: tuple      # of the images' normalisation
-    std: tuple
+    """Pictures of a run's first batch while it is computed: every so many iterations, from the noise to the
+    end. Where the run begins later than at unit 0, their names say which it is."""
 
-    def clear(self):
-        """Delete what an earlier run has left, where the batch begins anew."""
-        for path in self.folder.glob("iteration_*.png"):
+    def __init__(self, args, folder, batch, spec):
+        first = f"unit{batch.index}." if batch.index else ""
+        self.batch = batch
+        self.folder = folder.path(f"{first}snapshots")
+        self.animation = folder.path(f"{first}gif")
+        self.every = args.snapshot_every
+        self.last = args.iteration
+        self.spec = spec
+
+    def take(self, group, iteration, images):
+        """Picture images (G, B, 3, S, S) of a group after so many iterations, if it is time to.
+
+        The first picture begins with an empty folder, and of the last one the animation is made."""
+        if not self.every or group.batches[0] is not self.batch:
+            return
+        if iteration % self.every and iteration != self.last:
+            return
+        for path in self.folder.glob("iteration_*.png") if iteration == 0 else ():
             path.unlink()
-
-    def take(self, iteration, images):
-        """Picture the images (B, 3, S, S), normalised, after so many iterations, where it is time to.
-
-        After the last picture make the animation."""
-        if iteration % self.every == 0 or iteration == self.last:
-            save_snapshot(to_pixels(images, self.mean, self.std), self.folder, iteration)
-            if iteration == self.last:
-                animate(self.folder, self.animation)
+        save_snapshot(to_pixels(images[0], self.spec.mean, self.spec.std), self.folder, iteration)
+        if iteration == self.last:
+            animate(self.folder, self.animation)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from recover.blocks import check_blocks, describe_blocks, plan_blocks
-from recover.engines import Matched
+from recover.engines import Matched, choose_groups, make_engines
 from recover.objective import LATER_WEIGHTS, WEIGHTS, PlainEngine, Weights, check_statistics
 from recover.real_start import find_real
 from recover.targets import check_groups, load_targets
@@ -31,16 +31,11 @@ MOST_NOISE = 32  # images of noise by which `auto` scales the others'
 DIGITS = 4       # of what `auto` finds: rounding elsewhere then seldom gives another number
 
 
-def defaults_of(args):
-    """The settings of a run without a flag. args: its arguments."""
-    return {key: getattr(args, key) for key in (*SETTINGS, *OPTIONS)}
-
-
 def settings_of(args, defaults, spec, classes, teachers, blocks, real, target_hashes=()):
     """What an image depends on. The IPC range, device, logging and verifier are not among it, but where
     batches are cut by class, the range is: it says which images share one.
 
-    defaults: of defaults_of; target_hashes: of the files that --bn-target reads."""
+    defaults: of all flags; target_hashes: of the files that --bn-target reads."""
     settings = {key: getattr(args, key) for key in SETTINGS}
     described = described_or_planned(args, teachers)
     settings |= {"size": spec.size, "classes": classes, "teacher": described[0]}
@@ -184,6 +179,33 @@ def match_teachers(args, teachers, batches, size):
     return [Matched(*parts) for parts in zip(networks, weights, targets)], hashes
 
 
+def choose_engines(args, matched, blocks, batches, folder, own, device):
+    """-> ({pixels: Engine}, a line that says which, {"groups": ...} where that is to be chosen).
+
+    args.engine and args.precision become what was chosen. own: {(ipc, class): path in the folder} of this
+    process's images. Where none of them is missing the record keeps their precision, whatever is typed."""
+    recorded = (folder.earlier_settings() or {}).get("precision")
+    precision = args.precision or recorded
+    if precision != recorded and recorded and not folder.missing(list(own.values())):
+        precision = recorded
+    sizes = {block.size for block in blocks}
+    engines, note = make_engines(args.engine, matched, args.teacher_weights, sizes, precision)
+    engine = engines[max(sizes)]
+    args.engine = engine.name
+    args.precision = engine.precision
+    chosen = {} if args.groups else {"groups": choose_groups(engine, batches, max(sizes), device)}
+    return engines, note, chosen
+
+
+def describe_computation(args, note, teachers, matched):
+    """Lines for the log: the engine, by its note, and what each of several teachers counts."""
+    line = f"{note}, {args.precision}, {args.groups} batch{'es' * (args.groups > 1)} at a time"
+    if len(teachers) == 1:
+        return line
+    each = [f"{teacher.arch} with r_bn {one.weights.r_bn:g}" for teacher, one in zip(teachers, matched)]
+    return f"{line}\n{len(teachers)} teachers, {args.teacher_rule}: {', '.join(each)}"
+
+
 def prepare_blocks(args, spec, teachers):
     """-> the Blocks of the run. Raises UserError for one of a size that a teacher does not take."""
     blocks = plan_blocks(args.blocks or [(args.iteration, None)], spec.size)
@@ -195,7 +217,8 @@ def prepare_blocks(args, spec, teachers):
 
 
 def prepare_real(args, spec, batches, output):
-    """-> the RealImages that --init names; None for noise, and in a dry run whose folder is not there yet."""
+    """-> the RealImages that --init names, not decoded in a dry run; None for noise, and in a dry run whose
+    folder is not there yet."""
     if args.init == "noise":
         return None
     if not Path(args.init).exists():
@@ -203,7 +226,8 @@ def prepare_real(args, spec, batches, output):
             return None
         raise UserError(f"--init: {args.init}: there is no such folder; --init picked takes what "
                         f"'{launcher_command(args, 'recover/pick.sh')}' makes")
-    return find_real(args.init, spec, batches, output, args.ipc_end)
+    real = find_real(args.init, spec, batches, output, args.ipc_end)
+    return real if args.dry_run else real.decoded()
 
 
 def dry_run(args, spec, classes, batches, folder):

@@ -7,7 +7,7 @@ Result: runs/<name>/images/new000/class000_id000.jpg ... and, beside the folder,
 import math
 import os
 from argparse import BooleanOptionalAction
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,7 @@ from pathlib import Path
 from recover import pictures, plan
 from recover.batches import draw, group_batches, image_names, index_ranges, plan_batches
 from recover.blocks import Course, Iterations, block_list
-from recover.engines import ENGINES, choose_groups, make_engines
-from recover.several import common_weights
+from recover.engines import ENGINES
 from recover.state import StateKeeper
 from recover.step import Stepper, pixel_bounds
 from recover.targets import bn_target
@@ -47,20 +46,19 @@ def draw_views_of(args, blocks):
             for block in blocks for t in range(block.first, block.stop)]
 
 
-def draw_start(group, seed, draw_views, blocks, real, merge, spec):
+def draw_start(args, spec, blocks, real, draw_views, group):
     """What a group begins with -> (noise, views, {pixels: real images}, None without): batches.draw, and of
     the real images those of each block's size that is needed."""
-    noise, views = draw(group, seed, blocks[0].size, draw_views)
+    noise, views = draw(group, args.seed, blocks[0].size, draw_views)
     if real is None:
         return noise, views, None
-    sizes = {block.size for block in blocks[:None if merge else 1]}
+    sizes = {block.size for block in (blocks if args.merge else blocks[:1])}
     return noise, views, {size: real.read(group, size, spec.mean, spec.std) for size in sizes}
 
 
-def missing_images(folder, names):
-    """Those of `names`, {(ipc, class): path in the folder}, whose file is not there as it was recorded."""
-    missing = set(folder.missing(list(names.values())))
-    return {pair: name for pair, name in names.items() if name in missing}
+def having(missing, parts):
+    """Those of the batches or groups in which an image is missing."""
+    return [part for part in parts if not missing.keys().isdisjoint(part.pairs)]
 
 
 def write_images(folder, group, pixels, names, keeper):
@@ -73,41 +71,25 @@ def write_images(folder, group, pixels, names, keeper):
     keeper.forget(group.batches)
 
 
-def having(missing, parts):
-    """Those of the batches or groups in which an image is missing."""
-    return [part for part in parts if not missing.keys().isdisjoint(part.pairs)]
-
-
-def choose_engines(args, matched, blocks, batches, folder, is_needed, device):
-    """-> ({pixels: Engine}, a line that says which, {"groups": ...} where that is to be chosen).
-
-    args.engine and args.precision become what was chosen. A run with nothing left to do (is_needed: False)
-    asks for no precision: the record keeps that of the images."""
-    requested = args.precision if is_needed else None
-    precision = requested or (folder.earlier_settings() or {}).get("precision")
-    sizes = {block.size for block in blocks}
-    engines, note = make_engines(args.engine, matched, args.teacher_weights, sizes, precision)
-    engine = engines[max(sizes)]
-    args.engine = engine.name
-    args.precision = engine.precision
-    chosen = {} if args.groups else {"groups": choose_groups(engine, batches, max(sizes), device)}
-    return engines, note, chosen
-
-
-def describe_computation(args, note, teachers, matched):
-    """Lines for the log: the engine, by its note, and what each of several teachers counts."""
-    line = f"{note}, {args.precision}, {args.groups} batch{'es' * (args.groups > 1)} at a time"
-    if len(teachers) == 1:
-        return line
-    each = [f"{teacher.arch} with r_bn {one.weights.r_bn:g}" for teacher, one in zip(teachers, matched)]
-    return f"{line}\n{len(teachers)} teachers, {args.teacher_rule}: {', '.join(each)}"
-
-
-def make_watch(args, log, stepper, matched, num_classes, verifier):
-    """What looks at the iterations: by default it says 40 lines of each group."""
-    period = args.print_period or max(1, args.iteration // 40)
-    weights = common_weights([one.weights for one in matched])
-    return Watch(log, stepper, weights, args.precision, args.iteration, period, num_classes, verifier)
+def optimise(group, first, course, watch, snapshots, keeper, writing):
+    """Do the iterations of a group, from `first` on. The run ends after the one under way, whose state is
+    saved, where a signal asks for it or the images before could not be written (writing: their Future)."""
+    stepper = course.stepper
+    with watch.following(group, first):
+        for iteration in range(first, watch.iterations):
+            snapshots.take(group, iteration, stepper.images)
+            has_failed = writing.done() and writing.exception() is not None
+            should_stop = signals.stop_requested() or has_failed
+            # Only finite images are saved, or the next run would go on from broken ones.
+            if iteration and (should_stop or keeper.is_due()):
+                watch.check_finite(iteration - 1)
+                keeper.save(group, iteration, stepper.tensors)
+            if should_stop:
+                watch.log.line(f"{group.name}: stopped after iteration {iteration}")
+                writing.result()
+                signals.leave()
+            watch.after(iteration, course.step(iteration))
+    snapshots.take(group, watch.iterations, stepper.images)
 
 
 def log_group(log, group, missing, precision, num_left):
@@ -117,20 +99,13 @@ def log_group(log, group, missing, precision, num_left):
     log.line(f"{group.name}: computed, {num_left} more of this process to do")
 
 
-def make_snapshots(args, folder, batch, spec):
-    """The pictures of the run's first batch; where the range begins later, their names say which it is."""
-    first = f"unit{batch.index}." if batch.index else ""
-    return pictures.Snapshots(folder.path(f"{first}snapshots"), folder.path(f"{first}gif"),
-                              args.snapshot_every, args.iteration, spec.mean, spec.std)
-
-
 def main(args):
     # Plan: which images, which of them share a batch (a part of the method), and where they go.
     spec = data_spec(args)
     classes = plan.check_args(args, spec)
     batches = plan_batches(classes, args.batch_size, args.ipc_start, args.ipc_end, args.batch_order)
     root = Path(args.syn_data_path or run_folder(args)) / args.exp_name
-    folder = OutputFolder(root, "images", args.overwrite, plan.defaults_of(get_args([])), free=plan.FREE)
+    folder = OutputFolder(root, "images", args.overwrite, vars(get_args([])), plan.FREE)
     args.r_bn = plan.recorded_r_bn(args.r_bn, folder.earlier_settings())
     if args.dry_run:
         return plan.dry_run(args, spec, classes, batches, folder)
@@ -146,95 +121,61 @@ def main(args):
     verifier = load_verifier(args, spec, device)
     check_teachers(teachers, spec, args, device)
 
-    # This process's part, and what is missing of it.
-    # A batch is computed as a whole, even where a single image of it is missing.
+    # This process's part.
     pairs = [(ipc, label) for ipc in range(args.ipc_start, args.ipc_end) for label in classes]
     names = image_names(pairs, spec.num_classes, args.lossless)
     own_batches = batches[processes.rank()::processes.world_size()]
     own = {pair: names[pair] for batch in own_batches for pair in batch.pairs if pair in names}
-    missing = missing_images(folder, own)
-    if real and missing:
-        real = real.decoded()
 
     # The engine computes loss and gradient; what it is, is among the settings that an image depends on.
-    engines, note, chosen = choose_engines(args, matched, blocks, batches, folder, bool(missing), device)
+    engines, note, chosen = plan.choose_engines(args, matched, blocks, batches, folder, own, device)
     settings = plan.settings_of(args, folder.defaults, spec, classes, teachers, blocks, real, target_hashes)
     settings = folder.begin(settings, index_ranges(own, spec.num_classes), chosen)
     args.groups = settings["groups"]
 
-    # Another run may have ended since the first look: what it has written is kept.
-    missing = missing_images(folder, missing)
+    # What is there as it was recorded is kept. A batch with any image missing is computed as a whole.
+    absent = set(folder.missing(list(own.values())))
+    missing = {pair: name for pair, name in own.items() if name in absent}
     unfinished = having(missing, own_batches)
     groups = having(missing, group_batches(own_batches, args.groups))
     log = folder.open_log(args, device)
-    log.line(f"{describe_computation(args, note, teachers, matched)}\n{len(pairs)} images in batches of "
-             f"{args.batch_size}: {len(batches)} in all, {len(unfinished)} left to do -> {root}")
+    log.line(plan.describe_computation(args, note, teachers, matched))
+    log.line(f"{len(pairs)} images in batches of {args.batch_size}: {len(batches)} in all, "
+             f"{len(unfinished)} left to do -> {root}")
 
     # Everything random about a batch depends on the seed and the batch's index alone.
-    draw_group = partial(draw_start, seed=args.seed, draw_views=draw_views_of(args, blocks), blocks=blocks,
-                         real=real, merge=args.merge, spec=spec)
+    draw_group = partial(draw_start, args, spec, blocks, real, draw_views_of(args, blocks))
     stepper = Stepper(engines[blocks[0].size], *pixel_bounds(spec.mean, spec.std, device))
     course = Course(stepper, engines, blocks, cosine_rates(args.lr, args.iteration), args.merge)
-    watch = make_watch(args, log, stepper, matched, spec.num_classes, verifier)
-    snapshots = make_snapshots(args, folder, batches[0], spec)
+    watch = Watch(args, log, stepper, matched, spec.num_classes, verifier)
+    snapshots = pictures.Snapshots(args, folder, batches[0], spec)
 
     # Loop: on threads beside the computation, the next noise is drawn and the last images are written.
     drawn = in_order(draw_group, groups, threads=1)
     with closing(drawn), ThreadPoolExecutor(1) as writer, signals.finishing_steps():
         keeper = StateKeeper(root, settings, args.ipc_start, args.save_every_sec, writer, log)
         keeper.forget([batch for batch in own_batches if batch not in unfinished])  # a late kill leaves some
-        writing = None
+        writing = Future()  # of the last group's images
+        writing.set_result(None)
         for done, (group, (noise, views, start)) in enumerate(zip(groups, drawn), 1):
-            first_iteration, tensors = keeper.load(group, device)
-            if tensors:
-                log.line(f"{group.name}: continues after iteration {first_iteration}")
-            for each in engines.values():
-                each.take_up(group)
-            course.start(noise.to(device), views, start, group.targets(device), first_iteration, tensors)
-            is_pictured = args.snapshot_every and group.batches[0] is batches[0]
-            if is_pictured and not tensors:
-                snapshots.clear()
+            first, tensors = keeper.load(group, device)
+            for engine in engines.values():
+                engine.take_up(group)
+            course.start(noise.to(device), views, start, group.targets(device), first, tensors)
 
-            with watch.following(group, first_iteration):
-                for iteration in range(first_iteration, args.iteration):
-                    if is_pictured:
-                        snapshots.take(iteration, stepper.images[0])
-                    should_stop = signals.stop_requested() or has_failed(writing)
-                    # Only finite images are saved, or the next run would go on from broken ones.
-                    if iteration and (should_stop or keeper.is_due()):
-                        watch.check_finite(iteration - 1)
-                        keeper.save(group, iteration, stepper.tensors)
-                    if should_stop:
-                        log.line(f"{group.name}: stopped after iteration {iteration}")
-                        wait_for(writing)
-                        signals.leave()
-                    terms = course.step(iteration)
-                    watch.after(iteration, terms)
+            optimise(group, first, course, watch, snapshots, keeper, writing)
 
-            if is_pictured:
-                snapshots.take(args.iteration, stepper.images[0])
             # One group is written while the next is computed, never two: its images wait in memory.
-            wait_for(writing)
+            writing.result()
             pixels = [pictures.to_pixels(images, spec.mean, spec.std) for images in stepper.images]
             writing = writer.submit(write_images, folder, group, pixels, missing, keeper)
             log_group(log, group, missing, args.precision, len(groups) - done)
-        wait_for(writing)
+        writing.result()
 
     # Finish: of several processes the last one finds the set complete.
     if folder.finish(list(names.values())):
         pictures.contact_sheet(root, folder.path("png"))
         log.line(f"done: {len(pairs)} images in {root}, contact sheet {folder.path('png')}", from_any=True)
-
-
-def has_failed(writing):
-    """Has the thread that writes images met an error, such as a full disk?"""
-    return writing is not None and writing.done() and writing.exception() is not None
-
-
-def wait_for(writing):
-    """Wait until the images before are on the disk; raises what went wrong there."""
-    if writing is not None:
-        writing.result()
 
 
 def make_parser():

@@ -56,6 +56,7 @@ class StateKeeper:
             return 0, None
         if not isinstance(state, dict) or state.get("identity") != self.identity(group):
             return 0, None
+        self.log.line(f"{group.name}: continues after iteration {state['iteration']}")
         return state["iteration"], [tensor.to(device) for tensor in state["tensors"]]
 
     def is_due(self):

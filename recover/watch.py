@@ -2,18 +2,16 @@
 import collections
 import contextlib
 import time
-from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
 from recover.health import advice, describe_fault, find_all_warnings
-from recover.objective import PRIORS, TERMS, Terms, Weights, weighted_sum
-from recover.several import average_terms
-from recover.step import Stepper
-from sre2l.nets.teacher import Teacher, load_teacher
+from recover.objective import PRIORS, TERMS, Terms, weighted_sum
+from recover.several import average_terms, common_weights
+from sre2l.nets.teacher import load_teacher
 from sre2l.run.errors import UserError
-from sre2l.run.log import RunLog, eta
+from sre2l.run.log import eta
 from sre2l.run.processes import rank
 
 
@@ -40,17 +38,20 @@ def verifier_top1(verifier, images, targets):
     return [round(100 * hits.float().mean().item(), 2) for hits in right]
 
 
-@dataclass
 class Watch:
-    """Follows one group of batches after another."""
-    log: RunLog
-    stepper: Stepper   # what optimises them
-    weights: Weights   # several.common_weights of the teachers
-    precision: str
-    iterations: int    # of each group
-    period: int        # iterations between log lines
-    num_classes: int
-    verifier: Teacher | None  # a second network whose top-1 is logged
+    """Follows one group of batches after another. By default it says 40 lines of each.
+
+    stepper: what optimises them; matched: the teachers; verifier: a second network whose top-1 is logged."""
+
+    def __init__(self, args, log, stepper, matched, num_classes, verifier):
+        self.log = log
+        self.stepper = stepper
+        self.weights = common_weights([one.weights for one in matched])
+        self.precision = args.precision
+        self.iterations = args.iteration
+        self.period = args.print_period or max(1, args.iteration // 40)
+        self.num_classes = num_classes
+        self.verifier = verifier
 
     @contextlib.contextmanager
     def following(self, group, done):

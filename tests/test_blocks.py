@@ -333,7 +333,7 @@ def test_what_would_do_nothing_or_cannot_be_is_refused(world, tmp_path, monkeypa
     def refusal(*flags, ipc=2, more=()):
         return refused(*recover_flags(world, "--ipc-end", ipc, *flags, name=tmp_path / "run"), *more)
     never = lambda *args: pytest.fail("an engine is made")  # noqa: E731
-    monkeypatch.setattr(recover, "make_engines", never)
+    monkeypatch.setattr(plan, "make_engines", never)
     real = synthetic_folder(tmp_path / "real")
     assert "--merge needs real images" in refusal("--merge", 0.5, "--blocks", "1,1")
     assert "between blocks" in refusal("--merge", 0.5, "--init", real)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from recover import recover
+from recover import plan, recover
 from recover.batches import BatchGroup, ImageBatch, draw, group_batches, plan_batches
 from recover.objective import TERMS, Terms
 from recover.pictures import to_pixels
@@ -196,6 +196,6 @@ def test_image_is_the_same_in_any_range(tmp_path, teacher, batch, classes):
 def test_what_another_run_writes_while_the_engine_is_made_is_kept(world, tmp_path, monkeypatch, capsys):
     """The same command, given twice: the first ends before the second may begin."""
     flags = recover_flags(world, name=tmp_path / "run")
-    before_call(monkeypatch, recover, "make_engines", 1, lambda: run_main(*flags))
+    before_call(monkeypatch, plan, "make_engines", 1, lambda: run_main(*flags))
     run_main(*flags)
     assert capsys.readouterr().out.count(" 0 left to do") == 1
