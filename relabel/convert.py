@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from relabel import plan, room
+from relabel import plan
 from relabel.relabel import DEFAULTS
 from sre2l.check import manifest
 from sre2l.check.verify import read_checked, verify_labels
@@ -28,6 +28,7 @@ from sre2l.run.files import sidecar, write_bytes
 from sre2l.run.flags import Parser, check_folders, number
 from sre2l.run.hashes import read_hashes
 from sre2l.run.layout import scan
+from sre2l.run.log import in_bytes
 from sre2l.run.output import OutputFolder, print_plan
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
@@ -168,7 +169,7 @@ def main(args):
         folder = Unrecorded(target)
         folder.begin(planned)
         todo = list(planned)
-    room.check_room(target, round(num_bytes * len(todo) / len(planned)))
+    plan.check_room(target, round(num_bytes * len(todo) / len(planned)))
 
     # Loop: threads read and encode, this one writes.
     convert = partial(convert_file, source, hashes, codec, is_packed)
@@ -180,8 +181,8 @@ def main(args):
     if settings:
         folder.finish(planned)
     size = sum((target / name).stat().st_size for name in planned)
-    print(f"done: {source}, {info.codec}, {room.in_bytes(info.num_bytes)} -> {target}, {codec}, "
-          f"{room.in_bytes(size)}; {lost if todo else 'all of it was there already'}")
+    print(f"done: {source}, {info.codec}, {in_bytes(info.num_bytes)} -> {target}, {codec}, "
+          f"{in_bytes(size)}; {lost if todo else 'all of it was there already'}")
 
 
 def make_parser():

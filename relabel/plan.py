@@ -1,4 +1,5 @@
 """What relabel is about to do, by its flags and by what is there: settings, images, bytes."""
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from sre2l.data.loader import Batches
 from sre2l.data.packed import epoch_bytes
 from sre2l.nets.teacher import find_teachers, teacher_weights
 from sre2l.run.errors import UserError
+from sre2l.run.files import make_folder, resolved
 from sre2l.run.flags import check_folders
+from sre2l.run.log import in_bytes
 from sre2l.run.output import check_dataset
 
 
@@ -170,6 +173,17 @@ def dry_run(args, spec, images, labels):
         by_codec = bytes_by_codec(count, settings)
     labels.dry_run(settings, images=count, teacher=described[0] if described else None, **several,
                    batches=num_batches, bytes=num_bytes, bytes_by_codec=by_codec)
+
+
+def check_room(root, num_bytes):
+    """Raise UserError where the disk has no room for so many bytes of labels."""
+    folder = resolved(root).parent
+    make_folder(folder)
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise UserError(f"{root}: {in_bytes(num_bytes)} of labels are still to be written, the disk has room "
+                        f"for {in_bytes(free)}; make room, or give another folder with --fkd-path. "
+                        f"What is there is kept")
 
 
 def read_recorded(args, described, folder):

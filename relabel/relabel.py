@@ -14,7 +14,7 @@ from itertools import chain, islice
 import torch
 from tqdm import tqdm
 
-from relabel import plan, room
+from relabel import plan
 from relabel.recipe import Recipe, describe_recipe
 from relabel.teacher_form import (
     describe_forms,
@@ -40,7 +40,7 @@ from sre2l.run.device import versions
 from sre2l.run.errors import UserError
 from sre2l.run.files import make_folder
 from sre2l.run.flags import Parser, number, numbers
-from sre2l.run.log import eta
+from sre2l.run.log import eta, in_bytes
 from sre2l.run.output import OutputFolder
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
@@ -157,8 +157,8 @@ def main(args):
     todo = [planned[name] for name in labels.missing(own, args.workers)]
     # A disk on which the run would end after hours is refused now.
     num_bytes = round(plan.num_label_bytes(len(images), settings) * len(todo) / max(1, len(planned)))
-    room.check_room(labels.root, num_bytes)
-    log.line(f"{len(todo)} label files to write, about {room.in_bytes(num_bytes)}, teacher in {precision}, "
+    plan.check_room(labels.root, num_bytes)
+    log.line(f"{len(todo)} label files to write, about {in_bytes(num_bytes)}, teacher in {precision}, "
              f"logits in {codec} -> {labels.root}")
 
     # Loop: threads prepare the next batches and write the last files while the teacher labels.

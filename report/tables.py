@@ -6,11 +6,11 @@ Result: between its marker comments README.md has accuracies and controls, resul
 import re
 import statistics
 
-from relabel.room import in_bytes
 from report.rows import ABLATIONS, NAMES, ROWS, TABLES, read_grid, results_of
 from sre2l.run.errors import UserError
 from sre2l.run.files import write_bytes
 from sre2l.run.flags import Parser
+from sre2l.run.log import in_bytes
 from sre2l.run.paths import ROOT, student_name
 from sre2l.run.start import run_script
 

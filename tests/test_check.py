@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from relabel import check
-from relabel.room import in_bytes
 from sre2l.check.verify import read_checked, verify_images
 from sre2l.data.image_folder import encode, image_path
 from sre2l.run.errors import UserError
 from sre2l.run.hashes import read_hash_file
+from sre2l.run.log import in_bytes
 from sre2l.run.output import OutputFolder
 from tests.helpers import launch, refused, release_locks, run_main, synthetic_folder
 from tests.worlds import recover_flags, relabel_flags

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from relabel.room import check_room
+from relabel.plan import check_room
 from sre2l.run import files
 from sre2l.run.errors import UserError
 from sre2l.run.hashes import read_hash_file, read_hashes

@@ -114,3 +114,10 @@ def eta(done, total, start):
     spent = time.monotonic() - start
     left = spent / done * (total - done)
     return f"{tqdm.format_interval(spent)}, {tqdm.format_interval(left)} to go"
+
+
+def in_bytes(number):
+    """A number of bytes as people read it: '541.1 kB'."""
+    power = min(4, (len(str(number)) - 1) // 3)
+    unit = ("bytes", "kB", "MB", "GB", "TB")[power]
+    return f"{number / 1000 ** power:.{1 if power else 0}f} {unit}"
