@@ -71,7 +71,7 @@ def labelled_crops(images, network, precision):
     batches = Batches(len(images), BATCH, 42, EPOCHS)
     for batch in batches:
         _, pixels, label_batch = shown[batch]
-        found = label_batches([Labeller(network, precision)], [(batch, pixels, label_batch)], SPEC, None,
+        found = label_batches([Labeller(network, precision)], [(batch, pixels, label_batch)], SPEC,
                               torch.float32)
         yield pixels, next(found)[1]
 
@@ -194,7 +194,7 @@ def recipe(folder):
         labellers = [Labeller(network, precision)]
         stored = []
         begin = time.process_time()
-        for _, label_batch, _ in label_batches(labellers, load_batches(shown, batches, 0, CPU), SPEC, None,
+        for _, label_batch, _ in label_batches(labellers, load_batches(shown, batches, 0, CPU), SPEC,
                                                torch.float16):
             stored.append(label_batch)
         labelling = time.process_time() - begin
@@ -205,7 +205,7 @@ def recipe(folder):
         begin = time.process_time()
         read = [read_label_batch(root, epoch, 0).logits.clone() for epoch in range(EPOCHS)]
         reading_seconds = time.process_time() - begin
-        form = Recipe(labellers, SPEC, None, torch.float16, "fp32")
+        form = Recipe(labellers, SPEC, torch.float16, "fp32")
         again = [form.complete(pixels, label_batch).logits
                  for _, pixels, label_batch in load_batches(shown, batches, 0, CPU)]
         found[precision] = {

@@ -86,7 +86,7 @@ def our_relabel(world, precision):
 
     def run():
         stream = our_stream("relabel", world, images, next(numbers))
-        labelled = label_batches([Labeller(network, precision)], stream, SPEC, None, torch.float16)
+        labelled = label_batches([Labeller(network, precision)], stream, SPEC, torch.float16)
         store = partial(store_labels, folder, precision, "fp16", False)
         for _ in in_order(store, ([batch] for batch in labelled), NUM_WRITERS):
             pass

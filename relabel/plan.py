@@ -71,11 +71,6 @@ def num_epochs(args):
     return round(args.keep * args.epochs)
 
 
-def part_of(args):
-    """How many images BatchNorm sees at a time under --batch-statistics PART; None for the whole batch."""
-    return None if isinstance(args.batch_statistics, bool) else args.batch_statistics
-
-
 def find_images(args, spec):
     """The images to label, complete and not yet decoded; None in a dry run that finds none."""
     check_dataset(args.data, spec.name)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from relabel.teacher_form import mean_logits, prepare_teachers, use_batch_statistics
+from relabel.teacher_form import mean_logits, part_of, prepare_teachers, use_batch_statistics
 from sre2l.check.verify import Finding, attempt
 from sre2l.data.codecs import NONE
 from sre2l.data.derived import derived_of, draw_label_batch
@@ -105,20 +105,17 @@ def find_recorded_teachers(root, manifest, spec, files=None, archs=None):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Teachers that label beside a student. part, dtype: how the manifest says.
-
-    precision: of the student, which TF32 is set back to."""
+    """Teachers that label beside a student. dtype: of the logits; precision: of the student, to which TF32 is
+    set back."""
     labellers: list
     spec: object
-    part: int | None
     dtype: torch.dtype
     precision: str
 
     def complete(self, pixels, label_batch):
         """A LabelBatch as relabel draws it -> the same with the logits that it would have stored, on the
         device of the pixels (m, 3, S, S) uint8."""
-        set_tf32(self.labellers[0].precision)
-        logits = mean_logits(self.labellers, pixels, label_batch, self.spec, self.part).to(self.dtype)
+        logits = mean_logits(self.labellers, pixels, label_batch, self.spec).to(self.dtype)
         set_tf32(self.precision)
         return label_batch._replace(logits=logits.clone())  # outside of inference mode: for autograd
 
@@ -169,10 +166,9 @@ def prepare_recipe(root, manifest, teachers, spec, images, device, precision):
     check_draws(root, manifest, item)
     for teacher in teachers:
         teacher.network.to(device, memory_format=memory_format_of(device))
-    statistics = manifest.get("batch_statistics")
-    if statistics:
+    part = part_of(manifest.get("batch_statistics"))
+    if manifest.get("batch_statistics"):
         use_batch_statistics(teachers)
-    part = None if isinstance(statistics, bool | None) else statistics
     weights = manifest.get("teacher_weights") or [1.0]
     try:
         labellers = prepare_teachers(teachers, weights, item, spec, None, manifest["precision"], device, part)
@@ -180,4 +176,4 @@ def prepare_recipe(root, manifest, teachers, spec, images, device, precision):
         raise UserError(f"{root}: its teacher labels in {manifest['precision']}, which is not to be had "
                         f"here: {error}") from None
     set_tf32(precision)
-    return Recipe(labellers, spec, part, dtype_of(manifest["logits"]), precision)
+    return Recipe(labellers, spec, dtype_of(manifest["logits"]), precision)

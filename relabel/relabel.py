@@ -21,6 +21,7 @@ from relabel.teacher_form import (
     describe_precisions,
     describe_teachers,
     mean_logits,
+    part_of,
     prepare_teachers,
     use_batch_statistics,
 )
@@ -65,14 +66,14 @@ def to_host(logits, dtype):
     return on_host, copied
 
 
-def label_batches(labellers, stream, spec, part, dtype):
-    """Label one batch after the other, until a signal asks to stop. part: as in teacher_logits.
+def label_batches(labellers, stream, spec, dtype):
+    """Label one batch after the other, until a signal asks to stop.
 
     Yields (Batch, LabelBatch with logits on the CPU, event as in to_host)."""
     for batch, pixels, label_batch in stream:
         if signals.stop_requested():
             return
-        logits = mean_logits(labellers, pixels, label_batch, spec, part)
+        logits = mean_logits(labellers, pixels, label_batch, spec)
         logits, copied = to_host(logits, dtype)
         yield batch, label_batch._replace(logits=logits), copied
 
@@ -135,11 +136,10 @@ def main(args):
     # A precision, and a faster form of the network, are taken only where the logits of the first batch are
     # close to fp32's.
     first = shown[next(iter(batches))]
-    part = plan.part_of(args)
     notes = use_batch_statistics(teachers) if args.batch_statistics else []
     # Only a run that begins may choose: one that continues takes the precision that its labels have.
     labellers = prepare_teachers(teachers, weights, first, spec, args.precision, recorded.get("precision"),
-                                 device, part)
+                                 device, part_of(args.batch_statistics))
     precision = describe_precisions(labellers)
 
     # Begin: the manifest says what the labels depend on, and ties them to these images.
@@ -163,7 +163,7 @@ def main(args):
 
     # Loop: threads prepare the next batches and write the last files while the teacher labels.
     stream = loader.load_batches(shown, chain.from_iterable(todo), args.workers, device)
-    labelled = gather(label_batches(labellers, stream, spec, part, dtype_of(settings["logits"])), todo)
+    labelled = gather(label_batches(labellers, stream, spec, dtype_of(settings["logits"])), todo)
     where = f"{precision} and --label-precision {settings['logits']}"
     written = in_order(partial(store_labels, labels, where, codec, is_packed), labelled, NUM_WRITERS)
     # Each batch draws from a generator of its own: a run that was stopped, or shared by several processes,
@@ -189,7 +189,7 @@ def main(args):
     if labels.finish(planned):
         known = stored_batches(labels.root, batches)
         if codec == NONE:
-            recipe = Recipe(labellers, spec, part, dtype_of(settings["logits"]), precision)
+            recipe = Recipe(labellers, spec, dtype_of(settings["logits"]), precision)
             known = recipe.completed(loader.load_batches(shown, batches, 0, device))
         found = agreement(known, images.labels)
         lines = [f"done: {labels.root}; {found.text}", *filter(None, [found.warning])]

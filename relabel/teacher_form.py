@@ -25,15 +25,6 @@ MOST_COMPARED = 64   # images of the first batch, where the logits of each are i
 AS_IT_IS = "as it is"
 
 
-@dataclass(frozen=True)
-class Labeller:
-    """One teacher as it labels. form: its distance from fp32, as in prepare_teacher; share: of the mean."""
-    network: nn.Module
-    precision: str
-    form: dict | None = None
-    share: float = 1.0
-
-
 @torch.inference_mode()
 def teacher_logits(network, pixels, label_batch, spec, precision, part=None, most=None):
     """The teacher's logits on the mixed images, (m, C) in its type. pixels (m, 3, S, S) uint8 on its device.
@@ -47,17 +38,28 @@ def teacher_logits(network, pixels, label_batch, spec, precision, part=None, mos
     return torch.cat([network(images[rows]) for rows in micro_batches(len(images), part)])
 
 
+@dataclass(frozen=True)
+class Labeller:
+    """One teacher as it labels. form: its distance from fp32, as in prepare_teacher; share: of the mean;
+    part: as in teacher_logits."""
+    network: nn.Module
+    precision: str
+    form: dict | None = None
+    share: float = 1.0
+    part: int | None = None
+
+    def logits(self, pixels, label_batch, spec):
+        set_tf32(self.precision)
+        return teacher_logits(self.network, pixels, label_batch, spec, self.precision, self.part)
+
+
 @torch.inference_mode()
-def mean_logits(labellers, pixels, label_batch, spec, part=None):
+def mean_logits(labellers, pixels, label_batch, spec):
     """The raw logits of one teacher in its type, of several their weighted mean in float32: (m, C)."""
-    if len(labellers) == 1:
-        return teacher_logits(labellers[0].network, pixels, label_batch, spec, labellers[0].precision, part)
-    total = 0
-    for labeller in labellers:
-        set_tf32(labeller.precision)
-        logits = teacher_logits(labeller.network, pixels, label_batch, spec, labeller.precision, part)
-        total = total + labeller.share * logits.float()
-    return total
+    found = [labeller.logits(pixels, label_batch, spec) for labeller in labellers]
+    if len(found) == 1:
+        return found[0]
+    return sum(labeller.share * logits.float() for labeller, logits in zip(labellers, found))
 
 
 def forms_of(network, size, precision):
@@ -125,6 +127,11 @@ def describe_forms(teachers, labellers):
                    f"{failed}")
 
 
+def part_of(batch_statistics):
+    """How many images BatchNorm sees at a time by this setting; None for the whole batch."""
+    return None if isinstance(batch_statistics, bool | None) else batch_statistics
+
+
 def use_batch_statistics(teachers):
     """Let each BatchNorm normalise by the images that it sees, as in train mode; the rest stays in eval mode.
 
@@ -185,7 +192,7 @@ def prepare_teachers(teachers, weights, item, spec, requested, recorded, device,
     labellers = []
     for teacher, weight, precision in zip(teachers, weights, before):
         found = prepare_teacher(teacher.network, item, spec, requested, precision or None, device, part)
-        labellers.append(Labeller(*found, share=weight / sum(weights)))
+        labellers.append(Labeller(*found, weight / sum(weights), part))
     return labellers
 
 
