@@ -87,7 +87,7 @@ def our_relabel(world, precision):
     def run():
         stream = our_stream("relabel", world, images, next(numbers))
         labelled = label_batches([Labeller(network, precision)], stream, SPEC, torch.float16)
-        store = partial(store_labels, folder, precision, "fp16", False)
+        store = partial(store_labels, folder, {"logits": "fp16"}, precision)
         for _ in in_order(store, ([batch] for batch in labelled), NUM_WRITERS):
             pass
     return run

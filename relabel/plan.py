@@ -2,8 +2,6 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from sre2l.check.manifest import LABEL_FORMAT, ORDER_RULE, check_images, is_packed_set, manifest_of
 from sre2l.check.verify import read_checked, rows_of_batches, verify_images
 from sre2l.data.codecs import NONE, check_classes, codec_in
@@ -104,18 +102,24 @@ def make_settings(args, spec):
             **derived}  # left out where they have their defaults
 
 
-def check_padding(images, crop, size):
-    """Raise UserError for images that padded crops would squeeze.
+def check_shapes(images, settings):
+    """Raise UserError for decoded images that padded crops would squeeze or that patches do not divide."""
+    shapes = images.shapes(range(len(images)))
+    size = settings["input_size"]
+    parts = settings.get("patch_shuffle", 1)
 
-    crop: that of make_settings; size: of the network's input."""
-    if crop["kind"] != "padded":
-        return
-    shapes = images.shapes(range(len(images)))  # known once they are decoded
-    other = np.flatnonzero((shapes != size).any(1))
-    if len(other):
-        height, width = shapes[other[0]]
-        raise UserError(f"{images.items[other[0]]}: {width} by {height} pixels; padded crops are for images "
-                        f"of the network's {size} by {size}; resize them first, or use --crop resized")
+    def refuse(is_wrong, why):
+        if is_wrong.any():
+            row = is_wrong.argmax()
+            height, width = shapes[row]
+            raise UserError(f"{images.items[row]}: {width} by {height} pixels; {why}")
+
+    if settings["crop"]["kind"] == "padded":
+        refuse((shapes != size).any(1), f"padded crops are for images of the network's {size} by {size}; "
+                                        f"resize them first, or use --crop resized")
+    if parts > 1:
+        refuse((shapes % parts).any(1) | (shapes != shapes[0]).any(1),
+               f"--patch-shuffle {parts} is for images of one size that {parts} divides")
 
 
 def num_label_bytes(num_images, settings):

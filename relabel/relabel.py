@@ -29,7 +29,7 @@ from sre2l.check import manifest
 from sre2l.check.agreement import agreement
 from sre2l.data import loader
 from sre2l.data.codecs import NONE, codec_in, codec_name
-from sre2l.data.derived import AUGMENTS, check_patches, derived_of, draw_label_batch
+from sre2l.data.derived import AUGMENTS, derived_of, draw_label_batch
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.label_files import are_numbers, encode_file, file_of, stored_batches
 from sre2l.data.pixel_store import keep_decoded
@@ -39,10 +39,10 @@ from sre2l.run import processes, signals
 from sre2l.run.ahead import in_order
 from sre2l.run.device import versions
 from sre2l.run.errors import UserError
-from sre2l.run.files import make_folder
+from sre2l.run.files import make_folder, sidecar
 from sre2l.run.flags import Parser, number, numbers
 from sre2l.run.log import eta, in_bytes
-from sre2l.run.output import OutputFolder
+from sre2l.run.output import OutputFolder, recorded
 from sre2l.run.paths import run_folder
 from sre2l.run.start import run_script
 
@@ -88,21 +88,43 @@ def gather(labelled, files):
             yield found
 
 
-def store_labels(labels, where, codec, is_packed, labelled):
+def store_labels(labels, settings, precision, labelled):
     """Write one label file, on a thread beside the teacher -> its last Batch.
 
-    where: the precisions, for the message; codec: its name; labelled: of `gather`. Raises UserError for
-    logits that are not finite."""
+    settings: of the labels; precision: of the teacher; labelled: of `gather`. Raises UserError for logits
+    that are not finite."""
     for batch, label_batch, copied in labelled:
         if copied is not None:
             copied.synchronize()
         if not are_numbers(label_batch.logits):
             raise UserError(f"epoch {batch.epoch}, batch {batch.index}: the teacher's logits are not finite "
-                            f"in {where}; use --codec fp32 and --precision fp32, or check the teacher")
+                            f"in {precision} and --label-precision {settings['logits']}; use --codec fp32 "
+                            f"and --precision fp32, or check the teacher")
     label_batches = [label_batch for _, label_batch, _ in labelled]
-    data = encode_file(batch.epoch, label_batches, codec, is_packed)
+    is_packed = manifest.is_packed_set(settings)
+    data = encode_file(batch.epoch, label_batches, codec_in(settings), is_packed)
     labels.write({file_of(batch, is_packed): data})
     return batch
+
+
+def write_all(written, num_files, log, print_sec):
+    """Let the label files be written, and say how far that is. A signal ends the run after those under way.
+
+    written: yields the last Batch of each file, as it is done."""
+    done = 0
+    started = logged = time.monotonic()
+    with closing(written), signals.finishing_steps():
+        for batch in tqdm(written, "relabel", total=num_files, unit="batch", disable=None, leave=False):
+            done += 1
+            is_due = time.monotonic() - logged > print_sec
+            if is_due or done == num_files or signals.stop_requested():
+                logged = time.monotonic()
+                log.metrics(epoch=batch.epoch, batch=batch.index, files=done)
+                log.line(f"epoch {batch.epoch}  batch {batch.index}  {done}/{num_files} files  "
+                         f"{eta(done, num_files, started)}")
+        if done < num_files:
+            log.line(f"stopped after {done} of {num_files} files")
+            signals.leave()
 
 
 def main(args):
@@ -124,29 +146,29 @@ def main(args):
         teacher.network.to(device, memory_format=memory_format_of(device))
     top1 = check_teachers(teachers, spec, args, device)
     described = manifest.describe_images(images)
-    recorded = plan.read_recorded(args, described, images.root)
+    earlier = plan.read_recorded(args, described, images.root)
     settings = plan.make_settings(args, spec)
-    codec = codec_in(settings)
-    is_packed = manifest.is_packed_set(settings)
-    batches = loader.Batches(len(images), args.batch_size, args.fkd_seed, settings["epochs"])
     images, where_decoded = keep_decoded(images, device)
-    plan.check_padding(images, settings["crop"], spec.size)
-    check_patches(images, args.patch_shuffle)
+    plan.check_shapes(images, settings)
+
+    # All that is drawn for a batch comes from (seed, epoch, batch): a run that was stopped, or shared by
+    # several processes, writes the same bytes.
+    batches = loader.Batches(len(images), args.batch_size, args.fkd_seed, settings["epochs"])
     shown = loader.BatchDataset(images, spec.size, partial(draw_label_batch, settings), derived_of(settings))
     # A precision, and a faster form of the network, are taken only where the logits of the first batch are
-    # close to fp32's.
+    # close to fp32's. A run that continues takes the precision that its labels have.
     first = shown[next(iter(batches))]
     notes = use_batch_statistics(teachers) if args.batch_statistics else []
-    # Only a run that begins may choose: one that continues takes the precision that its labels have.
-    labellers = prepare_teachers(teachers, weights, first, spec, args.precision, recorded.get("precision"),
+    labellers = prepare_teachers(teachers, weights, first, spec, args.precision, earlier.get("precision"),
                                  device, part_of(args.batch_statistics))
     precision = describe_precisions(labellers)
 
     # Begin: the manifest says what the labels depend on, and ties them to these images.
-    labels.begin({**settings, **described, "epochs": max(settings["epochs"], recorded.get("epochs", 0)),
+    is_recipe = codec_in(settings) == NONE
+    labels.begin({**settings, **described, "epochs": max(settings["epochs"], earlier.get("epochs", 0)),
                   **describe_teachers(teachers, weights, labellers, top1),
-                  **(describe_recipe(teachers, first, labels.root) if codec == NONE else {}),
-                  "images_seed": (OutputFolder(args.data, "images").earlier_settings() or {}).get("seed"),
+                  **(describe_recipe(teachers, first, labels.root) if is_recipe else {}),
+                  "images_seed": recorded(sidecar(args.data, "manifest.json"), "seed"),
                   "versions": versions(device)})
     log = labels.open_log(args, device)
     log.line("\n".join((where_decoded, *notes, *describe_forms(teachers, labellers))))
@@ -159,36 +181,20 @@ def main(args):
     num_bytes = round(plan.num_label_bytes(len(images), settings) * len(todo) / max(1, len(planned)))
     plan.check_room(labels.root, num_bytes)
     log.line(f"{len(todo)} label files to write, about {in_bytes(num_bytes)}, teacher in {precision}, "
-             f"logits in {codec} -> {labels.root}")
+             f"logits in {codec_in(settings)} -> {labels.root}")
 
     # Loop: threads prepare the next batches and write the last files while the teacher labels.
     stream = loader.load_batches(shown, chain.from_iterable(todo), args.workers, device)
     labelled = gather(label_batches(labellers, stream, spec, dtype_of(settings["logits"])), todo)
-    where = f"{precision} and --label-precision {settings['logits']}"
-    written = in_order(partial(store_labels, labels, where, codec, is_packed), labelled, NUM_WRITERS)
-    # Each batch draws from a generator of its own: a run that was stopped, or shared by several processes,
-    # writes the same bytes.
-    done = 0
-    started = logged = time.monotonic()
-    with closing(written), signals.finishing_steps():
-        for batch in tqdm(written, "relabel", total=len(todo), unit="batch", disable=None, leave=False):
-            done += 1
-            is_due = time.monotonic() - logged > args.print_sec
-            if is_due or done == len(todo) or signals.stop_requested():
-                logged = time.monotonic()
-                log.metrics(epoch=batch.epoch, batch=batch.index, files=done)
-                log.line(f"epoch {batch.epoch}  batch {batch.index}  {done}/{len(todo)} files  "
-                         f"{eta(done, len(todo), started)}")
-        if done < len(todo):
-            log.line(f"stopped after {done} of {len(todo)} files")
-            signals.leave()
+    written = in_order(partial(store_labels, labels, settings, precision), labelled, NUM_WRITERS)
+    write_all(written, len(todo), log, args.print_sec)
 
-    # Finish: of several processes the last one finds the set complete.
-    if codec == NONE:
+    # Finish: of several processes the last one finds the set complete, and sees whether it fits the images.
+    if is_recipe:
         make_folder(labels.root)  # it stays empty: the manifest is the set
     if labels.finish(planned):
         known = stored_batches(labels.root, batches)
-        if codec == NONE:
+        if is_recipe:
             recipe = Recipe(labellers, spec, dtype_of(settings["logits"]), precision)
             known = recipe.completed(loader.load_batches(shown, batches, 0, device))
         found = agreement(known, images.labels)

@@ -10,7 +10,6 @@ import numpy as np
 from sre2l.data.augment import draw_crops, draw_mix, unit_rng
 from sre2l.data.label_files import LabelBatch
 from sre2l.data.randaugment import draw_operations
-from sre2l.run.errors import UserError
 
 # What follows (seed, epoch, batch) in the seed of each generator; that of crops and mix has nothing there.
 OF_PATCHES = 1
@@ -63,13 +62,3 @@ def derived_of(settings):
     """-> the Derived of labels with these settings; None, of no manifest: it changes nothing."""
     keys = ("seed", "augment", "patch_shuffle")
     return Derived(**{key: settings[key] for key in keys if key in (settings or {})})
-
-
-def check_patches(images, parts):
-    """Raise UserError for images that --patch-shuffle cannot cut into parts by parts patches of one size."""
-    shapes = images.shapes(range(len(images)))
-    odd = np.flatnonzero((shapes % parts).any(1) | (shapes != shapes[0]).any(1))
-    if parts > 1 and len(odd):
-        height, width = shapes[odd[0]]
-        raise UserError(f"{images.items[odd[0]]}: {height} by {width} pixels; --patch-shuffle {parts} is for "
-                        f"images of one size that {parts} divides")
