@@ -116,23 +116,14 @@ def convert_file(root, hashes, codec, is_packed, batches):
     return file_of(batches[0], is_packed), data, lost
 
 
-class Unrecorded:
-    """A folder of labels without a manifest, as the published ones; it stays one when it is converted."""
-
-    def __init__(self, root):
-        self.root = Path(root)
-
-    def begin(self, planned):
-        """Raise UserError for a folder with anything else in it."""
-        sizes, _, stray = scan(self.root, "labels") if self.root.is_dir() else ({}, [], [])
-        other = [*stray, *(sizes.keys() - planned.keys())]
-        if other:
-            raise UserError(f"{self.root}/{other[0]}: none of these labels; choose another --output-dir")
-        self.root.mkdir(parents=True, exist_ok=True)
-
-    def write(self, files):
-        for name, data in files.items():
-            write_bytes(self.root / name, data, self.root)
+def begin_unrecorded(root, planned):
+    """Make a folder of labels without a manifest, as the published ones; it stays one when it is converted.
+    Raises UserError for a folder with anything else in it."""
+    sizes, _, stray = scan(root, "labels") if root.is_dir() else ({}, [], [])
+    other = [*stray, *(sizes.keys() - planned.keys())]
+    if other:
+        raise UserError(f"{root}/{other[0]}: none of these labels; choose another --output-dir")
+    root.mkdir(parents=True, exist_ok=True)
 
 
 def main(args):
@@ -161,14 +152,13 @@ def main(args):
                           output=str(target), files=len(planned), bytes=num_bytes, bytes_there=info.num_bytes)
 
     # Begin: a folder with records gets new ones, a published one gets none.
+    todo = list(planned)
     if settings:
         folder = OutputFolder(target, "labels", args.overwrite, DEFAULTS, manifest.FREE)
         folder.begin(new)
-        todo = folder.missing(list(planned), args.workers)
+        todo = folder.missing(todo, args.workers)
     else:
-        folder = Unrecorded(target)
-        folder.begin(planned)
-        todo = list(planned)
+        begin_unrecorded(target, planned)
     plan.check_room(target, round(num_bytes * len(todo) / len(planned)))
 
     # Loop: threads read and encode, this one writes.
@@ -176,7 +166,10 @@ def main(args):
     lost = Loss()
     with closing(in_order(convert, (planned[name] for name in todo), args.workers)) as files:
         for name, data, part in tqdm(files, "convert", total=len(todo), disable=None, leave=False):
-            folder.write({name: data})
+            if settings:
+                folder.write({name: data})
+            else:
+                write_bytes(target / name, data, target)
             lost = lost.plus(part)
     if settings:
         folder.finish(planned)
