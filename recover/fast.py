@@ -70,7 +70,7 @@ class FastEngine(Engine):
         if self.target is None:
             return
         for norm in self.norms:
-            mean, var = self.target.of_group(group, self.places[norm.layer_name], norm.facts.mean)
+            mean, var = self.target.of(group, self.places[norm.layer_name], norm.facts.mean)
             if self.target.normalises:
                 norm.normalise_by(mean, var)
             else:

@@ -124,7 +124,7 @@ class PlainEngine(Engine):
         self.weights = weights
         self.precision = precision
         self.target = target  # a targets.BnTarget; that of groups writes the network's running statistics
-        self.wanted = None    # of it: for each batch, for each BatchNorm layer a pair (mean, var)
+        self.wanted = None    # of it: for each BatchNorm layer (mean, var) of each batch, (G, C) both
         self.pairs = None     # those of the batch under way
         self.layers = statistics_layers(network)
         self.distances = []   # of the forward pass under way, one for each BatchNorm layer that has run
@@ -144,13 +144,15 @@ class PlainEngine(Engine):
 
     def take_up(self, group):
         if self.target:
-            self.wanted = [[self.target.of(batch, index, layer.running_mean)
-                            for index, layer in enumerate(self.layers)] for batch in group.batches]
+            self.wanted = [self.target.of(group, index, layer.running_mean)
+                           for index, layer in enumerate(self.layers)]
 
     def use_target(self, index):
         """Let the next forward pass be of this one of the batches taken up."""
-        self.pairs = self.wanted[index] if self.wanted else None
-        if self.pairs and self.target.normalises:
+        if self.wanted is None:
+            return
+        self.pairs = [(mean[index], var[index]) for mean, var in self.wanted]
+        if self.target.normalises:
             for layer, (mean, var) in zip(self.layers, self.pairs):
                 layer.running_mean.copy_(mean)
                 layer.running_var.copy_(var)

@@ -59,9 +59,8 @@ def find_real(root, spec, batches, output, ipc_end):
     if not all(name.startswith("new") for name in images.class_names):
         raise UserError(f"--init {root}: its folders are not named new000, new001, ..., so nothing tells "
                         f"which image of a class is which")
-    rows = {}
-    for row, (path, label) in enumerate(zip(images.items, images.labels.tolist())):
-        rows[numbers_in(Path(path).name)[-1], label] = row
+    rows = {(numbers_in(Path(path).name)[-1], label): row
+            for row, (path, label) in enumerate(zip(images.items, images.labels.tolist()))}
 
     pairs = [pair for batch in batches for pair in batch.pairs]
     missing = [pair for pair in pairs if pair not in rows]

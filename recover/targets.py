@@ -27,17 +27,13 @@ class BnTarget:
     normalises: bool  # in place of the running statistics, and then they alone are matched
     found: Statistics
 
-    def of(self, batch, layer, like):
-        """What an ImageBatch is to match at a layer, given by its index -> (mean, var), (C_l,) each.
-
-        like: a tensor of the type and on the device that they are to have."""
-        rows = [batch.pairs[0][0]] if self.normalises else [label for _, label in batch.pairs]
-        return [values[layer][rows].double().mean(0).to(like) for values in (self.found.mean, self.found.var)]
-
-    def of_group(self, group, layer, like):
-        """The same of each batch of a BatchGroup -> (mean, var), (G, C_l) each."""
-        pairs = [self.of(batch, layer, like) for batch in group.batches]
-        return [torch.stack(values) for values in zip(*pairs)]
+    def of(self, group, layer, like):
+        """What each batch of a BatchGroup is to match at a layer, given by its index -> [mean, var], (G, C_l)
+        each. like: a tensor of the type and on the device that they are to have."""
+        rows = [[batch.pairs[0][0]] if self.normalises else [label for _, label in batch.pairs]
+                for batch in group.batches]
+        return [torch.stack([values[layer][own].double().mean(0).to(like) for own in rows])
+                for values in (self.found.mean, self.found.var)]
 
 
 def bn_target(text):
