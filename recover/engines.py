@@ -52,19 +52,15 @@ def relative(a, b):
     return ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
 
 
-def make_case(size):
-    """Two batches of two images of noise -> (images, targets, views), which any engine takes."""
-    images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 2, 3, size, size)))
-    return images, torch.zeros(2, 2, dtype=torch.int64), [WHOLE_IMAGE] * 2
-
-
 def compute_plain(network, weights, size):
-    """What the plain engine computes of noise -> (the case, its Terms, its gradient).
+    """What the plain engine computes of two batches of two images of noise -> (images, targets and views; its
+    Terms; its gradient).
 
     Small images are enough and quick; the few networks that do not take them get images of `size`."""
 
     def compute(case_size):
-        case = make_case(case_size)
+        images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 2, 3, case_size, case_size)))
+        case = images, torch.zeros(2, 2, dtype=torch.int64), [WHOLE_IMAGE] * 2
         return case, *PlainEngine(copy.deepcopy(network), weights).loss_and_gradient(*case)
 
     try:
