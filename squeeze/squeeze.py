@@ -121,18 +121,6 @@ def check_recipe(args):
         raise UserError("--momentum 1: Adam's beta1 has to be below 1; 0.9 is usual")
 
 
-def describe_past(args, first, folder):
-    """A warning for the log where a teacher is wanted of an epoch that is past and was not kept; else none.
-
-    first: how many epochs are done. -> a list of lines"""
-    past = [epoch for epoch in args.keep_epochs if epoch <= first and epoch < args.epochs
-            and not folder.path(name_of_age(epoch)).exists()]
-    if not past:
-        return []
-    return [f"warning: --keep-epochs {','.join(map(str, past))}: already past, for this run continues after "
-            f"epoch {first}; another --name trains them, or --overwrite, which deletes this one"]
-
-
 def name_of_age(epoch):
     """The file of the teacher as it is after so many epochs."""
     return f"teacher.e{epoch}.pth"
@@ -143,6 +131,23 @@ def describe_teacher(args, spec, stem, images):
     return {"format": checkpoints.TEACHER_FORMAT, **describe_arch(args.arch), "stem": stem,
             "class_names": images.class_names, "dataset": spec.name, "seed": args.seed,
             "mean": spec.mean, "std": spec.std, "size": spec.size, "num_classes": spec.num_classes}
+
+
+def describe_start(args, settings, network, images, first, folder):
+    """Lines for the log: what is trained, and what it will not give. first: how many epochs are done."""
+    changed = "" if settings["stem"] == "torchvision" else f", stem {settings['stem']}"
+    lines = [f"{args.arch}{changed}: {args.epochs - first} of {args.epochs} epochs left on {len(images)} "
+             f"images of {images.root}, {settings['precision']}"]
+    past = [epoch for epoch in args.keep_epochs if epoch <= first and epoch < args.epochs
+            and not folder.path(name_of_age(epoch)).exists()]
+    if past:
+        lines.append(f"warning: --keep-epochs {','.join(map(str, past))}: already past, for this run "
+                     f"continues after epoch {first}; another --name trains them, or --overwrite, which "
+                     f"deletes this one")
+    if not statistics_layers(network):
+        lines.append(f"warning: {args.arch} has no BatchNorm layer with running statistics: recover cannot "
+                     f"use this teacher, relabel can")
+    return "\n".join(lines)
 
 
 def save_teacher(path, facts, values, network):
@@ -223,10 +228,10 @@ def main(args):
             _, stem, _ = build_teacher(one, spec)
             folder.refuse_planned(make_settings(one, spec, stem))
         for planned in plans:
-            train_teacher(*planned)
+            make_teacher(*planned)
 
 
-def train_teacher(args, row, spec, folder):
+def make_teacher(args, row, spec, folder):
     """Train one network, or go on where an earlier run stopped, and write it. Parameters: of `plan`."""
     # Prepare: build the network and read the images. Nothing is written yet.
     device, precision = start_device(args.device, args.precision, args.deterministic, compiled=args.compile)
@@ -251,6 +256,25 @@ def train_teacher(args, row, spec, folder):
     log = folder.open_log(args, device)
     log.line("\n".join([*describe(spec, images.class_names, args.class_order, len(val)), note, *origin]))
     network = start_network(args, network, device, log)
+
+    # Train. Process 0 writes the teacher; after a finished run its bytes are the same again.
+    facts = describe_teacher(args, spec, stem, images)
+    with signals.finishing_steps():
+        values = train_teacher(args, spec, network, images, val, folder, settings, facts, log, device)
+    for name in ["teacher.pth"] + [name_of_age(epoch) for epoch in args.keep_epochs if epoch == args.epochs]:
+        save_teacher(folder.path(name), facts, values, network)
+    if args.class_statistics:
+        measure_classes(args, spec, real, folder, device, log)
+    warning = describe_chance(values["top1"], spec.num_classes, len(val),
+                              "too few epochs, or a learning rate that is too large")
+    log.line(f"done: {folder.path('teacher.pth')}, top-1 {values['top1']:.2f}% on {len(val)} images{warning}")
+
+
+def train_teacher(args, spec, network, images, val, folder, settings, facts, log, device):
+    """Train the network on the device -> the metrics of its last epoch.
+
+    images: decoded; val: what keep_on_device returns; facts: of describe_teacher, for --keep-epochs."""
+    precision = settings["precision"]
     optimizer = make_optimizer(args, network, device)
     scaler = training.make_scaler(precision, device)
 
@@ -260,86 +284,65 @@ def train_teacher(args, row, spec, folder):
     checkpoint = checkpoints.continue_from(path, identity, network, optimizer, scaler)
     first = checkpoint.get("epoch", 0)
     values = checkpoint.get("values")
-    forward = network
-    if args.compile:
-        forward = training.compile_network(network, one_pass=processes.world_size() == 1)
-    facts = describe_teacher(args, spec, stem, images)
-    falls = SCHEDULES[args.lr_schedule]
-    changed = f", stem {stem}" if stem != "torchvision" else ""
-    log.line(f"{args.arch}{changed}: {args.epochs - first} of {args.epochs} epochs left on {len(images)} "
-             f"images of {images.root}, {precision}")
-    for line in describe_past(args, first, folder):
-        log.line(line)
-    if not statistics_layers(network):
-        log.line(f"warning: {args.arch} has no BatchNorm layer with running statistics: recover cannot use "
-                 f"this teacher, relabel can")
+    log.line(describe_start(args, settings, network, images, first, folder))
 
-    # Train.
+    one_pass = processes.world_size() == 1
+    forward = training.compile_network(network, one_pass) if args.compile else network
     batches = loader.Batches(len(images), args.batch_size, args.seed, args.epochs, first)
     dataset = loader.BatchDataset(images, spec.size, partial(draw_label_batch, spec, args.seed))
     stream = loader.load_batches(dataset, batches, args.workers, device, parallel.own_rows)
     stream = iter(tqdm(stream, "squeeze", total=len(batches), unit="batch", disable=None, leave=False))
-    begin = time.monotonic()
-    saved = begin
-    with signals.finishing_steps():
-        for epoch in range(first, args.epochs):
-            # The rate falls once an epoch, as published, so a checkpoint needs no state of a schedule.
-            factor = training.lr_factor(epoch, args.epochs, args.warmup_epochs, falls)
-            training.set_lr(optimizer, args.lr * factor)
-            network.train()
-            # On the device: to read it in every step would make the host wait for the GPU.
-            loss_sum = torch.zeros((), device=device)  # over the images of this process
+    begin = saved = time.monotonic()
 
-            for batch, pixels, _ in islice(stream, batches.per_epoch):
-                if signals.stop_requested():
-                    log.line("stopped; the same command continues after the last saved epoch")
-                    signals.leave()
-                if len(batch.rows) == 1:  # BatchNorm cannot train on it
-                    continue
-                training.seed_torch(args.seed, epoch, batch.index, processes.rank())  # of dropout
-                rows, weight = parallel.own_slice(len(batch.rows))
-                labels = upload(torch.from_numpy(images.labels[batch.rows[rows]]), device)
-                # Every process has its rows of the batch, weighted so that the sum of their gradients is the
-                # gradient of the batch's mean loss.
-                optimizer.zero_grad()
-                with autocast(precision, device):
-                    seen = augment.show_batch(pixels, augment.Mix(), spec.mean, spec.std, dtype_of(precision))
-                    logits = forward(seen)
-                logits = training.at_least_float32(logits)
-                loss = F.cross_entropy(logits, labels) * weight  # its part of the batch's mean
-                scaler.scale(loss).backward()
-                parallel.sum_gradients(network)
-                scaler.step(optimizer)
-                scaler.update()
-                loss_sum += loss.detach() * len(batch.rows)
+    for epoch in range(first, args.epochs):
+        # The rate falls once an epoch, as published, so a checkpoint needs no state of a schedule.
+        factor = training.lr_factor(epoch, args.epochs, args.warmup_epochs, SCHEDULES[args.lr_schedule])
+        training.set_lr(optimizer, args.lr * factor)
+        network.train()
+        # On the device: to read it in every step would make the host wait for the GPU.
+        loss_sum = torch.zeros((), device=device)  # over the images of this process
 
-            # Measure and save. Nothing of an epoch that is not finite is saved.
-            parallel.average_running_statistics(network)
-            mean_loss = processes.sum_over_processes(loss_sum).item() / len(images)
-            training.check_finite(mean_loss, network, epoch + 1, "--lr", precision)
-            values = {"epoch": epoch + 1, "loss": round(mean_loss, 5)}
-            is_last = epoch + 1 == args.epochs
-            is_kept = epoch + 1 in args.keep_epochs
-            if is_last or is_kept or (epoch + 1) % args.eval_every == 0:
-                top1, top5 = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
-                values |= {"top1": top1, "top5": top5}
-            log.metrics(**values)
-            numbers = "  ".join(f"{key} {value}" for key, value in values.items())
-            log.line(f"{numbers}  {eta(epoch + 1 - first, args.epochs - first, begin)}")
-            if is_kept and not is_last:  # before the checkpoint, after which the epoch is not done again
-                save_teacher(folder.path(name_of_age(epoch + 1)), facts, values, network)
-            if is_last or signals.stop_requested() or time.monotonic() - saved >= training.CHECKPOINT_SEC:
-                save(path, identity, args.seed, values, network, optimizer, scaler)
-                saved = time.monotonic()
+        for batch, pixels, _ in islice(stream, batches.per_epoch):
+            if signals.stop_requested():
+                log.line("stopped; the same command continues after the last saved epoch")
+                signals.leave()
+            if len(batch.rows) == 1:  # BatchNorm cannot train on it
+                continue
+            training.seed_torch(args.seed, epoch, batch.index, processes.rank())  # of dropout
+            # Every process has its rows of the batch, weighted so that the sum of their gradients is the
+            # gradient of the batch's mean loss.
+            rows, weight = parallel.own_slice(len(batch.rows))
+            labels = upload(torch.from_numpy(images.labels[batch.rows[rows]]), device)
+            optimizer.zero_grad()
+            with autocast(precision, device):
+                seen = augment.show_batch(pixels, augment.Mix(), spec.mean, spec.std, dtype_of(precision))
+                logits = forward(seen)
+            loss = F.cross_entropy(training.at_least_float32(logits), labels) * weight
+            scaler.scale(loss).backward()
+            parallel.sum_gradients(network)
+            scaler.step(optimizer)
+            scaler.update()
+            loss_sum += loss.detach() * len(batch.rows)
 
-    # Finish: process 0 writes the teacher. After a finished run the bytes are the same again.
-    for name in ["teacher.pth"] + [name_of_age(epoch) for epoch in args.keep_epochs if epoch == args.epochs]:
-        save_teacher(folder.path(name), facts, values, network)
-    if args.class_statistics:
-        measure_classes(args, spec, real, folder, device, log)
-    warning = describe_chance(values["top1"], spec.num_classes, len(val),
-                              "too few epochs, or a learning rate that is too large")
-    log.line(f"done: {folder.path('teacher.pth')}, top-1 {values['top1']:.2f}% on {len(val)} images{warning}")
+        # Measure and save. Nothing of an epoch that is not finite is saved.
+        parallel.average_running_statistics(network)
+        mean_loss = processes.sum_over_processes(loss_sum).item() / len(images)
+        training.check_finite(mean_loss, network, epoch + 1, "--lr", precision)
+        values = {"epoch": epoch + 1, "loss": round(mean_loss, 5)}
+        is_last = epoch + 1 == args.epochs
+        is_kept = epoch + 1 in args.keep_epochs
+        if is_last or is_kept or (epoch + 1) % args.eval_every == 0:
+            top1, top5 = evaluate(network, val, spec.mean, spec.std, device, precision=precision)
+            values |= {"top1": top1, "top5": top5}
+        log.metrics(**values)
+        numbers = "  ".join(f"{key} {value}" for key, value in values.items())
+        log.line(f"{numbers}  {eta(epoch + 1 - first, args.epochs - first, begin)}")
+        if is_kept and not is_last:  # before the checkpoint, after which the epoch is not done again
+            save_teacher(folder.path(name_of_age(epoch + 1)), facts, values, network)
+        if is_last or signals.stop_requested() or time.monotonic() - saved >= training.CHECKPOINT_SEC:
+            save(path, identity, args.seed, values, network, optimizer, scaler)
+            saved = time.monotonic()
+    return values
 
 
 def make_parser():
