@@ -106,7 +106,8 @@ def our_validate(world, precision, compiled=False):
     def run():
         for batch, pixels, labels in our_stream("validate", world, images, next(numbers)):
             classes = images.labels[batch.rows]
-            mixed, targets = losses.mix_and_targets(args, SPEC, classes, pixels, labels, precision)
+            mixed, targets = losses.mix_and_targets(args, SPEC, classes, pixels, labels, TEMPERATURE,
+                                                    precision)
             optimizer.zero_grad()
             for rows in micro_batches(len(batch.rows), world.batch // STEPS):
                 with autocast(precision, world.device):

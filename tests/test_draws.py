@@ -91,7 +91,7 @@ def test_targets_of_a_hard_phase_are_smoothed_classes(world):
     batch = LabelBatch(Crops(torch.rand(2, 4), torch.zeros(2).bool()), Mix(torch.tensor([1, 0]), 0.25))
     pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     classes = torch.tensor([3, 7]).numpy()
-    _, targets = mix_and_targets(args, DATASETS["cifar10"], classes, pixels, batch, "fp32")
+    _, targets = mix_and_targets(args, DATASETS["cifar10"], classes, pixels, batch, 20.0, "fp32")
     wanted = torch.full((2, 10), 0.08)
     wanted[0, 3] = wanted[1, 7] = 0.08 + 0.2 * 0.25
     wanted[0, 7] = wanted[1, 3] = 0.08 + 0.2 * 0.75

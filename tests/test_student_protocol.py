@@ -151,7 +151,7 @@ def test_kl_takes_the_own_class_as_well():
     p, q = ((x / 4).exp() / (x / 4).exp().sum(1, keepdim=True) for x in (logits, outputs))
     wanted = (p * (p / q).log()).sum() / 6
     wanted -= 0.3 * sum((outputs[i] - outputs[i].exp().sum().log())[classes[i]] for i in range(6)) / 6
-    found = losses.student_loss(parse("-T 4 --class-weight 0.3"), outputs, p, classes)
+    found = losses.student_loss(parse("--class-weight 0.3"), outputs, p, classes, temperature=4)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-10)
 
 

@@ -8,7 +8,6 @@
               learns the mixed classes, smoothed; with --hard-labels it learns these in all phases
 
 What is drawn comes from (seed of the student, epoch): it depends on nothing that ran before."""
-import argparse
 import math
 from itertools import chain, groupby, islice
 
@@ -129,8 +128,3 @@ def fresh_settings(manifest, seed):
     mix = manifest["mix"]
     return {**manifest, "seed": unit_rng(seed, OF_HARD).integers(2 ** 31).item(),
             **({} if mix == "none" else {"mix": "cutmix", "mix_alpha": 1.0})}
-
-
-def of_epoch(args, epoch):
-    """The arguments as they count in an epoch."""
-    return argparse.Namespace(**{**vars(args), "temperature": temperature_at(args, epoch)})

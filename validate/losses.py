@@ -26,7 +26,7 @@ def hard_targets(labels, mix, num_classes, size):
     return share * classes + (1 - share) * classes[mix.partner]
 
 
-def mix_and_targets(args, spec, classes, pixels, labels, precision):
+def mix_and_targets(args, spec, classes, pixels, labels, temperature, precision):
     """What the student sees of a whole batch, and what it learns -> images (m, 3, S, S), targets (m, C):
     probabilities, or with --loss mse the teacher's raw logits.
 
@@ -42,7 +42,7 @@ def mix_and_targets(args, spec, classes, pixels, labels, precision):
             targets = (1 - SMOOTHING) * targets + SMOOTHING / spec.num_classes
         return images, upload(targets, pixels.device)
     logits = upload(labels.logits, pixels.device)
-    return images, logits.float() if args.loss == "mse" else soft_targets(logits, args.temperature)
+    return images, logits.float() if args.loss == "mse" else soft_targets(logits, temperature)
 
 
 def distillation_loss(outputs, targets, temperature, times_t2=False):
@@ -51,7 +51,7 @@ def distillation_loss(outputs, targets, temperature, times_t2=False):
     return loss * temperature ** 2 if times_t2 else loss
 
 
-def student_loss(args, outputs, targets, classes, is_hard=False):
+def student_loss(args, outputs, targets, classes, temperature, is_hard=False):
     """The loss of the protocol, mean over the rows. outputs, targets (n, C), of mix_and_targets; classes (n,)
     int64: each image's own, whatever is mixed into it; is_hard: in a hard phase.
 
@@ -62,7 +62,7 @@ def student_loss(args, outputs, targets, classes, is_hard=False):
     if args.loss == "mse":
         loss = F.mse_loss(outputs, targets)
     else:
-        loss = distillation_loss(outputs, targets, args.temperature, args.kl_t2)
+        loss = distillation_loss(outputs, targets, temperature, args.kl_t2)
     if args.class_weight:
         loss = loss + args.class_weight * F.cross_entropy(outputs, classes)
     return loss

@@ -28,7 +28,7 @@ from sre2l.run.start import run_script
 from validate import checks, losses, results
 from validate.data import find_data, load_stored_batches
 from validate.deviations import TakeProtocol, fill_in, find_deviations
-from validate.draws import of_epoch
+from validate.draws import temperature_at
 from validate.evaluate import evaluate_checkpoint
 from validate.protocol import add_protocol_flags, check_protocol, make_schedule, make_settings
 from validate.published import PROTOCOLS
@@ -49,26 +49,20 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
 
     # What of the protocol is the same in every step.
     network = student.network
-    optimizer = student.optimizer
-    scaler = student.scaler
-    forward = network
-    if args.compile:
-        one_pass = args.gradient_accumulation_steps == processes.world_size() == 1
-        forward = training.compile_network(network, one_pass)
+    one_pass = args.gradient_accumulation_steps == processes.world_size() == 1
+    forward = training.compile_network(network, one_pass) if args.compile else network
     falls = make_schedule(args)
-    base_lr = args.learning_rate if args.sgd else args.adamw_lr
-    lr_flag = "-lr" if args.sgd else "--adamw-lr"
+    base_lr, lr_flag = (args.learning_rate, "-lr") if args.sgd else (args.adamw_lr, "--adamw-lr")
     micro_size = data.labels.batch_size // args.gradient_accumulation_steps
     # Crops, mix and the teacher's logits are those that relabel stored, but for the hard phase of HALD.
     batches = load_stored_batches(args, data, first, device, seed)
-    begin = time.monotonic()
-    saved = begin
+    begin = saved = time.monotonic()
 
     for epoch in range(first, args.epochs):
         lr = base_lr * training.lr_factor(epoch, args.epochs, args.warmup_epochs, falls)
-        training.set_lr(optimizer, lr)
+        training.set_lr(student.optimizer, lr)
         network.train()
-        now = of_epoch(args, epoch)  # T may fall
+        temperature = temperature_at(args, epoch)
         # On the device: to read it in every step would make the host wait for the GPU.
         loss_sum = torch.zeros((), device=device)  # over the images of this process
         seen = 0
@@ -80,11 +74,12 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
 
             # Every process mixes the whole batch, since the partners of a micro-batch lie in others.
             classes = data.images.labels[batch.rows]
-            images, targets = losses.mix_and_targets(now, spec, classes, pixels, labels, precision)
+            images, targets = losses.mix_and_targets(args, spec, classes, pixels, labels, temperature,
+                                                     precision)
             own = upload(torch.from_numpy(classes), device)
 
             # Micro-batch k is process k mod N's. The gradient is the whole batch's, however it is cut.
-            optimizer.zero_grad()
+            student.optimizer.zero_grad()
             batch_loss = torch.zeros((), device=device)
             for k, rows in enumerate(micro_batches(len(batch.rows), micro_size)):
                 if k % processes.world_size() != processes.rank():
@@ -93,17 +88,18 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
                 with autocast(precision, device):
                     outputs = forward(images[rows])
                 outputs = training.at_least_float32(outputs)
-                loss = losses.student_loss(now, outputs, targets[rows], own[rows], labels.logits is None)
+                loss = losses.student_loss(args, outputs, targets[rows], own[rows], temperature,
+                                           is_hard=labels.logits is None)
                 loss = loss * ((rows.stop - rows.start) / len(batch.rows))  # its part of the batch's mean
-                scaler.scale(loss).backward()
+                student.scaler.scale(loss).backward()
                 batch_loss += loss.detach()
 
             # One step a batch, however many micro-batches and processes it was cut into.
             loss_sum += batch_loss * len(batch.rows)
             seen += len(batch.rows)
             parallel.sum_gradients(network)
-            scaler.step(optimizer)
-            scaler.update()
+            student.scaler.step(student.optimizer)
+            student.scaler.update()
             student.update_average(args.ema)
 
         # Measure and save. Nothing of an epoch that is not finite is saved.
