@@ -12,7 +12,7 @@ from sre2l.data.loader import Batches
 from tests.helpers import refused, run_main
 from tests.worlds import relabel_flags, train_flags
 from validate import train
-from validate.draws import Pool, hard_range, load_drawn, temperature_at
+from validate.draws import Pool, choose_batches, hard_range, temperature_at
 from validate.losses import mix_and_targets
 
 LABELS = LabelFolder(20, 8, 3, 10, "cutmix", "fp16", False, 0)  # 9 batches in all, of 8, 8 and 4
@@ -23,10 +23,9 @@ def parse(*flags):
 
 
 def shown(args, seed=0, first=0):
-    """What load_drawn shows, as ('stored' or 'fresh', epoch, index, rows)."""
-    def told(kind):
-        return lambda batches: ((kind, each.epoch, each.index, each.rows.tolist()) for each in batches)
-    return list(load_drawn(args, LABELS, seed, first, told("stored"), told("fresh")))
+    """What choose_batches chooses, as ('stored' or 'fresh', epoch, index, rows)."""
+    return [("fresh" if is_fresh else "stored", each.epoch, each.index, each.rows.tolist())
+            for batches, is_fresh in choose_batches(args, LABELS, seed, first) for each in batches]
 
 
 STORED = [("stored", each.epoch, each.index, each.rows.tolist()) for each in Batches(20, 8, 42, 3)]

@@ -16,7 +16,7 @@ from sre2l.data.pixel_store import keep_decoded
 from sre2l.data.real_images import OwnImages, ShownImages, read_val
 from sre2l.run.hashes import read_hashes
 from validate.checks import check_labels, check_there, describe_labels
-from validate.draws import fresh_settings, load_drawn
+from validate.draws import choose_batches, fresh_settings
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,13 @@ def load_stored_batches(args, data, first_epoch, device, seed=0):
     --label-draw draws."""
     manifest = manifest_of(args.fkd_path)
     hashes = read_hashes(args.fkd_path) if manifest else None
-
-    def load(label_batch_of, batches):
+    for batches, is_fresh in choose_batches(args, data.labels, seed, first_epoch):
+        if is_fresh:
+            label_batch_of = partial(draw_label_batch, fresh_settings(manifest, seed))
+        elif data.labels.codec == NONE:
+            label_batch_of = partial(draw_label_batch, manifest)
+        else:
+            label_batch_of = partial(stored_label_batch, args.fkd_path, data.spec.num_classes, hashes)
         dataset = BatchDataset(data.images, data.spec.size, label_batch_of, derived_of(manifest))
-        return load_batches(dataset, batches, args.workers, device)
-
-    def stored(batches):
-        if data.labels.codec != NONE:
-            return load(partial(stored_label_batch, args.fkd_path, data.spec.num_classes, hashes), batches)
-        stream = load(partial(draw_label_batch, manifest), batches)
-        return data.recipe.completed(stream) if data.recipe else stream
-
-    def fresh(batches):
-        return load(partial(draw_label_batch, fresh_settings(manifest, seed)), batches)
-
-    return load_drawn(args, data.labels, seed, first_epoch, stored, fresh)
+        stream = load_batches(dataset, batches, args.workers, device)
+        yield from data.recipe.completed(stream) if data.recipe and not is_fresh else stream

@@ -105,21 +105,21 @@ class Pool:
                 yield self[order[step % self.size]]
 
 
-def load_drawn(args, labels, seed, first, stored, fresh):
-    """Yield what the student is shown from epoch `first` on: (Batch, pixels, LabelBatch).
-
-    labels: a LabelFolder; stored, fresh: functions of Batches that yield it, with the stored labels, and with
-    crops and mixes that are drawn anew and have no logits."""
+def choose_batches(args, labels, seed, first):
+    """What the student is shown from epoch `first` on -> pairs: Batches, and whether their crops and mixes
+    are drawn anew, without logits, in place of the stored ones. labels: a LabelFolder."""
     if args.label_draw == "order":
-        return stored(Batches(labels.num_images, labels.batch_size, args.fkd_seed, args.epochs, first))
+        batches = Batches(labels.num_images, labels.batch_size, args.fkd_seed, args.epochs, first)
+        return [(batches, False)]
     pool = Pool(labels, args.fkd_seed)
     if args.label_draw == "pool":
-        return stored(chain.from_iterable(pool.drawn(seed, epoch) for epoch in range(first, args.epochs)))
+        drawn = (pool.drawn(seed, epoch) for epoch in range(first, args.epochs))
+        return [(chain.from_iterable(drawn), False)]
     hard = hard_range(args)
-    return chain.from_iterable(
-        fresh(Batches(labels.num_images, labels.batch_size, args.fkd_seed, epoch + 1, epoch)) if epoch in hard
-        else stored(pool.dealt(seed, epoch if epoch < hard.start else epoch - len(hard)))
-        for epoch in range(first, args.epochs))
+    before = (pool.dealt(seed, epoch) for epoch in range(first, hard.start))
+    between = Batches(labels.num_images, labels.batch_size, args.fkd_seed, hard.stop, max(first, hard.start))
+    after = (pool.dealt(seed, epoch - len(hard)) for epoch in range(max(first, hard.stop), args.epochs))
+    return [(chain.from_iterable(before), False), (between, True), (chain.from_iterable(after), False)]
 
 
 def fresh_settings(manifest, seed):
