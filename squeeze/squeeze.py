@@ -17,9 +17,9 @@ from tqdm import tqdm
 from squeeze.published import check_torchvision
 from sre2l.data import augment, loader
 from sre2l.data.datasets import IMAGENET
+from sre2l.data.derived import draw_label_batch
 from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.image_folder import fingerprint
-from sre2l.data.label_files import LabelBatch
 from sre2l.data.own import describe, record_facts, row_to_squeeze
 from sre2l.data.pixel_store import keep_decoded
 from sre2l.data.real_images import read_real, read_val, shown_at, to_train_on
@@ -66,11 +66,10 @@ def make_settings(args, spec, stem, train=None, val=None, precision=None, resize
     }
 
 
-def draw_label_batch(spec, seed, batch, sizes):
-    """Draw a batch's crops, from a generator of its own. sizes (m, 2): its images' heights and widths."""
-    rng = augment.unit_rng(seed, batch.epoch, batch.index)
-    crops = augment.draw_crops(sizes, spec.crop, SCALE, spec.padding, spec.flip, rng)
-    return LabelBatch(crops, augment.Mix())
+def draw_settings(spec, seed):
+    """What draw_label_batch wants to know: a batch's crops come from a generator of its own, unmixed."""
+    crop = {"kind": spec.crop, "scale": SCALE, "padding": spec.padding, "flip": spec.flip}
+    return {"seed": seed, "crop": crop, "mix": "none", "mix_alpha": None, "input_size": spec.size}
 
 
 def start_network(args, network, device, log):
@@ -289,7 +288,8 @@ def train_teacher(args, spec, network, images, val, folder, settings, facts, log
     one_pass = processes.world_size() == 1
     forward = training.compile_network(network, one_pass) if args.compile else network
     batches = loader.Batches(len(images), args.batch_size, args.seed, args.epochs, first)
-    dataset = loader.BatchDataset(images, spec.size, partial(draw_label_batch, spec, args.seed))
+    draw = partial(draw_label_batch, draw_settings(spec, args.seed))
+    dataset = loader.BatchDataset(images, spec.size, draw)
     stream = loader.load_batches(dataset, batches, args.workers, device, parallel.own_rows)
     stream = iter(tqdm(stream, "squeeze", total=len(batches), unit="batch", disable=None, leave=False))
     begin = saved = time.monotonic()
