@@ -22,6 +22,8 @@ from sre2l.run.processes import rank, sum_over_processes, world_size
 from sre2l.run.safe_load import is_whole
 
 FORMAT = "sre2l-statistics-1"  # what the files say under `format`
+EPS = 1e-6  # beside variances, of PSM
+NUM_THREADS = 4  # that decode images
 MAKERS = {  # who writes which kind
     "class": "squeeze's same command with --class-statistics",
     "group": "recover/pick.sh with --pick spread --group-statistics",
@@ -92,21 +94,9 @@ def fits(values, teacher, kind):
 
 # -- moments of single images
 
-@contextlib.contextmanager
-def eval_mode(network):
-    """Within this the network is in eval mode; afterwards each module is in the mode that it had."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 @torch.inference_mode()
 def image_moments(network, images):
-    """images (m, 3, S, S), normalised, through the network in eval mode -> for each layer (m, v), of shape
+    """images (m, 3, S, S), normalised, through a network in eval mode -> for each layer (m, v), of shape
     (m, C_l) each; None for a layer that does not run. Of one that runs several times, their mean.
 
     An input without height and width has the variance 0."""
@@ -120,18 +110,17 @@ def image_moments(network, images):
 
     hooks = [layer.register_forward_pre_hook(look) for layer in layers]
     try:
-        with eval_mode(network):
-            network(images)
+        network(images)
     finally:
         for hook in hooks:
             hook.remove()
     return [tuple(torch.stack(runs).mean(0)) if runs else None for runs in seen.values()]
 
 
-def gps_distances(network, images, beta=1.0, eps=1e-6):
+def gps_distances(network, images):
     """How far the moments of each image are from the running statistics (PSM's global-prior score):
 
-        d = mean over the layers of (|m - mu|_2 + beta |log((v + eps) / (sigma + eps))|_2) / sqrt(C_l)
+        d = mean over the layers of (|m - mu|_2 + |log((v + EPS) / (sigma + EPS))|_2) / sqrt(C_l)
 
     images (m, 3, S, S), normalised -> (m,) float64 on their device. mu, sigma: running mean and variance."""
     terms = []
@@ -140,14 +129,14 @@ def gps_distances(network, images, beta=1.0, eps=1e-6):
             continue
         mean, var = (value.double() for value in moments)
         shift = torch.linalg.vector_norm(mean - layer.running_mean.double(), dim=1)
-        ratios = (var + eps) / (layer.running_var.double() + eps)
-        terms.append((shift + beta * torch.linalg.vector_norm(ratios.log(), dim=1)) / mean.shape[1] ** 0.5)
+        ratios = (var + EPS) / (layer.running_var.double() + EPS)
+        terms.append((shift + torch.linalg.vector_norm(ratios.log(), dim=1)) / mean.shape[1] ** 0.5)
     return torch.stack(terms).mean(0)
 
 
 # -- over many images
 
-def normalised_batches(images, batches, mean, std, device, text, workers=4):
+def normalised_batches(images, batches, mean, std, device, text):
     """Yield (rows, the images of these rows (m, 3, S, S) normalised on the device), decoded at use.
 
     images: of equal size, such as those of shown_at; batches: lists of rows; text: of the progress bar."""
@@ -156,8 +145,8 @@ def normalised_batches(images, batches, mean, std, device, text, workers=4):
     def pixels_of(rows):
         return rows, torch.from_numpy(np.stack([images.pixels(row) for row in rows]))
 
-    ready = in_order(pixels_of, tqdm(batches, text, unit="batch", disable=None, leave=False), workers, device)
-    for rows, pixels in ready:
+    bar = tqdm(batches, text, unit="batch", disable=None, leave=False)
+    for rows, pixels in in_order(pixels_of, bar, NUM_THREADS, device):
         yield rows, normalise(upload(pixels, device).permute(0, 3, 1, 2), mean, std)
 
 
