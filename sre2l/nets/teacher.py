@@ -191,38 +191,21 @@ class Converted(nn.Module):
 
 
 def teacher_files(args):
-    """The checkpoints of --teacher, else those that squeeze leaves in the run folder for the networks of
-    --arch; [None] for torchvision's teachers."""
+    """-> [(checkpoint, name of the network or None), ...], one for each teacher; torchvision's have the
+    checkpoint None. By default the checkpoints are those that squeeze leaves in the run folder.
+
+    Raises UserError where the numbers of --teacher and --arch differ."""
+    archs = args.arch.split(",") if args.arch else []
     if args.teacher is None:
-        names = teacher_names((args.arch or "").split(","))
-        is_torchvision = args.dataset == "imagenet1k"
-        return [None] if is_torchvision else [run_folder(args) / name / "teacher.pth" for name in names]
-    return [Path(file) for file in split_files(args.teacher)]
-
-
-def pair_with_archs(args, files):
-    """-> [(file, name of the network or None)], one for each teacher. Raises UserError where the numbers of
-    --teacher and --arch differ. Without --teacher, each name is a teacher of torchvision's."""
-    archs = args.arch.split(",") if args.arch else [None] * len(files)
-    if files == [None]:
-        return [(None, arch) for arch in archs]
-    if len(archs) != len(files):
+        files = [run_folder(args) / name / "teacher.pth" for name in teacher_names(archs or [""])]
+        if args.dataset == "imagenet1k":
+            files = [None] * len(files)
+    else:
+        files = [Path(file) for file in split_files(args.teacher)]
+    if archs and len(archs) != len(files):
         raise UserError(f"--arch names {len(archs)} network{'s' * (len(archs) > 1)} for {len(files)} "
                         f"checkpoint{'s' * (len(files) > 1)}; name one for each, between commas")
-    return list(zip(files, archs))
-
-
-def is_untrained(args, file):
-    """Is this a checkpoint of the run folder, and not there yet?"""
-    return file is not None and file.is_relative_to(run_folder(args)) and not file.exists()
-
-
-def check_trained(args, file):
-    """Raise UserError for a checkpoint of the run folder that is not there."""
-    if not is_untrained(args, file):
-        return
-    make = f"train one ({launcher_command(args, 'squeeze/squeeze.sh')})"
-    raise UserError(f"{file}: no teacher there; {make} or give one with --teacher FILE")
+    return list(zip(files, archs or [None] * len(files)))
 
 
 def check_same_classes(first, other):
@@ -248,11 +231,14 @@ def find_teachers(args, spec):
     --input-size, --mean and --std win over what the first teacher's checkpoint says. Each of the others is
     shown its own normalisation: a layer in front of its network converts. A --dry-run gets ([], spec) where
     one is still to be downloaded or trained. Raises UserError for teachers of different classes."""
-    pairs = pair_with_archs(args, teacher_files(args))
-    if args.dry_run and any(file is None or is_untrained(args, file) for file, _ in pairs):
+    pairs = teacher_files(args)
+    stored = [file for file, _ in pairs if file is not None]
+    untrained = [file for file in stored if file.is_relative_to(run_folder(args)) and not file.exists()]
+    if args.dry_run and (untrained or not stored):
         return [], spec
-    for file, _ in pairs:
-        check_trained(args, file)
+    if untrained:
+        make = f"train one ({launcher_command(args, 'squeeze/squeeze.sh')})"
+        raise UserError(f"{untrained[0]}: no teacher there; {make} or give one with --teacher FILE")
     first, *others = [load_teacher(spec, file, arch, args.stem) for file, arch in pairs]
     spec = override(spec, args, mean=first.mean, std=first.std, size=first.size)
     for teacher in others:
