@@ -28,11 +28,11 @@ def summarise(history):
             "best_top1": best["top1"], "best_top5": best["top5"], "best_epoch": best["epoch"]}
 
 
-def mean_and_spread(rows, key):
-    """-> {mean, std} over the seeds; std is the sample's, None for a single seed."""
-    values = [row[key] for row in rows]
-    std = round(statistics.stdev(values), 4) if len(values) > 1 else None
-    return {"mean": round(statistics.mean(values), 4), "std": std}
+def mean_and_spread(values, digits):
+    """-> {mean, std} over the seeds, rounded; std is the sample's, None for a single seed."""
+    values = list(values)
+    std = round(statistics.stdev(values), digits) if len(values) > 1 else None
+    return {"mean": round(statistics.mean(values), digits), "std": std}
 
 
 def seeds_used(args, students):
@@ -71,7 +71,7 @@ def write_results(args, settings, rows, num_bytes, device, deviations):
     path = Path(args.output_dir) / "results.json"
     rows = add_earlier(rows, path, settings)
     results = {
-        **{key: mean_and_spread(list(rows.values()), key) for key in KEYS},
+        **{key: mean_and_spread((row[key] for row in rows.values()), 4) for key in KEYS},
         "seeds": rows,
         "seeds_used": seeds_used(args, map(int, rows)),
         "protocol": settings,

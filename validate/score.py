@@ -7,7 +7,6 @@ Result: a table, and runs/<name>/score.json. What it trains lies in random_real/
 import argparse
 import math
 import os
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from sre2l.run.start import run_script
 from validate import random_real, train
 from validate.protocol import describe_optimizer
 from validate.random_real import add_networks, saved_args
-from validate.results import is_of_earlier_images, teacher_top1
+from validate.results import is_of_earlier_images, mean_and_spread, teacher_top1
 
 WEIGHT = 0.5  # of IOR against HLR, and of augmented against plain training
 # Whole images: no crop, no flip, no mix, nothing else.
@@ -89,30 +88,24 @@ def changed(args, **changes):
 def make_missing(args, arms, missing, own):
     """Train the students that `missing` {name: seeds} tells of, after their images and labels are there.
 
-    Of several processes all come here, with the same `missing`."""
+    Of several processes all come here, with the same `missing`; none goes on before all have ended a step."""
     to_relabel = saved_args(relabel, sidecar(own.fkd_path, "args.json"), args.arch, dry_run=False)
     moved = {"val_dir": args.real_data} if args.real_data else {}
+    if to_relabel.val_dir:
+        to_relabel = changed(to_relabel, **moved)
     if missing["syn_any"]:
         train_arm(arms["syn_any"], own, args.seeds, moved)
     if missing["rnd_any"] or not arms["rnd_any"].images.exists():
-        flags = ["--dataset", args.dataset, "--model", args.model, "--seeds", ",".join(map(str, args.seeds))]
-        flags += ["--name", args.name] if args.name else []
-        flags += ["--arch", args.arch] if args.arch else []
-        flags += ["--real-data", args.real_data] if args.real_data else []
-        random_real.main(random_real.get_args(flags))
+        same = {key: getattr(args, key) for key in ("dataset", "name", "model", "arch", "real_data", "seeds")}
+        random_real.main(changed(random_real.get_args([]), **same))
         barrier()
-    if args.real_data and to_relabel.val_dir:
-        to_relabel.val_dir = args.real_data
-    labelled = set()
-    for name in ("syn_plain", "rnd_plain", "syn_hard"):
-        arm = arms[name]
-        if not missing[name]:
-            continue
-        if arm.labels not in labelled:
-            labelled.add(arm.labels)
-            relabel.main(changed(to_relabel, **PLAIN, overwrite=args.overwrite, data=str(arm.images),
-                                 fkd_path=str(arm.labels)))
-            barrier()  # nobody trains before all labels are there
+
+    plain = [arms[name] for name in ("syn_plain", "rnd_plain", "syn_hard") if missing[name]]
+    for labels, images in {arm.labels: arm.images for arm in plain}.items():
+        relabel.main(changed(to_relabel, **PLAIN, overwrite=args.overwrite, data=str(images),
+                             fkd_path=str(labels)))
+        barrier()
+    for arm in plain:
         train_arm(arm, own, args.seeds, {**moved, "overwrite": args.overwrite, "mix_type": None})
 
 
@@ -142,10 +135,8 @@ def scores_of(accuracies):
 
 
 def with_spread(values):
-    """{seed: value} -> {mean, std over the seeds, seeds}; std is the sample's, None for one seed."""
-    found = list(values.values())
-    std = round(statistics.stdev(found), 6) if len(found) > 1 else None
-    return {"mean": round(statistics.mean(found), 6), "std": std, "seeds": values}
+    """{seed: value} -> {mean, std over the seeds, seeds}."""
+    return {**mean_and_spread(values.values(), 6), "seeds": values}
 
 
 def read_arms(arms):
@@ -176,18 +167,19 @@ def collect(found, real_hard, seeds):
     published package, stand apart."""
     value, origin = real_hard
 
+    def accuracies(key):
+        return {name: {seed: round(results["seeds"][str(seed)][key] / 100, 6) for seed in seeds}
+                for name, results in found.items()}
+
     def scores(key):
-        rows = {seed: scores_of({"real_hard": value / 100,
-                                 **{name: results["seeds"][str(seed)][key] / 100
-                                    for name, results in found.items()}})
+        arms = accuracies(key)
+        rows = {seed: scores_of({"real_hard": value / 100, **{name: arm[seed] for name, arm in arms.items()}})
                 for seed in seeds}
         return {kind: with_spread({seed: round(row[kind], 6) for seed, row in rows.items()})
                 for kind in ("LRS", "ARS")}
 
-    accuracies = {name: with_spread({seed: round(results["seeds"][str(seed)]["top1"] / 100, 6)
-                                     for seed in seeds})
-                  for name, results in found.items()}
-    return {**scores("top1"), "best_epoch": scores("best_top1"), "accuracies": accuracies,
+    return {**scores("top1"), "best_epoch": scores("best_top1"),
+            "accuracies": {name: with_spread(arm) for name, arm in accuracies("top1").items()},
             "real_hard": {"top1": round(value / 100, 6), "from": origin}, "weight": WEIGHT, "seeds": seeds,
             "protocol": {key: part for key, part in found["syn_any"]["protocol"].items() if key not in OWN}}
 
@@ -265,7 +257,7 @@ def main(args):
         print(f"\n{table(args.name or args.dataset, arms, values)}\n\nwritten to {run / 'score.json'}")
 
 
-def make_parser():
+def get_args(argv=None):
     parser = Parser(__doc__)
     add_run_flags(parser)
     add = parser.add_argument
@@ -279,11 +271,7 @@ def make_parser():
              "teacher, where it is that network)")
     add("--overwrite", action="store_true",
         help="delete what an earlier run left in score/, and train it anew")
-    return parser
-
-
-def get_args(argv=None):
-    return make_parser().parse_args(argv)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
