@@ -83,14 +83,10 @@ def start_network(args, network, device, log):
     return network.to(device, memory_format=memory_format_of(device))
 
 
-def save(path, identity, seed, values, network, optimizer, scaler):
-    """Let process 0 write what training continues from after an epoch. values: the epoch's metrics."""
-    if processes.rank() > 0:
-        return
-    parts = {"model": network, "optimizer": optimizer, "scaler": scaler}
-    states = {name: part.state_dict() for name, part in parts.items()}
-    facts = {"identity": identity, "seed": seed, "epoch": values["epoch"], "values": values}
-    save_torch(path, {**facts, **states})
+def save(path, facts, **parts):
+    """Let process 0 write facts with the states of these parts: of a network, an optimiser, a scaler."""
+    if processes.rank() == 0:
+        save_torch(path, {**facts, **{name: part.state_dict() for name, part in parts.items()}})
 
 
 def build_teacher(args, spec):
@@ -149,12 +145,6 @@ def describe_start(args, settings, network, images, first, folder):
     return "\n".join(lines)
 
 
-def save_teacher(path, facts, values, network):
-    """Let process 0 write a teacher. facts: of describe_teacher; values: the metrics of its last epoch."""
-    if processes.rank() == 0:
-        save_torch(path, {**facts, **values, "model": network.state_dict()})
-
-
 def measure_classes(args, spec, images, folder, device, log):
     """--class-statistics: write the class statistics of each teacher in the folder that has none yet.
 
@@ -173,27 +163,23 @@ def measure_classes(args, spec, images, folder, device, log):
         log.line(f"class statistics of {path.name}, of {len(images)} images: {target}")
 
 
-def plan_bytes(args, network, num_classes):
-    """About how many bytes a teacher's folder takes."""
-    num_teachers = 1 + len(args.keep_epochs)
-    # A checkpoint holds the network and what the optimiser keeps: momenta, and Adam's squares as well.
-    copies = num_teachers + (3 if args.optimizer == "adam" else 2)
-    num_bytes = copies * checkpoints.num_weight_bytes(network)
-    if args.class_statistics:
-        num_bytes += num_teachers * statistics.num_class_bytes(network, num_classes)
-    return num_bytes
-
-
 def dry_run(plans):
     """--dry-run: print the first teacher's settings, how many epochs and how many bytes for all of them.
 
     plans: of `plan`, for each teacher."""
-    networks = [models.build_for_training(spec, args.arch, args.stem) for args, _, spec, _ in plans]
-    num_bytes = sum(plan_bytes(args, network, spec.num_classes)
-                    for (args, _, spec, _), (network, _) in zip(plans, networks))
+    teachers = []
+    num_bytes = 0
+    for args, _, spec, _ in plans:
+        network, stem = models.build_for_training(spec, args.arch, args.stem)
+        teachers.append([recorded_name(args.arch), stem])
+        # A checkpoint holds the network and what the optimiser keeps: momenta, and Adam's squares as well.
+        num_teachers = 1 + len(args.keep_epochs)
+        copies = num_teachers + (3 if args.optimizer == "adam" else 2)
+        num_bytes += copies * checkpoints.num_weight_bytes(network)
+        if args.class_statistics:
+            num_bytes += num_teachers * statistics.num_class_bytes(network, spec.num_classes)
     args, _, spec, folder = plans[0]
-    folder.dry_run(make_settings(args, spec, networks[0][1]), epochs=args.epochs,
-                   teachers=[[recorded_name(of.arch), stem] for (of, *_), (_, stem) in zip(plans, networks)],
+    folder.dry_run(make_settings(args, spec, teachers[0][1]), epochs=args.epochs, teachers=teachers,
                    evaluations=-(-args.epochs // args.eval_every), bytes=num_bytes,
                    class_statistics=args.class_statistics)
 
@@ -261,7 +247,7 @@ def make_teacher(args, row, spec, folder):
     with signals.finishing_steps():
         values = train_teacher(args, spec, network, images, val, folder, settings, facts, log, device)
     for name in ["teacher.pth"] + [name_of_age(epoch) for epoch in args.keep_epochs if epoch == args.epochs]:
-        save_teacher(folder.path(name), facts, values, network)
+        save(folder.path(name), {**facts, **values}, model=network)
     if args.class_statistics:
         measure_classes(args, spec, real, folder, device, log)
     warning = describe_chance(values["top1"], spec.num_classes, len(val),
@@ -338,9 +324,10 @@ def train_teacher(args, spec, network, images, val, folder, settings, facts, log
         numbers = "  ".join(f"{key} {value}" for key, value in values.items())
         log.line(f"{numbers}  {eta(epoch + 1 - first, args.epochs - first, begin)}")
         if is_kept and not is_last:  # before the checkpoint, after which the epoch is not done again
-            save_teacher(folder.path(name_of_age(epoch + 1)), facts, values, network)
+            save(folder.path(name_of_age(epoch + 1)), {**facts, **values}, model=network)
         if is_last or signals.stop_requested() or time.monotonic() - saved >= training.CHECKPOINT_SEC:
-            save(path, identity, args.seed, values, network, optimizer, scaler)
+            progress = {"identity": identity, "seed": args.seed, "epoch": epoch + 1, "values": values}
+            save(path, progress, model=network, optimizer=optimizer, scaler=scaler)
             saved = time.monotonic()
     return values
 

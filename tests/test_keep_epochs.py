@@ -71,7 +71,7 @@ def test_a_run_that_dies_between_a_kept_teacher_and_its_checkpoint_continues(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("sre2l.nets.training.CHECKPOINT_SEC", 0)
-        before_call(patch, squeeze, "save", at, die)
+        before_call(patch, squeeze, "save", 2 * at, die)  # a kept teacher comes first
         run_main(*flags, *FOUR, "--name", tmp_path)
     folder = tmp_path / "teacher"
     assert (folder / f"teacher.e{at}.pth").exists() and not (folder / "teacher.pth").exists()

@@ -32,13 +32,6 @@ def check_there(train_dir, fkd_path):
             raise UserError(f"{path}: nothing there yet; run {stage}.sh first, or give a folder with {flag}")
 
 
-def check_student(args, spec):
-    """-> (a student, the stem it has). Call it before images and labels are read.
-
-    Raises UserError for a student that cannot be built or take the images."""
-    return build_for_training(spec, args.model, args.stem)
-
-
 def check_epochs(args, epochs, more=True):
     """Raise UserError where the labels have fewer epochs than the protocol. more: relabel can add some."""
     if epochs is None or args.epochs <= epochs or args.label_draw != "order":
@@ -51,7 +44,7 @@ def check_epochs(args, epochs, more=True):
 
 def dry_run(args, spec, folder):
     """--dry-run: print the protocol, how many epochs and how many bytes. Nothing is loaded."""
-    network, stem = check_student(args, spec)
+    network, stem = build_for_training(spec, args.model, args.stem)
     check_epochs(args, recorded(sidecar(args.fkd_path, "manifest.json"), "epochs"))
     evaluations = len(args.seeds) * -(-args.epochs // args.eval_every)
     plan = {}

@@ -16,6 +16,7 @@ from sre2l.data.flags import add_stage_flags, data_spec
 from sre2l.data.loader import micro_batches
 from sre2l.nets import parallel, training
 from sre2l.nets.evaluation import describe_chance, evaluate, keep_on_device
+from sre2l.nets.models import build_for_training
 from sre2l.nets.precision import PRECISIONS, autocast, start_device
 from sre2l.run import processes, signals
 from sre2l.run.device import upload
@@ -150,7 +151,7 @@ def main(args):
     # Prepare: see that images, labels and student fit together. Nothing is written yet.
     device, precision = start_device(args.device, args.precision, args.deterministic, compiled=args.compile)
     processes.start(device)
-    _, stem = checks.check_student(args, spec)
+    _, stem = build_for_training(spec, args.model, args.stem)
     # Size and normalisation come from the labels' manifest: the student sees the teacher's pixels.
     data = find_data(args, spec, device, precision)
     settings = make_settings(args, data.spec, stem, data.facts, data.val, precision)

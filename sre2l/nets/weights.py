@@ -114,10 +114,6 @@ class FoundWeights:
         where += f"; left out: {shown(self.left_out)}" if self.left_out else ""
         return where + (f"; not read: {shown(self.unread)}" if self.unread else "")
 
-    def is_plain(self):
-        """Is there nothing about them that a user might want to know?"""
-        return not (self.prefix or self.left_out or self.unread)
-
 
 def read_tensors(entries, path, wanted, unwrap):
     """Entries of a container -> ({unwrapped name: tensor}, the names of what is no tensor)."""
@@ -138,7 +134,7 @@ def read_tensors(entries, path, wanted, unwrap):
     return tensors, others
 
 
-def find_weights(checkpoint, path, wanted, unwrap=without_wrappers):
+def find_weights(checkpoint, path, wanted, unwrap):
     """What of a checkpoint is a network's -> FoundWeights. wanted: the names of its weights, unwrapped, as
     `unwrap` does it. Heads that help a training are no weights where the network has none of their name.
 
@@ -201,7 +197,7 @@ def load_weights(network, checkpoint, path, arch):
     if faults:
         flags = "--arch, --stem" if is_torchvision(arch) else "--arch"  # no other network takes --stem
         raise UserError(f"{path}: {'; '.join(faults)}; check {flags} and --num-classes")
-    if not found.is_plain():
+    if found.prefix or found.left_out or found.unread:
         # not on standard output, where a --dry-run's JSON is alone
         print(f"{path}: weights {found.describe()}", file=sys.stderr)
     network.load_state_dict({own_names[name]: value for name, value in found.weights.items()}, strict=False)
