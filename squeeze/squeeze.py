@@ -26,7 +26,7 @@ from sre2l.data.real_images import read_real, read_val, shown_at, to_train_on
 from sre2l.kernels.norms import statistics_layers
 from sre2l.nets import checkpoints, models, parallel, statistics, training
 from sre2l.nets.evaluation import describe_chance, evaluate, keep_on_device
-from sre2l.nets.functions import describe_arch, recorded_name, source_sha256
+from sre2l.nets.functions import describe_arch, recorded_name
 from sre2l.nets.precision import PRECISIONS, autocast, dtype_of, memory_format_of, start_device
 from sre2l.nets.teacher import load_teacher
 from sre2l.run import processes, signals
@@ -50,12 +50,11 @@ def make_settings(args, spec, stem, train=None, val=None, precision=None, resize
     flags = ("dataset", "arch", "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup_epochs",
              "seed")
     newer = {"weights": args.weights, "resized": resized, "mean": args.mean, "std": args.std,
-             "arch_sha256": source_sha256(args.arch),
              "lr_schedule": args.lr_schedule != "cosine" and args.lr_schedule,
              "optimizer": args.optimizer != "sgd" and args.optimizer}
     return {
         **{key: getattr(args, key) for key in flags},
-        "arch": recorded_name(args.arch),
+        **describe_arch(args.arch),
         **{key: value for key, value in newer.items() if value},
         "num_classes": spec.num_classes,
         "size": spec.size,

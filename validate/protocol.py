@@ -12,6 +12,7 @@ from sre2l.nets.training import (
     check_warmup,
     cosine_factor,
     linear_factor,
+    lr_factor,
     make_sgd,
     multistep_factor,
     ssrs_factor,
@@ -177,3 +178,9 @@ def make_schedule(args):
     if args.lr_schedule == "multistep":
         return partial(multistep_factor, milestones=args.milestones, factor=args.milestone_factor)
     return partial(SLOWED[args.lr_schedule], slowdown=args.slowdown)
+
+
+def learning_rate(args, epoch):
+    """The rate in an epoch: the warm-up, then as the schedule falls."""
+    base = args.learning_rate if args.sgd else args.adamw_lr
+    return base * lr_factor(epoch, args.epochs, args.warmup_epochs, make_schedule(args))

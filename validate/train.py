@@ -31,7 +31,7 @@ from validate.data import find_data, load_stored_batches
 from validate.deviations import TakeProtocol, fill_in, find_deviations
 from validate.draws import temperature_at
 from validate.evaluate import evaluate_checkpoint
-from validate.protocol import add_protocol_flags, check_protocol, make_schedule, make_settings
+from validate.protocol import add_protocol_flags, check_protocol, learning_rate, make_settings
 from validate.published import PROTOCOLS
 from validate.student import load_student, save_student
 
@@ -52,15 +52,13 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
     network = student.network
     one_pass = args.gradient_accumulation_steps == processes.world_size() == 1
     forward = training.compile_network(network, one_pass) if args.compile else network
-    falls = make_schedule(args)
-    base_lr, lr_flag = (args.learning_rate, "-lr") if args.sgd else (args.adamw_lr, "--adamw-lr")
     micro_size = data.labels.batch_size // args.gradient_accumulation_steps
     # Crops, mix and the teacher's logits are those that relabel stored, but for the hard phase of HALD.
     batches = load_stored_batches(args, data, first, device, seed)
     begin = saved = time.monotonic()
 
     for epoch in range(first, args.epochs):
-        lr = base_lr * training.lr_factor(epoch, args.epochs, args.warmup_epochs, falls)
+        lr = learning_rate(args, epoch)
         training.set_lr(student.optimizer, lr)
         network.train()
         temperature = temperature_at(args, epoch)
@@ -106,6 +104,7 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
         # Measure and save. Nothing of an epoch that is not finite is saved.
         parallel.average_running_statistics(network)
         mean_loss = processes.sum_over_processes(loss_sum).item() / seen
+        lr_flag = "-lr" if args.sgd else "--adamw-lr"
         training.check_finite(mean_loss, network, epoch + 1, lr_flag, precision)
         values = {"epoch": epoch + 1, "loss": round(mean_loss, 6), "lr": lr}
         is_last = epoch + 1 == args.epochs

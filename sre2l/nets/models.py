@@ -13,10 +13,7 @@ from sre2l.nets.functions import call_function, is_function
 from sre2l.nets.small import NAMES, build_small, is_small, replace_first_layers
 from sre2l.run.errors import UserError, first_line
 
-OPTIONS = {  # of a fresh network: without the auxiliary heads, which only help its own training
-    "inception_v3": {"aux_logits": False, "init_weights": True},
-    "googlenet": {"aux_logits": False, "init_weights": True},
-}
+HAVE_AUXILIARY = ("inception_v3", "googlenet")  # heads that only help the network's own training
 
 
 def is_torchvision(arch):
@@ -84,9 +81,9 @@ def build_network(arch, num_classes, stem, strict_stem=False, size=32):
 
 def build_torchvision(arch, num_classes, size):
     """torchvision's network of this name, without its ImageNet weights."""
-    options = OPTIONS.get(arch, {})
-    if arch.startswith("vit_"):
-        options = {"image_size": size}
+    options = {"image_size": size} if arch.startswith("vit_") else {}
+    if arch in HAVE_AUXILIARY:
+        options = {"aux_logits": False, "init_weights": True}
     try:
         return get_network(arch, weights=None, num_classes=num_classes, **options)
     except AssertionError as error:
