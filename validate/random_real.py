@@ -171,12 +171,14 @@ def main(args):
     train.main(to_train)
 
 
-def add_networks(parser):
-    """The flags that say whose run is repeated."""
-    parser.add_argument("--model", type=network_name, default="resnet18", metavar="ARCH",
-                        help="the student whose run is repeated")
-    parser.add_argument("-a", "--arch", "--arch-name", type=network_names, metavar="ARCH[,ARCH]",
-                        help="the teacher's network, where relabel had to be told PATH.py:function")
+def add_repeat_flags(add):
+    """Add the flags that say whose run is repeated, by a parser's add_argument."""
+    add("--model", type=network_name, default="resnet18", metavar="ARCH",
+        help="the student whose run is repeated")
+    add("-a", "--arch", "--arch-name", type=network_names, metavar="ARCH[,ARCH]",
+        help="the teacher's network, where relabel had to be told PATH.py:function")
+    add("--real-data", type=os.path.abspath, metavar="DIR",
+        help="folder with train/ and val/ (digits: built in)")
 
 
 def make_parser():
@@ -185,13 +187,11 @@ def make_parser():
     add = parser.add_argument
     add("--seed", type=number(int, 0), default=0, help="of the choice of images")
     add("--seeds", type=number_list, metavar="0-2", help="of the students (default: those of the run)")
-    add("--real-data", type=os.path.abspath, metavar="DIR",
-        help="folder with train/ and val/ (digits: built in)")
     add("--picked", action="store_true",
         help="take runs/<name>/picked, the real images of pick.sh, in place of random ones")
     add("--overwrite", action="store_true",
         help="start afresh: delete what an earlier run left in random_real/ or picked_real/")
-    add_networks(parser)
+    add_repeat_flags(add)
     return parser
 
 

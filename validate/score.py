@@ -6,7 +6,6 @@ Result: a table, and runs/<name>/score.json. What it trains lies in random_real/
 """
 import argparse
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from sre2l.run.processes import barrier, rank, start
 from sre2l.run.start import run_script
 from validate import random_real, train
 from validate.protocol import describe_optimizer
-from validate.random_real import add_networks, saved_args
+from validate.random_real import add_repeat_flags, saved_args
 from validate.results import is_of_earlier_images, mean_and_spread, teacher_top1
 
 WEIGHT = 0.5  # of IOR against HLR, and of augmented against plain training
@@ -261,11 +260,9 @@ def get_args(argv=None):
     parser = Parser(__doc__)
     add_run_flags(parser)
     add = parser.add_argument
-    add_networks(parser)
+    add_repeat_flags(add)
     add("--seeds", type=number_list, default=[0, 1, 2], metavar="0-4",
         help="students of each kind; missing ones are trained (default: 0-2)")
-    add("--real-data", type=os.path.abspath, metavar="DIR",
-        help="folder with train/ and val/ (digits: built in)")
     add("--real-hard", type=number(float, 0, 100), metavar="PERCENT",
         help="top-1 of the same network trained on all real images (default: that of the labels' "
              "teacher, where it is that network)")
