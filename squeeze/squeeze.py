@@ -120,13 +120,6 @@ def name_of_age(epoch):
     return f"teacher.e{epoch}.pth"
 
 
-def describe_teacher(args, spec, stem, images):
-    """What a teacher's file says of it besides its weights and the metrics of its last epoch."""
-    return {"format": checkpoints.TEACHER_FORMAT, **describe_arch(args.arch), "stem": stem,
-            "class_names": images.class_names, "dataset": spec.name, "seed": args.seed,
-            "mean": spec.mean, "std": spec.std, "size": spec.size, "num_classes": spec.num_classes}
-
-
 def describe_start(args, settings, network, images, first, folder):
     """Lines for the log: what is trained, and what it will not give. first: how many epochs are done."""
     changed = "" if settings["stem"] == "torchvision" else f", stem {settings['stem']}"
@@ -242,7 +235,9 @@ def make_teacher(args, row, spec, folder):
     network = start_network(args, network, device, log)
 
     # Train. Process 0 writes the teacher; after a finished run its bytes are the same again.
-    facts = describe_teacher(args, spec, stem, images)
+    facts = {"format": checkpoints.TEACHER_FORMAT, **describe_arch(args.arch), "stem": stem,
+             "class_names": images.class_names, "dataset": spec.name, "seed": args.seed,
+             "mean": spec.mean, "std": spec.std, "size": spec.size, "num_classes": spec.num_classes}
     with signals.finishing_steps():
         values = train_teacher(args, spec, network, images, val, folder, settings, facts, log, device)
     for name in ["teacher.pth"] + [name_of_age(epoch) for epoch in args.keep_epochs if epoch == args.epochs]:
@@ -257,7 +252,8 @@ def make_teacher(args, row, spec, folder):
 def train_teacher(args, spec, network, images, val, folder, settings, facts, log, device):
     """Train the network on the device -> the metrics of its last epoch.
 
-    images: decoded; val: what keep_on_device returns; facts: of describe_teacher, for --keep-epochs."""
+    images: decoded; val: what keep_on_device returns; facts: what a teacher's file says besides weights and
+    metrics, for --keep-epochs."""
     precision = settings["precision"]
     optimizer = make_optimizer(args, network, device)
     scaler = training.make_scaler(precision, device)
