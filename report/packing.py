@@ -1,7 +1,9 @@
 """What jobs made, and what jobs that are to run need, as one archive in pieces of a limited size."""
+import subprocess
 import tarfile
 
 from report.jobs import RUNS, STATE, files_under
+from sre2l.run.errors import UserError
 from sre2l.run.files import make_folder
 from sre2l.run.paths import ROOT
 
@@ -25,29 +27,6 @@ def choose_files(jobs):
     return light | dict(sorted(heavy.items(), key=lambda item: (item[1], item[0])))
 
 
-class Pieces:
-    """Where tarfile writes: queue_000, queue_001 and so on in a folder, each of at most `limit` bytes.
-
-    What lies before a piece that is lost can still be unpacked."""
-
-    def __init__(self, folder, limit):
-        self.folder = folder
-        self.limit = limit
-        self.paths = []
-        self.room = 0  # bytes that the last piece still takes
-
-    def write(self, data):
-        while data:
-            if not self.room:
-                self.paths.append(self.folder / f"queue_{len(self.paths):03d}")
-                self.room = self.limit
-            part = data[:self.room]
-            with self.paths[-1].open("ab") as file:
-                file.write(part)
-            self.room -= len(part)
-            data = data[len(part):]
-
-
 def pack(jobs, folder, limit, total=None):
     """Pack the runs of these jobs and the queue's state. limit, total: MiB of a piece, of all pieces."""
     make_folder(folder.absolute())
@@ -55,9 +34,11 @@ def pack(jobs, folder, limit, total=None):
         path.unlink()
     files = choose_files(jobs)
     room = float("inf") if total is None else total * MIB
-    pieces = Pieces(folder, int(limit * MIB))
     left_out = []
-    with tarfile.open(fileobj=pieces, mode="w|gz", bufsize=MIB, format=tarfile.GNU_FORMAT) as tar:
+    # What lies before a piece that is lost can still be unpacked.
+    command = ["split", "-a", "3", "-b", str(int(limit * MIB)), "-", str(folder / "queue_")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as split, \
+            tarfile.open(fileobj=split.stdin, mode="w|gz", bufsize=MIB, format=tarfile.GNU_FORMAT) as tar:
         for path, size in files.items():
             most = size + size // 1000 + 2048  # with its header, and where it does not compress
             if most > room:
@@ -65,8 +46,10 @@ def pack(jobs, folder, limit, total=None):
                 continue
             room -= most
             tar.add(path, path.relative_to(ROOT).as_posix(), recursive=False)
-    num_bytes = sum(path.stat().st_size for path in pieces.paths)
-    print(f"{len(files) - len(left_out)} files in {len(pieces.paths)} pieces, {num_bytes / 1e6:.1f} MB -> "
+    if split.returncode:
+        raise UserError(f"{folder}: not all pieces could be written, see above; is there room?")
+    sizes = [path.stat().st_size for path in folder.glob("queue_*")]
+    print(f"{len(files) - len(left_out)} files in {len(sizes)} pieces, {sum(sizes) / 1e6:.1f} MB -> "
           f"{folder}; in the project's root of another machine: cat {folder}/queue_* | tar xz")
     for path in left_out:
         print(f"over --total, left out: {path.relative_to(ROOT)} ({files[path] / 1e6:.1f} MB)")
