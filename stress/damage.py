@@ -9,8 +9,9 @@ import argparse
 import shutil
 import sys
 import tempfile
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -36,31 +37,45 @@ SAME_EPOCH = f"{EPOCH}/batch_1.tar"
 OTHER_EPOCH = "labels/epoch_0/batch_0.tar"
 PACKED = "labels/epoch_1.labels"
 OTHER_PACKED = "labels/epoch_0.labels"
-SUBJECTS = {"image": IMAGE, "class folder": CLASS_FOLDER, "label file": LABEL, "epoch": EPOCH}
-
 # What a stage continues from, beside images and labels.
 STAGE_FILES = {
     "squeeze": ("teacher/teacher.pth", "teacher/checkpoint.pth", "teacher/settings.json"),
     "validate": (f"{worlds.STUDENT}/seed0/checkpoint.pth", f"{worlds.STUDENT}/settings.json")}
 
-# Where a copy of each subject lands, what it is renamed to, and what it is exchanged with.
-COPIES = {
-    "image": (f"{CLASS_FOLDER}/class001_id002.jpg", f"{CLASS_FOLDER}/class001_id000 (1).jpg",
-              f"{CLASS_FOLDER}/class002_id000.jpg", SAME_CLASS, OTHER_CLASS),
-    "class folder": ("images/new003", "images/new001 (1)"),
-    "label file": (f"{EPOCH}/batch_2.tar", f"{EPOCH}/batch_0.tar.1", OTHER_EPOCH, SAME_EPOCH),
-    "epoch": ("labels/epoch_2", "labels/epoch_01")}
-NEW_NAMES = {
-    "image": (f"{CLASS_FOLDER}/class001_id007.jpg", f"{CLASS_FOLDER}/class001_id000.jpeg",
-              "images/new002/class002_id002.jpg"),
-    "class folder": ("images/new007", "images/c1"),
-    "label file": (f"{EPOCH}/batch_9.tar", f"{EPOCH}/batch_00.tar", "labels/epoch_0/batch_2.tar"),
-    "epoch": ("labels/epoch_7", "labels/epoch_1.old")}
-EXCHANGES = {
-    "image": (SAME_CLASS, OTHER_CLASS),
-    "class folder": ("images/new002",),
-    "label file": (SAME_EPOCH, OTHER_EPOCH),
-    "epoch": ("labels/epoch_0",)}
+
+class Subject(NamedTuple):
+    """A file or a folder, where copies of it land, what it is renamed to, and what it is exchanged with."""
+    kind: str
+    name: str
+    copies: tuple
+    new_names: tuple
+    exchanges: tuple
+
+
+SUBJECTS = (
+    Subject("image", IMAGE,
+            copies=(f"{CLASS_FOLDER}/class001_id002.jpg", f"{CLASS_FOLDER}/class001_id000 (1).jpg",
+                    f"{CLASS_FOLDER}/class002_id000.jpg", SAME_CLASS, OTHER_CLASS),
+            new_names=(f"{CLASS_FOLDER}/class001_id007.jpg", f"{CLASS_FOLDER}/class001_id000.jpeg",
+                       "images/new002/class002_id002.jpg"),
+            exchanges=(SAME_CLASS, OTHER_CLASS)),
+    Subject("class folder", CLASS_FOLDER,
+            copies=("images/new003", "images/new001 (1)"),
+            new_names=("images/new007", "images/c1"),
+            exchanges=("images/new002",)),
+    Subject("label file", LABEL,
+            copies=(f"{EPOCH}/batch_2.tar", f"{EPOCH}/batch_0.tar.1", OTHER_EPOCH, SAME_EPOCH),
+            new_names=(f"{EPOCH}/batch_9.tar", f"{EPOCH}/batch_00.tar", "labels/epoch_0/batch_2.tar"),
+            exchanges=(SAME_EPOCH, OTHER_EPOCH)),
+    Subject("epoch", EPOCH,
+            copies=("labels/epoch_2", "labels/epoch_01"),
+            new_names=("labels/epoch_7", "labels/epoch_1.old"),
+            exchanges=("labels/epoch_0",)))
+PACKED_SUBJECT = Subject(
+    "label file", PACKED,
+    copies=("labels/epoch_2.labels", "labels/epoch_01.labels", f"{PACKED}.1", OTHER_PACKED),
+    new_names=("labels/epoch_7.labels", "labels/epoch_01.labels", "labels/epoch_1"),
+    exchanges=(OTHER_PACKED,))
 STRAY_FILES = ("images/notes.txt", f"{CLASS_FOLDER}/notes.txt", f"{CLASS_FOLDER}/.hidden", "labels/notes.txt",
                f"{EPOCH}/notes.txt")
 STRAY_FOLDERS = ("images/more", "images/new003", f"{CLASS_FOLDER}/more", "labels/more", f"{EPOCH}/more",
@@ -73,108 +88,105 @@ def whole_file_cases(records, places, kinds=KINDS):
         names = records.names(kind)
         for place in places:
             name = names[place % len(names)]
-            yield Case("cut off", kind, partial(harm.cut, name=name, place=place), (name,))
+            yield Case("cut off", kind, harm.cut, (name, place), (name,))
         for name in names:
-            yield Case("deleted", kind, partial(harm.delete, name=name), (name,))
+            yield Case("deleted", kind, harm.delete, (name,), (name,))
         foreign = records.world / "other" / names[0]
-        yield Case("another run's", kind, partial(harm.replace, name=names[0], source=foreign), (names[0],))
+        yield Case("another run's", kind, harm.replace, (names[0], foreign), (names[0],))
+
+
+def subject_cases(kind, name, copies, new_names, exchanges):
+    """A Subject that is there twice, renamed, or exchanged."""
+    for target in copies:
+        yield Case("duplicated", kind, harm.duplicate, (name, target), (target,))
+    for target in new_names:
+        yield Case("renamed", kind, harm.rename, (name, target), (name, target))
+    for other in exchanges:
+        yield Case("two exchanged", kind, harm.exchange, (name, other), (name, other))
+
+
+def hash_cases(name):
+    """The same of the lines of a hash file."""
+    yield Case("two exchanged", f"hashes in {name}", harm.exchange_hashes, (name,), (name,))
+    yield Case("duplicated", f"lines of {name}", harm.repeat_lines, (name,), (name,))
 
 
 def structure_cases():
     """Files and folders that are there twice, renamed, exchanged, gone, or have no business there."""
-    for kind, name in SUBJECTS.items():
-        for target in COPIES[kind]:
-            yield Case("duplicated", kind, partial(harm.duplicate, name=name, target=target), (target,))
-        for target in NEW_NAMES[kind]:
-            yield Case("renamed", kind, partial(harm.rename, name=name, target=target), (name, target))
-        for other in EXCHANGES[kind]:
-            yield Case("two exchanged", kind, partial(harm.exchange, name=name, other=other), (name, other))
-
+    for subject in SUBJECTS:
+        yield from subject_cases(*subject)
     for name in ("images.sha256", "labels.sha256"):
-        yield Case("two exchanged", f"hashes in {name}", partial(harm.exchange_hashes, name=name), (name,))
-        yield Case("duplicated", f"lines of {name}", partial(harm.repeat_lines, name=name), (name,))
+        yield from hash_cases(name)
     for name in STRAY_FILES:
-        yield Case("stray", f"file in {name[:6]}", partial(harm.add_file, name=name), (name,))
+        yield Case("stray", f"file in {name[:6]}", harm.add_file, (name,), (name,))
     for name in STRAY_FOLDERS:
-        yield Case("stray", f"folder in {name[:6]}", partial(harm.add_folder, name=name), (name,))
+        yield Case("stray", f"folder in {name[:6]}", harm.add_folder, (name,), (name,))
 
-    for kind in ("class folder", "epoch"):
-        yield Case("emptied", kind, partial(harm.empty, name=SUBJECTS[kind]), (SUBJECTS[kind],))
-        yield Case("deleted", kind, partial(harm.delete, name=SUBJECTS[kind]), (SUBJECTS[kind],))
+    for kind, name in (("class folder", CLASS_FOLDER), ("epoch", EPOCH)):
+        yield Case("emptied", kind, harm.empty, (name,), (name,))
+        yield Case("deleted", kind, harm.delete, (name,), (name,))
     for name in ("images", "labels"):
-        yield Case("deleted", f"all {name}", partial(harm.delete, name=name), (name,))
-
-
-def packed_cases():
-    """The same of packed labels: files of epochs twice, renamed, exchanged, and what lies beside them."""
-    kind = "label file"
-    for target in (f"{EPOCH[:-1]}2.labels", f"{EPOCH[:-1]}01.labels", f"{PACKED}.1", OTHER_PACKED):
-        yield Case("duplicated", kind, partial(harm.duplicate, name=PACKED, target=target), (target,))
-    for target in ("labels/epoch_7.labels", "labels/epoch_01.labels", "labels/epoch_1"):
-        yield Case("renamed", kind, partial(harm.rename, name=PACKED, target=target), (PACKED, target))
-    both = (PACKED, OTHER_PACKED)
-    yield Case("two exchanged", kind, partial(harm.exchange, name=PACKED, other=OTHER_PACKED), both)
-    yield Case("deleted", "all labels", partial(harm.delete, name="labels"), ("labels",))
-    hashes = "labels.sha256"
-    yield Case("two exchanged", f"hashes in {hashes}", partial(harm.exchange_hashes, name=hashes), (hashes,))
-    yield Case("duplicated", f"lines of {hashes}", partial(harm.repeat_lines, name=hashes), (hashes,))
-
-
-def coded_cases(records, codec, places):
-    """The cases of a world of make_coded."""
-    if codec != "none":
-        yield from whole_file_cases(records, places, ("label file", "labels.manifest.json", "labels.sha256"))
-        yield from packed_cases()
-    else:  # its hash file is empty
-        yield from whole_file_cases(records, places, ("labels.manifest.json",))
-        yield Case("deleted", "labels.sha256", partial(harm.delete, name="labels.sha256"), ("labels.sha256",))
-    stray = "labels/notes.txt"
-    yield Case("stray", "file in labels", partial(harm.add_file, name=stray), (stray,))
-    yield Case("stray", "folder in labels", partial(harm.add_folder, name=EPOCH), (EPOCH,))
+        yield Case("deleted", f"all {name}", harm.delete, (name,), (name,))
 
 
 def kinds_of(codec):
-    """What is flipped in a world of make_coded."""
+    """The kinds of files of the labels in a world of make_coded. `none` has an empty hash file."""
     return ("labels.manifest.json",) if codec == "none" else ("label file", "labels.manifest.json",
                                                               "labels.sha256")
 
 
+def coded_cases(records, places):
+    """The cases of a world of make_coded."""
+    yield from whole_file_cases(records, places, kinds_of(records.codec))
+    if records.codec == "none":
+        yield Case("deleted", "labels.sha256", harm.delete, ("labels.sha256",), ("labels.sha256",))
+    else:
+        yield from subject_cases(*PACKED_SUBJECT)
+        yield Case("deleted", "all labels", harm.delete, ("labels",), ("labels",))
+        yield from hash_cases("labels.sha256")
+    stray = "labels/notes.txt"
+    yield Case("stray", "file in labels", harm.add_file, (stray,), (stray,))
+    yield Case("stray", "folder in labels", harm.add_folder, (EPOCH,), (EPOCH,))
+
+
 def record_flips(records, rng, count, kinds=KINDS):
     """Single bits, as many in each kind of file, one after the other in one copy, before check alone."""
-    run = worlds.copy_run(records.world, records.folder / "flips")
+    run = worlds.copy_run(records.world, records.folder / "flips", ("images", "labels"))
     for number in tqdm(range(count), "flips", unit="bit", disable=None, leave=False):
         kind = kinds[number % len(kinds)]
         name = rng.choice(records.names(kind))
         (run / name).write_bytes(harm.flipped(records.whole[name], rng))
         message = first_fault(run)
         outcome = "check refuses" if is_named(message, [name]) else "missed"
-        records.table.add("a bit flipped", kind + records.form, {outcome}, f"{name}: {message}")
+        records.table.add("a bit flipped", kind + records.form, f"{name}: {message}", outcome)
         (run / name).write_bytes(records.whole[name])
     assert first_fault(run) is None
 
 
-def stage_case(world, folder, table, stage, name, damage, do_harm):
-    """Damage a file that squeeze or validate continues from, and give the command again."""
-    run = worlds.copy_stages(world, folder / "stages")
-    do_harm(run)
+def stage_case(world, folder, stage, name, do_harm, *args):
+    """Damage a file that squeeze or validate continues from, and give the command again.
+
+    -> (what the stage said, outcome)."""
+    run = worlds.copy_run(world, folder / "stages", ("teacher", "student"))
+    do_harm(run, name, *args)
     message = start(world, run, stage)
     if message is None and same_values(result(run, stage), result(world / "run", stage)):
         outcome = "stage repairs"
     else:
         outcome = "stage refuses" if is_named(message, [name]) else "missed"
-    table.add(damage, name, {outcome}, f"{message}")
     shutil.rmtree(run)
+    return message, outcome
 
 
-def state_case(world, folder, table, name, damage, do_harm):
-    """Damage the state that a killed recover continues from, and give the command again."""
+def state_case(world, folder, name, do_harm, *args):
+    """The same of the state that a killed recover continues from; no refusal is right there."""
     run = worlds.copy_stopped(world, folder / "stopped")
-    do_harm(run)
+    do_harm(run, name, *args)
     message = start(world, run, "recover")
     whole = {path: data for path, data in files_in(world / "run").items() if path.startswith("images")}
-    repaired = message is None and files_in(run) == whole
-    table.add(damage, name, {"stage repairs" if repaired else "missed"}, f"{message}")
+    is_repaired = message is None and files_in(run) == whole
     shutil.rmtree(run)
+    return message, "stage repairs" if is_repaired else "missed"
 
 
 def stage_cases(world, folder, table, places):
@@ -182,17 +194,16 @@ def stage_cases(world, folder, table, places):
     for stage, names in STAGE_FILES.items():
         for name in names:
             foreign = world / "other" / name.replace("seed0", "seed1")
-            add = partial(stage_case, world, folder, table, stage, name)
             for place in places:
-                add("cut off", partial(harm.cut, name=name, place=place))
-            add("deleted", partial(harm.delete, name=name))
-            add("another run's", partial(harm.replace, name=name, source=foreign))
+                table.add("cut off", name, *stage_case(world, folder, stage, name, harm.cut, place))
+            table.add("deleted", name, *stage_case(world, folder, stage, name, harm.delete))
+            table.add("another run's", name, *stage_case(world, folder, stage, name, harm.replace, foreign))
 
     name = "images.unit0.state"
-    add = partial(state_case, world, folder, table, name)
     for place in places:
-        add("cut off", partial(harm.cut, name=name, place=place))
-    add("another run's", partial(harm.replace, name=name, source=world / "other" / "stopped" / name))
+        table.add("cut off", name, *state_case(world, folder, name, harm.cut, place))
+    foreign = world / "other" / "stopped" / name
+    table.add("another run's", name, *state_case(world, folder, name, harm.replace, foreign))
 
 
 def reader_flips(path, read, table, kind, rng, count, can_be_caught=True):
@@ -211,7 +222,7 @@ def reader_flips(path, read, table, kind, rng, count, can_be_caught=True):
         except UserError as error:
             note = str(error)
             outcome = refuses if str(path) in note else "missed"
-        table.add("a bit flipped", kind, {outcome}, note)
+        table.add("a bit flipped", kind, note, outcome)
     path.write_bytes(data)
 
 
@@ -219,45 +230,43 @@ def released_cases(places=range(harm.PLACES)):
     """(Case, whether it can be caught) of whole files and folders that have no records."""
     for kind, name in (("image", IMAGE), ("label file", LABEL)):
         for place in places:
-            yield Case("cut off", kind, partial(harm.cut, name=name, place=place), (name,)), True
-        yield Case("deleted", kind, partial(harm.delete, name=name), (name,)), True
+            yield Case("cut off", kind, harm.cut, (name, place), (name,)), True
+        yield Case("deleted", kind, harm.delete, (name,), (name,)), True
         for stray in (f"{name}.1", f"{name.rpartition('/')[0]}/more", f"{name[:6]}/notes.txt"):
-            yield Case("stray", kind, partial(harm.add_file, name=stray), (stray,)), True
+            yield Case("stray", kind, harm.add_file, (stray,), (stray,)), True
 
-    for kind, name, target in (
+    for kind, *both in (
             ("image", IMAGE, SAME_CLASS),
             ("image", IMAGE, f"{CLASS_FOLDER}/class001_id010.jpg"),
             ("image", IMAGE, f"{CLASS_FOLDER}/copy.jpg"),
             ("label file", LABEL, OTHER_EPOCH),
             ("label file", LABEL, f"{EPOCH}/batch_2.tar")):
-        copy = partial(harm.duplicate, name=name, target=target)
-        yield Case("duplicated", kind, copy, (name, target)), True
-        yield Case("renamed", kind, partial(harm.rename, name=name, target=target), (name, target)), True
+        yield Case("duplicated", kind, harm.duplicate, both, both), True
+        yield Case("renamed", kind, harm.rename, both, both), True
 
-    exchange = partial(harm.exchange, name=LABEL, other=OTHER_EPOCH)
-    yield Case("two exchanged", "label file", exchange, (LABEL, OTHER_EPOCH)), True
-    exchange = partial(harm.exchange, name=IMAGE, other=OTHER_CLASS)
-    yield Case("two exchanged", "image", exchange, (IMAGE,)), False
-    yield Case("emptied", "epoch", partial(harm.empty, name=EPOCH), (EPOCH,)), True
+    both = (LABEL, OTHER_EPOCH)
+    yield Case("two exchanged", "label file", harm.exchange, both, both), True
+    yield Case("two exchanged", "image", harm.exchange, (IMAGE, OTHER_CLASS), (IMAGE,)), False
+    yield Case("emptied", "epoch", harm.empty, (EPOCH,), (EPOCH,)), True
     for kind, name, can_be_caught in (
             ("class folder", "images/new004", True),
             ("last class folder", "images/new009", True),
             ("first epoch", "labels/epoch_0", True),
             ("last epoch", "labels/epoch_1", False)):
         named = (Path(name).name, "images: 9 class folders")
-        yield Case("deleted", kind, partial(harm.delete, name=name), named), can_be_caught
+        yield Case("deleted", kind, harm.delete, (name,), named), can_be_caught
 
 
 def run_released(world, folder, table, case, can_be_caught):
     """Damage a copy of a set without records, and count what check says."""
     run = shutil.copytree(world, folder / "released")
-    case.harm(run)
+    case.harm(run, *case.args)
     message = first_fault(run, worlds.RELEASED["num_classes"])
     if is_named(message, case.named):
         outcome = "check refuses"
     else:
         outcome = "cannot be caught" if message is None and not can_be_caught else "missed"
-    table.add(case.damage, f"{case.kind}, released", {outcome}, f"{case.named}: {message}")
+    table.add(case.damage, f"{case.kind}, released", f"{case.named}: {message}", outcome)
     shutil.rmtree(run)
 
 
@@ -275,11 +284,10 @@ def read_pixels(path):
 
 
 def read_packed(path):
-    """A packed file without records, as nested lists of tensors."""
+    """A packed file without records, as nested values."""
     file = EpochFile(path)
     batches = [file.read(index) for index in range(len(file.num_rows))]
-    return [[crops.boxes, crops.flips, mix.partner, mix.lam, mix.box, logits]
-            for crops, mix, logits in batches]
+    return [[asdict(crops), asdict(mix), logits] for crops, mix, logits in batches]
 
 
 def released_flips(released, table, rng, label_bits, image_bits):
@@ -314,7 +322,7 @@ def main():
         for number, codec in enumerate(worlds.CODED):
             coded = worlds.make_coded(world, folder / f"coded{number}", codec)
             records = Records(coded, folder, table, codec)
-            cases = [*coded_cases(records, codec, range(harm.PLACES))]
+            cases = [*coded_cases(records, range(harm.PLACES))]
             for case in tqdm(cases, codec, disable=None, leave=False):
                 records.run(case, again=True)
             record_flips(records, rng, args.flips // 50, kinds_of(codec))

@@ -29,24 +29,19 @@ CODED = ("fp16", "uint8", "topk:2", "none")  # what the labels of further worlds
 RELEASED = {"num_classes": 10, "ipc": 10, "batch": 50, "epochs": 2}
 
 
-def codec_flags(root):
-    """The flags of relabel in a world of make_coded; none in the first one, whose files are the released
-    ones."""
-    path = root / "codec.txt"
-    codec = path.read_text() if path.exists() else ""
-    return ("--codec", codec, *["--packed"] * (codec == "fp16")) if codec else ()
+def stages(root, run, codec=""):
+    """The commands of the run folder `run`, by name: (module, flags).
 
-
-def stages(root, run):
-    """The commands of the run folder `run`, by name: (module, flags). root: where the real images are."""
+    root: where the real images are; codec: of the labels, "" for files as released."""
     common = ("--dataset", "cifar10", "--num-classes", CLASSES, "--name", run, "--device", "cpu")
     training = (*common, "-j", 0, "--eval-every", 1)
+    coded = [*(["--codec", codec] if codec else []), *(["--packed"] if codec == "fp16" else [])]
     return {
         "squeeze": (squeeze, *training, "--real-data", root / "real", "--arch", SMALL, "--epochs", 2, "-b", 9,
                     "--lr", 0.01),
         "recover": (recover, *common, "--iteration", 2, "--ipc-end", PER_CLASS, "--batch-size", CLASSES,
                     "--no-crop-flip", "--jitter", 4),
-        "relabel": (relabel, *common, "--epochs", EPOCHS, "-b", BATCH, "-j", 0, *codec_flags(root)),
+        "relabel": (relabel, *common, "--epochs", EPOCHS, "-b", BATCH, "-j", 0, *coded),
         "validate": (train, *training, "--val-dir", root / "real", "--model", SMALL, "--epochs", EPOCHS,
                      "--gradient-accumulation-steps", 1, "--adamw-lr", 0.001)}
 
@@ -78,13 +73,9 @@ def make_coded(world, root, codec):
     """The same teachers and images, with labels in another codec and a student of theirs -> root."""
     root.mkdir()
     (root / "real").symlink_to(world / "real")
-    (root / "codec.txt").write_text(codec)
     for name in ("run", "other"):
-        (root / name).mkdir()
-        for path in (world / name).iterdir():
-            if path.name.startswith(("images", "teacher")):
-                copy_into(path, root / name)
-        commands = stages(root, root / name)
+        shutil.copytree(world / name, root / name, ignore=shutil.ignore_patterns("labels*", "student*"))
+        commands = stages(root, root / name, codec)
         with quiet():
             run_main(*commands["relabel"], "--seed", int(name == "other"))
             run_main(*commands["validate"], "--seeds", int(name == "other"))
@@ -116,30 +107,16 @@ def make_released(root):
     return root
 
 
-def copy_into(source, target):
-    """Copy a file or a whole folder into the folder `target`."""
-    copy = shutil.copytree if source.is_dir() else shutil.copy
-    copy(source, target / source.name)
-
-
-def copy_run(world, target):
-    """A copy of the run's images and labels, with their records, and a link to its teacher -> target."""
+def copy_run(world, target, copied):
+    """A copy of the run's outputs whose names begin so, with links to the others, but for a student, which a
+    stage may write -> target."""
     target.mkdir()
     for path in (world / "run").iterdir():
-        if path.name.startswith(("images", "labels")):
-            copy_into(path, target)
-    (target / "teacher").symlink_to(world / "run" / "teacher")
-    return target
-
-
-def copy_stages(world, target):
-    """A copy of the run's teacher and student, with links to its images and labels -> target."""
-    target.mkdir()
-    for path in (world / "run").iterdir():
-        if path.name.startswith(("images", "labels", "stopped")):
+        if path.name.startswith(copied):
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, target / path.name)
+        elif not path.name.startswith("student"):
             (target / path.name).symlink_to(path)
-        else:
-            copy_into(path, target)
     return target
 
 

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
+from bench.measure import table
 from relabel.check import verify
 from sre2l.nets.checkpoints import read_checkpoint
 from sre2l.run.errors import UserError
@@ -18,12 +19,13 @@ KINDS = ("image", "label file", *RECORDS)
 
 
 class Case(NamedTuple):
-    """One damage to a copy of a run folder. harm: run folder -> None.
+    """One damage to a copy of a run folder: harm(run folder, *args).
 
     named: paths in the run folder, of which the refusal has to contain one."""
     damage: str
     kind: str
     harm: Callable
+    args: tuple
     named: tuple
 
 
@@ -34,25 +36,18 @@ class Table:
         self.counts = defaultdict(Counter)
         self.missed = []
 
-    def add(self, damage, kind, outcomes, note=""):
+    def add(self, damage, kind, note, *outcomes):
+        """outcomes: of COLUMNS; note: what was said, for a case that was missed."""
         self.counts[damage, kind].update(["tried", *outcomes])
         if "missed" in outcomes:
             self.missed.append(f"{damage}, {kind}: {note}")
 
     def text(self):
-        rows = [("damage", "file", *COLUMNS)]
-        for (damage, kind), count in sorted(self.counts.items()):
-            rows.append((damage, kind, *(str(count[column] or "") for column in COLUMNS)))
+        rows = [{"damage": damage, "file": kind, **count}
+                for (damage, kind), count in sorted(self.counts.items())]
         total = sum(self.counts.values(), Counter())
-        rows.append(("all", "", *(str(total[column]) for column in COLUMNS)))
-
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        lines = []
-        for row in rows:
-            words = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2])]
-            numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:])]
-            lines.append(" | ".join(words + numbers))
-        return "\n".join(lines)
+        rows.append({"damage": "all", **{column: total[column] for column in COLUMNS}})
+        return table(rows, {column: column for column in ("damage", "file", *COLUMNS)})
 
 
 def first_fault(run, num_classes=CLASSES):
@@ -64,12 +59,12 @@ def first_fault(run, num_classes=CLASSES):
         return str(error)
 
 
-def start(world, run, *names):
+def start(world, run, *names, codec=""):
     """Give the commands of these stages again -> what the one that refuses says; None where all are done."""
     for name in names:
         try:
             with quiet():
-                run_main(*stages(world, run)[name])
+                run_main(*stages(world, run, codec)[name])
         except UserError as error:
             return str(error)
         except Exception as error:  # a traceback, where a sentence is wanted
@@ -106,12 +101,13 @@ def kind_of(name):
 
 
 class Records:
-    """The world whose folders have manifests and hash files, and cases of damage to copies of it. form: how
-    its labels are stored, "" as released."""
+    """The world whose folders have manifests and hash files, and cases of damage to copies of it. codec: of
+    its labels, "" for those as released."""
 
-    def __init__(self, world, folder, table, form=""):
+    def __init__(self, world, folder, table, codec=""):
         self.world = world
-        self.form = form and f", {form}"
+        self.codec = codec
+        self.form = codec and f", {codec}"  # in the table
         self.folder = folder
         self.table = table
         self.whole = files_in(world / "run")
@@ -126,12 +122,12 @@ class Records:
         -> ({outcome: what was said}, outcomes that are well without a word)."""
         said = {}
         well = set()
-        message = start(self.world, run, "validate")
+        message = start(self.world, run, "validate", codec=self.codec)
         if message is None and same_values(result(run, "validate"), self.student):
             well.add("no effect")
         else:
             said["validate refuses"] = message
-        message = start(self.world, run, "recover", "relabel")
+        message = start(self.world, run, "recover", "relabel", codec=self.codec)
         if message is not None:
             said["stage refuses"] = message
         elif files_in(run) == self.whole:
@@ -142,8 +138,8 @@ class Records:
 
     def run(self, case, again):
         """Damage a copy, and count what check says and, with `again`, what the stages do."""
-        run = copy_run(self.world, self.folder / "case")
-        case.harm(run)
+        run = copy_run(self.world, self.folder / "case", ("images", "labels"))
+        case.harm(run, *case.args)
         assert files_in(run) != self.whole, f"{case} damages nothing"
         said = {"check refuses": first_fault(run)}
         well = set()
@@ -155,5 +151,5 @@ class Records:
         silent = {outcome for outcome, message in said.items() if not is_named(message, case.named)}
         note = f"{case.named}: " + "; ".join(f"{outcome}: {said[outcome]}" for outcome in sorted(silent))
         outcomes = (said.keys() - silent) | well | ({"missed"} if silent else set())
-        self.table.add(case.damage, case.kind + self.form, outcomes, note)
+        self.table.add(case.damage, case.kind + self.form, note, *outcomes)
         shutil.rmtree(run)

@@ -35,7 +35,7 @@ def test_labels_of_each_codec_are_repaired_or_refused_by_name(broken_world, tmp_
     table = Table()
     coded = worlds.make_coded(broken_world, tmp_path / "coded", codec)
     records = Records(coded, tmp_path, table, codec)
-    cases = [*damage.coded_cases(records, codec, (7,))]
+    cases = [*damage.coded_cases(records, (7,))]
     again = set(np.random.default_rng(3).permutation(len(cases))[:2].tolist())
     for number, case in enumerate(cases):
         records.run(case, number in again)
