@@ -1,7 +1,7 @@
 """Is a folder of results what another one is? Names and bytes but for times; checkpoints by their values."""
-import json
-
 import torch
+
+from sre2l.run.files import read_json
 
 TIMES = {"log.txt", "metrics.jsonl", "args.json", "report.html"}  # these depend on the clock
 
@@ -32,8 +32,8 @@ def same_values(one, other):
 
 def same_json(one, other, but_for):
     """Do two JSON files say the same, but for some keys?"""
-    values = [json.loads(path.read_text(encoding="utf-8")) for path in (one, other)]
-    one, other = ({key: value for key, value in each.items() if key not in but_for} for each in values)
+    one, other = ({key: value for key, value in read_json(path).items() if key not in but_for}
+                  for path in (one, other))
     return same_values(one, other)
 
 

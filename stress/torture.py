@@ -14,13 +14,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from bench.measure import table
 from report.page import write_report
 from sre2l.data.augment import unit_rng
 from sre2l.kernels.cpu.convs import host_kernels
@@ -29,28 +29,15 @@ from sre2l.nets import training
 from stress.compare import differences
 from stress.torture_runs import Stage, Trap, drive
 from tests.helpers import SMALL, bare_checkpoint, noise_folder, synthetic_folder
+from tests.worlds import NAMES, common, teacher
+from validate import results
 
 STAGES = ("squeeze", "recover", "relabel", "validate")
 MODULES = ("squeeze.squeeze", "recover.recover", "relabel.relabel", "validate.train")
-NAMES = [f"c{i}" for i in range(10)]
 KINDS = {"instant": 0.5, "line": 0.3, "bytes": 0.2}  # how a run dies, and how often: see Trap
+COUNTS = (*KINDS, "reruns", "within a batch", "results", "wrong")  # of a stage, the columns of the table
 DEADLY = 0.85     # of the starts, of two processes of either
 LEAST_BYTES = 64  # Python's own semaphores are files of 32 bytes
-
-
-@dataclass
-class Tally:
-    """What happened to a stage.
-
-    kills: by kind; progress: where in a run, as shares; in_a_row: the most; reruns: after a kill; within:
-    those that went on within a batch of recover; completed: results; wrong: of these."""
-    kills: Counter = field(default_factory=Counter)
-    progress: list = field(default_factory=list)
-    in_a_row: int = 0
-    reruns: int = 0
-    within: int = 0
-    completed: int = 0
-    wrong: int = 0
 
 
 @dataclass
@@ -77,20 +64,18 @@ def make_page(run, student):
 
 def make_stages(base):
     """The ways to run each stage in the world under `base`. Recover: two ranges of images, and two ranks."""
-    common = ("--dataset", "cifar10", "--name", base / "run", "--device", "cpu")
-    teacher = (*common, "--teacher", base / "teacher.pth", "--arch", SMALL)
-    student = (*common, "--epochs", 3, "-j", 0, "--eval-every", 1)
-    relabel = (*teacher, "--data", base / "images", "-b", 8, "-j", 1)
+    student = (*common(base), "--epochs", 3, "-j", 0, "--eval-every", 1)
+    relabel = (*common(base), *teacher(base), "--data", base / "images", "-b", 8, "-j", 1)
     labels = ("--train-dir", base / "images", "--fkd-path", base / "labels")
-    recover = (*teacher, "--iteration", 6, "--batch-size", 4, "--classes", "0-3", "--no-crop-flip",
-               "--groups", 1, "--save-every-sec", 0)
+    recover = (*common(base), *teacher(base), "--iteration", 6, "--batch-size", 4, "--classes", "0-3",
+               "--no-crop-flip", "--groups", 1, "--save-every-sec", 0)
     make_world(base)
     # What every child would spend its first seconds on.
     for module in MODULES:
         importlib.import_module(module)
     host_passes()
     host_kernels(torch.float32)
-    sys.modules["validate.results"].write_page = make_page
+    results.write_page = make_page
     training.CHECKPOINT_SEC = 0  # a checkpoint after each of these short epochs
     make_labels = [(*relabel, "--epochs", 3, "--fkd-path", base / "labels")]
     course = drive(Stage("labels", "relabel.relabel", make_labels), base, Trap)
@@ -150,7 +135,9 @@ def choose_trap(reference, deadly, rng):
 
 
 def torture_once(stage, base, reference, rng, tally):
-    """One output from nothing to completion under kills -> sentences on what is wrong with it."""
+    """One output from nothing to completion under kills -> sentences on what is wrong with it.
+
+    tally: a Counter of COUNTS, to which this adds."""
     shutil.rmtree(base / "run", ignore_errors=True)
     deadly = 1 - (1 - DEADLY) ** (1 / len(stage.commands))
     choose = partial(choose_trap, reference, deadly, rng)
@@ -158,52 +145,39 @@ def torture_once(stage, base, reference, rng, tally):
     read_lines(base, reference.lines)
     if course.starts == 1 and not course.problem:
         reference.seconds = min(reference.seconds, course.seconds)
-    tally.kills.update(kind for kind, _ in course.deaths)
-    tally.progress += [min(1.0, seconds / reference.seconds) for _, seconds in course.deaths]
-    tally.in_a_row = max(tally.in_a_row, len(course.deaths))
-    tally.reruns += course.starts - 1
+    tally.update(course.deaths)
+    tally["reruns"] += course.starts - 1
     log = base / "run" / "images.log.txt"
     if log.exists():
-        tally.within += log.read_text(encoding="utf-8").count("continues after iteration")
-    tally.completed += not course.problem
+        tally["within a batch"] += log.read_text(encoding="utf-8").count("continues after iteration")
     if course.problem:
         return [course.problem]
+    tally["results"] += 1
     return differences(reference.folder, base / "run", stage.may_differ)
 
 
 def torture(name, stages, kills, seed, base):
-    """Kill a stage with SIGKILL at least `kills` times, in each way to run it in turn -> Tally.
+    """Kill a stage with SIGKILL at least `kills` times, in each way to run it in turn -> a Counter of COUNTS.
 
     Kills at a byte of a file come on top."""
     ways = [stage for stage in stages if stage.name == name]
     references = [make_reference(stage, base, base / f"{name}.reference{i}") for i, stage in enumerate(ways)]
-    tally = Tally()
+    tally = Counter()
     number = 0
-    while (killed := tally.kills["instant"] + tally.kills["line"]) < kills or number < len(ways):
+    while (killed := tally["instant"] + tally["line"]) < kills or number < len(ways):
         if number and number % 10 == 0:
-            print(f"{name}: {killed} of {kills} kills, {tally.completed} results, {tally.wrong} wrong",
+            print(f"{name}: {killed} of {kills} kills, {tally['results']} results, {tally['wrong']} wrong",
                   flush=True)
         way = number % len(ways)
         rng = unit_rng(seed, STAGES.index(name), number)
         wrong = torture_once(ways[way], base, references[way], rng, tally)
         if wrong:
-            tally.wrong += 1
+            tally["wrong"] += 1
             kept = (base / "run").rename(base / f"{name}.wrong{number}")
             print(f"WRONG: {name}, way {way}, world {number}, kept in {kept}", *wrong[:8], sep="\n  ",
                   flush=True)
         number += 1
     return tally
-
-
-def print_table(tallies):
-    columns = ("stage", "kills", *KINDS, "reruns", "within a batch", "most in a row", "results", "wrong",
-               "mean progress at kill")
-    print("  ".join(f"{name:>8}" for name in columns))
-    for name, tally in tallies.items():
-        kinds = [tally.kills[kind] for kind in KINDS]
-        values = (name, tally.kills.total(), *kinds, tally.reruns, tally.within or "-", tally.in_a_row,
-                  tally.completed, tally.wrong, f"{100 * np.mean(tally.progress):.0f} %")
-        print("  ".join(f"{value:>{max(8, len(column))}}" for column, value in zip(columns, values)))
 
 
 def main(args):
@@ -213,9 +187,11 @@ def main(args):
     base = Path(tempfile.mkdtemp(prefix="torture."))
     stages = make_stages(base)
     tallies = {name: torture(name, stages, args.kills, args.seed, base) for name in args.stage or STAGES}
-    print_table(tallies)
-    kills = sum(tally.kills.total() for tally in tallies.values())
-    wrong = sum(tally.wrong for tally in tallies.values())
+    rows = [{"stage": name, **{column: tally[column] for column in COUNTS}}
+            for name, tally in tallies.items()]
+    print(table(rows, {column: column for column in ("stage", *COUNTS)}))
+    kills = sum(tally[kind] for tally in tallies.values() for kind in KINDS)
+    wrong = sum(tally["wrong"] for tally in tallies.values())
     print(f"{kills} kills, {wrong} wrong results, {time.monotonic() - begin:.0f} s")
     if wrong:
         sys.exit(1)

@@ -3,11 +3,10 @@
 A process that has imported everything forks a child for each run, so that a run costs no imports. Such a
 child dies of SIGKILL as any process does.
 """
-import atexit
-import contextlib
 import functools
 import importlib
 import json
+import multiprocessing
 import os
 import resource
 import secrets
@@ -15,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +27,7 @@ WRITING = {
     "image_folder", "label_files", "packed", "recipe", "checkpoints", "student", "squeeze", "recover",
     "relabel", "train", "results"}
 HANG_SEC = 120
+FORK = multiprocessing.get_context("fork")
 GRACE_SEC = 5  # between SIGTERM and SIGKILL for a rank whose peer was killed
 
 
@@ -58,10 +57,11 @@ class Trap:
 
 @dataclass
 class Process:
-    """A command that is started until it is done. errors: the reading end of its stderr."""
+    """A command that is started until it is done. child: None where none runs; errors: the reading end of
+    its stderr."""
     rank: int
     trap: Trap = Trap()
-    pid: int | None = None
+    child: FORK.Process | None = None
     errors: int | None = None
     started: float = 0.0
     done: bool = False
@@ -69,7 +69,7 @@ class Process:
 
 @dataclass
 class Course:
-    """What came to pass until all was done. deaths: (kind, seconds after the start); problem: or None."""
+    """What came to pass until all was done. deaths: their kinds; problem: or None."""
     deaths: list = field(default_factory=list)
     starts: int = 0
     seconds: float = 0.0
@@ -133,26 +133,13 @@ def set_trap(trap, lines):
 
 def live(stage, process, env, errors, lines):
     """The life of a forked child: the stage's command as its launcher would start it, with a trap set."""
-    code = 1
-    try:
-        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-        os.dup2(errors, 2)
-        os.environ.update(env)
-        sys.argv = [stage.module, *map(str, stage.commands[process.rank])]
-        module = importlib.import_module(stage.module)
-        set_trap(process.trap, lines)
-        run_script(module.main, module.get_args)
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        atexit._run_exitfuncs()
-        with contextlib.suppress(ValueError, OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    os.dup2(errors, 2)
+    os.environ.update(env)
+    sys.argv = [stage.module, *map(str, stage.commands[process.rank])]
+    module = importlib.import_module(stage.module)
+    set_trap(process.trap, lines)
+    run_script(module.main, module.get_args)
 
 
 # In the parent.
@@ -168,30 +155,14 @@ def world_env(stage):
 
 def start(stage, process, trap, env, base):
     """Fork a child for a process of a stage."""
-    sys.stdout.flush()
     process.trap = trap
     process.done = False
     process.errors, writer = os.pipe()
     process.started = time.monotonic()
-    process.pid = os.fork()
-    if process.pid == 0:
-        live(stage, process, env, writer, base / f"lines.{process.rank}.json")
+    lines = base / f"lines.{process.rank}.json"
+    process.child = FORK.Process(target=live, args=(stage, process, env, writer, lines))
+    process.child.start()
     os.close(writer)
-
-
-def reap(process):
-    """-> None while the process runs, else its exit code, negative for a signal."""
-    pid, status = os.waitpid(process.pid, os.WNOHANG)
-    if not pid:
-        return None
-    process.pid = None
-    return os.waitstatus_to_exitcode(status)
-
-
-def kill(process):
-    os.kill(process.pid, signal.SIGKILL)
-    os.waitpid(process.pid, 0)
-    process.pid = None
 
 
 def last_words(process):
@@ -200,23 +171,34 @@ def last_words(process):
         return pipe.read().decode(errors="replace").strip()
 
 
+def kill(processes):
+    """End those that still run, at once."""
+    for process in processes:
+        if process.child:
+            process.child.kill()
+            process.child.join()
+            process.child = None
+
+
 def end_others(processes):
     """What torchrun does when one of its processes has died: SIGTERM to the rest, SIGKILL after a while."""
-    left = [process for process in processes if process.pid]
-    for process in left:
-        os.kill(process.pid, signal.SIGTERM)
+    left = [process.child for process in processes if process.child]
+    for child in left:
+        child.terminate()
     until = time.monotonic() + GRACE_SEC
-    while left and time.monotonic() < until:
-        left = [process for process in left if reap(process) is None]
-        time.sleep(0.002)
-    for process in left:
-        kill(process)
+    for child in left:
+        child.join(max(0, until - time.monotonic()))
+    kill(processes)
 
 
 def ended_now(processes):
-    """-> [(process, exit code)] of those that have ended since the last look."""
-    codes = [(process, reap(process)) for process in processes if process.pid]
-    return [(process, code) for process, code in codes if code is not None]
+    """-> [(process, exit code, negative for a signal)] of those that have ended since the last look."""
+    ended = []
+    for process in processes:
+        if process.child and process.child.exitcode is not None:
+            ended.append((process, process.child.exitcode))
+            process.child = None
+    return ended
 
 
 def collect(processes):
@@ -237,7 +219,8 @@ def drive(stage, base, choose):
     begin = time.monotonic()
     while not all(process.done for process in processes) and not course.problem:
         # Start who is idle. Ranks start together.
-        idle = [process for process in processes if not process.pid and (stage.together or not process.done)]
+        idle = [process for process in processes
+                if not process.child and (stage.together or not process.done)]
         if idle and (not stage.together or len(idle) == len(processes)):
             for process, env in zip(processes, world_env(stage)):
                 if process in idle:
@@ -248,15 +231,14 @@ def drive(stage, base, choose):
         time.sleep(0.001)
         now = time.monotonic()
         for process in processes:
-            if process.pid and process.trap.kind == "instant" and now - process.started >= process.trap.value:
-                os.kill(process.pid, signal.SIGKILL)
-            if process.pid and now - process.started > HANG_SEC:
+            seconds = now - process.started
+            if process.child and process.trap.kind == "instant" and seconds >= process.trap.value:
+                process.child.kill()
+            if process.child and seconds > HANG_SEC:
                 course.problem = f"process {process.rank} has not ended after {HANG_SEC} seconds"
         settle(stage, processes, collect(processes), course)
 
-    for process in processes:  # after a problem
-        if process.pid:
-            kill(process)
+    kill(processes)  # after a problem some still run
     course.seconds = time.monotonic() - begin
     return course
 
@@ -265,7 +247,7 @@ def settle(stage, processes, ended, course):
     """Take note of processes that have ended: done, killed by their trap, or by themselves: a problem."""
     deadly = (-signal.SIGKILL, -signal.SIGXFSZ)
     killed = [process for process, code in ended if code in deadly and process.trap.kind != "none"]
-    course.deaths += [(process.trap.kind, time.monotonic() - process.started) for process in killed]
+    course.deaths += [process.trap.kind for process in killed]
     others_follow = bool(killed) and stage.together
     if others_follow:
         end_others(processes)
