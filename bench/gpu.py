@@ -3,7 +3,7 @@
 Run: python -m bench.gpu [OUT]      (or sh bench/gpu.sh [OUT])
 Time: at most six minutes on one card; each part has a limit of its own, and what it found by then counts.
 Result: one JSON line for each result, then a table; exit code 1 where something fails.
-Without a GPU it counts the tests and says what it leaves out.
+Without a GPU it says what it leaves out.
 """
 import json
 import os
@@ -24,8 +24,8 @@ from sre2l.run.paths import ROOT
 LIMITS = {"digits": 110, "tests": 135, "bench": 110}  # seconds
 FILES = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py"))
          if "mark.gpu" in path.read_text(encoding="utf-8")]
-PYTEST = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *FILES]
-TESTS = [*PYTEST, "-v", "-n", "10", "--dist", "worksteal"]
+TESTS = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *FILES,
+         "-v", "-n", "10", "--dist", "worksteal"]
 BENCH = [sys.executable, "-m", "bench.bench", "recover", "relabel", "validate", "--quick"]
 OUTCOME = r"^\[gw\d+\].*? (PASSED|FAILED|ERROR|SKIPPED) (\S.*?) *$"  # a line of pytest -v with workers
 FIGURES = ("tflop_s", "tb_s", "ratio", "share_of_peak")  # of the benchmark's rows
@@ -65,42 +65,20 @@ def digits_commands(run):
 
 
 def measure_digits(out):
-    """Yield a row for each stage. What follows a stage that fails is left out."""
+    """Yield a row for each stage, with the line that it ends by. What follows one that fails is left out."""
+    log = out / "digits.log"
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "digits"
         until = time.monotonic() + LIMITS["digits"]
         end = "done"
-        for stage, command in digits_commands(run).items():
+        for stage, command in digits_commands(Path(folder) / "digits").items():
             row = {"part": "digits", "what": stage}
             if end != "done":
                 yield {**row, "end": "left out"}
                 continue
-            end, seconds = run_limited(command, out / "digits.log", until - time.monotonic())
-            said = last_line(out / "digits.log")[:200]
-            result = stage_result(stage, run) if end == "done" else {"result": said}
-            yield {**row, "end": end, "seconds": seconds, **result}
-
-
-def stage_result(stage, run):
-    """The accuracy that a stage ends with, percent; {} for a stage without one."""
-    try:
-        if stage == "squeeze":
-            last = (run / "teacher" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-            return {"result": f"teacher {json.loads(last)['top1']:.2f} %"}
-        if stage == "validate":
-            (path,) = run.glob("student_*/results.json")
-            results = json.loads(path.read_text(encoding="utf-8"))
-            return {"result": f"student {results['top1']['mean']:.2f} %"}
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        return {"result": f"no accuracy: {error!r}"}
-    return {}
-
-
-def count_tests(out):
-    """How many tests are skipped without a GPU."""
-    run_limited([*PYTEST, "--collect-only", "-q"], out / "tests.log", LIMITS["tests"])
-    found = re.search(r"(\d+)/\d+ tests collected", (out / "tests.log").read_text(encoding="utf-8"))
-    return int(found[1]) if found else None
+            end, seconds = run_limited(command, log, until - time.monotonic())
+            done = re.findall(r"^done: .*", log.read_text(encoding="utf-8"), re.M)
+            said = done[-1] if end == "done" and done else last_line(log)
+            yield {**row, "end": end, "seconds": seconds, "result": said.replace(f"{folder}/", "")[:200]}
 
 
 def measure_tests(out):
@@ -135,16 +113,12 @@ def measure_bench(out):
 
 def measure(out):
     """Yield the rows of all parts."""
-    if has_gpu():
-        yield from measure_digits(out)
-        yield measure_tests(out)
-        yield from measure_bench(out)
+    if not has_gpu():
+        yield from ({"part": part, "what": "all of it", "end": "left out"} for part in LIMITS)
         return
-    number = count_tests(out)
-    yield {"part": "digits", "what": "four stages", "end": "left out"}
-    yield {"part": "tests", "what": "that need a GPU", "end": "left out", "result": f"{number} tests",
-           "selected": number}
-    yield {"part": "bench", "what": "quick benchmark", "end": "left out"}
+    yield from measure_digits(out)
+    yield measure_tests(out)
+    yield from measure_bench(out)
 
 
 def main(out):

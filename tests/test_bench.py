@@ -183,7 +183,8 @@ def test_the_gpu_script_always_ends_with_its_summary(monkeypatch, tmp_path):
     """A stage that fails and tests that hang are said, and what they had found by then counts."""
     hang = ("print('2 workers [3 items]\\n[gw0] [ 33%] PASSED tests/a.py::a', flush=True)\n"
             "import time; time.sleep(60)")
-    commands = {"squeeze": ["true"], "recover": ["false"], "relabel": ["true"]}
+    done = "print('done: top-1 98.75% on 797 images\\nreport: a page')"
+    commands = {"squeeze": [sys.executable, "-c", done], "recover": ["false"], "relabel": ["true"]}
     monkeypatch.setattr(gpu, "has_gpu", lambda: True)
     monkeypatch.setattr(gpu, "TESTS", [sys.executable, "-c", hang])
     peak = json.dumps({"section": "peak", "tb_s": 3, "tflop_s": {"fp16": 750.5}})
@@ -196,6 +197,7 @@ def test_the_gpu_script_always_ends_with_its_summary(monkeypatch, tmp_path):
         ("digits", "squeeze", "done"), ("digits", "recover", "exit code 1"),
         ("digits", "relabel", "left out"), ("tests", "that need a GPU", "cut after 3 s"),
         ("bench", "peak", "done"), ("bench", "quick benchmark", "done")]
+    assert rows[0]["result"] == "done: top-1 98.75% on 797 images"
     assert (rows[3]["selected"], rows[3]["passed"], rows[3]["failed"]) == (3, 1, 0)
     assert "cut after 3 s" in (tmp_path / "summary.txt").read_text()
 
@@ -205,4 +207,3 @@ def test_the_gpu_script_says_without_a_gpu_what_it_leaves_out(monkeypatch, tmp_p
     assert gpu.main(tmp_path) == 0
     rows = read_metrics(tmp_path / "results.jsonl")
     assert [(row["part"], row["end"]) for row in rows] == [(part, "left out") for part in gpu.LIMITS]
-    assert rows[1]["selected"] > 50
