@@ -32,8 +32,7 @@ FIGURES = {
     "decoded_mb": "of these decoded", "share_of_peak": "share of peak"}
 LABEL_COLUMNS = {
     "what": "what", "size": "size", "batch": "batch", "precision": "precision", "ours": "ours, images/s",
-    "plain": "plain", "ratio": "ratio", "decode_us": "decode once, us",
-    "equals_pillow": "every pixel Pillow's", **FIGURES}
+    "plain": "plain", "ratio": "ratio", "decode_us": "decode once, us", **FIGURES}
 COLUMNS = {  # of the tables; the JSON lines have more
     "recover": {
         "network": "network", "dataset": "stem and size of", "batch": "batch", "groups": "groups",

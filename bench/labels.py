@@ -50,8 +50,7 @@ def one_core(section, world, num_pairs, least_seconds):
     times, _ = time_pairs(list(timed.values()), world.device, num_pairs, least_seconds)
     torch.set_num_threads(threads)
 
-    facts = {"section": section, "precision": "uint8", "decode_us": round(1e6 * once, 1),
-             "equals_pillow": sides.crops_equal_pillow(world)}
+    facts = {"section": section, "precision": "uint8", "decode_us": round(1e6 * once, 1)}
     names = list(timed)
     for what, ours, plain in (
             ("one core, file to uint8 crop", "our crops", "plain crops"),
@@ -68,8 +67,7 @@ def to_gpu(section, world, num_pairs, least_seconds):
     timed = [Side(build) for build in builds]
     times, _ = time_pairs(timed, world.device, num_pairs, least_seconds)
     what = f"data path to the GPU, {sides.plain_workers(world)} workers"
-    return {"section": section, "precision": "uint8", "what": what, **rates(world, times),
-            "equals_pillow": sides.crops_equal_pillow(world)}
+    return {"section": section, "precision": "uint8", "what": what, **rates(world, times)}
 
 
 def whole(section, world, precision, num_pairs, least_seconds, peak, compiled=False):

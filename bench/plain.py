@@ -107,22 +107,6 @@ class PlainBatch:
             self.best = self.images.data.clone()
 
 
-def crop_and_flip(image, window, flip, size):
-    """A PIL image cropped to window (top, left, height, width) pixels, resized by Pillow, flipped."""
-    image = TF.resized_crop(image, *window, (size, size), InterpolationMode.BILINEAR)
-    return TF.hflip(image) if flip else image
-
-
-def draw_window(image):
-    """-> (window, flip) of RandomResizedCrop and RandomHorizontalFlip."""
-    return RandomResizedCrop.get_params(image, SCALE, RATIO), bool(torch.rand(1) < 0.5)
-
-
-def open_image(path):
-    with open(path, "rb") as file:
-        return Image.open(file).convert("RGB")
-
-
 class PlainBatches(Dataset):
     """An item is one sre2l.data.loader.Batch, prepared as the released workers do.
 
@@ -139,14 +123,17 @@ class PlainBatches(Dataset):
 
     def crop(self, row, box=None, flip=None):
         """From the file to the uint8 crop: -> (PIL image, flip, box), both drawn where they are not given."""
-        image = open_image(self.images.items[row])
+        with Image.open(self.images.items[row]) as file:
+            image = file.convert("RGB")
         sides = (image.height, image.width) * 2
         if box is None:
-            window, flip = draw_window(image)
+            window = RandomResizedCrop.get_params(image, SCALE, RATIO)
+            flip = bool(torch.rand(1) < 0.5)
             box = torch.tensor(window) / torch.tensor(sides)
         else:
             window = [round(v * side) for v, side in zip(box.tolist(), sides)]
-        return crop_and_flip(image, window, flip, self.size), flip, box
+        image = TF.resized_crop(image, *window, (self.size, self.size), InterpolationMode.BILINEAR)
+        return TF.hflip(image) if flip else image, flip, box
 
     def sample(self, row, *crop):
         image, flip, box = self.crop(row, *crop)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from bench.plain import PlainBatches, crop_and_flip, label_batch, open_image, train_batch
+from bench.plain import PlainBatches, label_batch, train_batch
 from bench.world import SPEC
 from relabel.relabel import NUM_WRITERS, label_batches, store_labels
 from relabel.teacher_form import Labeller, forms_of
@@ -15,7 +15,6 @@ from sre2l.data.augment import Mix, show_batch, unit_rng
 from sre2l.data.derived import draw_label_batch
 from sre2l.data.loader import BatchDataset, load_batches, micro_batches
 from sre2l.data.pixel_store import keep_decoded
-from sre2l.data.resize import pixel_windows
 from sre2l.nets.models import build_network
 from sre2l.nets.precision import autocast, memory_format_of
 from sre2l.nets.training import at_least_float32, compile_network, make_scaler, weight_decay_groups
@@ -117,18 +116,6 @@ def our_validate(world, precision, compiled=False):
             scaler.step(optimizer)
             scaler.update()
     return run
-
-
-def crops_equal_pillow(world):
-    """Is every pixel of the first epoch's crops the one that Pillow computes from the file?"""
-    images = world.images
-    for batch, pixels, labels in our_stream("relabel", world, decoded(world), 0):
-        windows = pixel_windows(labels.crops.boxes, images.shapes(batch.rows)).tolist()
-        for row, window, flip, ours in zip(batch.rows, windows, labels.crops.flips.tolist(), pixels.cpu()):
-            wanted = np.array(crop_and_flip(open_image(images.items[row]), window, flip, world.size))
-            if not torch.equal(ours, torch.from_numpy(wanted).permute(2, 0, 1)):
-                return False
-    return True
 
 
 # The plain formulation.
