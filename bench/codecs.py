@@ -6,8 +6,6 @@ Result: results/labels/measured.json, of which python3 -m report.labels makes wh
 """
 import argparse
 import os
-import resource
-import shutil
 import tempfile
 import time
 from functools import partial
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bench.world import draw_settings
 from relabel.plan import num_label_bytes
 from relabel.recipe import Recipe
 from relabel.relabel import label_batches
@@ -37,18 +36,18 @@ from sre2l.run.device import versions
 from sre2l.run.files import hash_file, read_json, write_bytes, write_json
 
 SPEC = DATASETS["imagenet1k"]
+CLASSES = SPEC.num_classes
 CPU = torch.device("cpu")
 T = 20
 CODECS = ("fp16", "uint8", "topk:200", "topk:100", "topk:10", "topk:5", "topk:1")
-BATCH, EPOCHS = 10, 10        # of `error`: 100 crops of ten images
-ROWS, CLASSES, READ = 50_000, 1000, 3  # of `reading`: rows and classes of an epoch, epochs
+BATCH, EPOCHS = 10, 10   # of `error` and `recipe`: 100 crops of ten images
+ROWS, READ = 50_000, 3   # of `reading`: rows of an epoch, epochs
 
 
-def settings_of(num_classes, batch, size, epochs):
+def settings_of(batch, epochs):
     """The part of a manifest that draws and bytes depend on: SRe2L's setting of ImageNet."""
-    crop = {"kind": "resized", "padding": 0, "scale": [0.08, 1.0], "flip": True}
-    return {"seed": 0, "crop": crop, "mix": "cutmix", "mix_alpha": 1.0, "input_size": size,
-            "num_classes": num_classes, "batch_size": batch, "epochs": epochs, "logits": "fp16"}
+    return {**draw_settings(224), "num_classes": CLASSES, "batch_size": batch, "epochs": epochs,
+            "logits": "fp16"}
 
 
 def compare(found, exact):
@@ -58,36 +57,32 @@ def compare(found, exact):
 
 
 def make_world(folder):
-    """Ten recovered images and MobileNetV2 -> (images, teacher)."""
+    """-> (MobileNetV2; stream(): EPOCHS batches of crops of ten recovered images, as relabel draws them)."""
     Row("imagenet1k_ipc1", "imagenet1k").unpack(folder)
-    images = read_synthetic(folder / "images", 1000, range(0, 100, 11))
-    return keep_decoded(images)[0], load_teacher(SPEC, None, "mobilenet_v2")
+    images, _ = keep_decoded(read_synthetic(folder / "images", CLASSES, range(0, 100, 11)))
+    shown = BatchDataset(images, 224, partial(draw_label_batch, settings_of(BATCH, EPOCHS)))
+    stream = partial(load_batches, shown, Batches(len(images), BATCH, 42, EPOCHS), 0, CPU)
+    return load_teacher(SPEC, None, "mobilenet_v2").network, stream
 
 
-def labelled_crops(images, network, precision):
-    """Yield (pixels (m, 3, S, S) uint8, LabelBatch with float32 logits) of EPOCHS batches of ten images."""
-    settings = settings_of(1000, BATCH, 224, EPOCHS)
-    shown = BatchDataset(images, 224, partial(draw_label_batch, settings))
-    batches = Batches(len(images), BATCH, 42, EPOCHS)
-    for batch in batches:
-        _, pixels, label_batch = shown[batch]
-        found = label_batches([Labeller(network, precision)], [(batch, pixels, label_batch)], SPEC,
-                              torch.float32)
-        yield pixels, next(found)[1]
+def labelled(network, precision, stream, dtype):
+    """Yield the LabelBatch of each batch of a stream, by a teacher in this precision."""
+    for _, label_batch, _ in label_batches([Labeller(network, precision)], stream(), SPEC, dtype):
+        yield label_batch
 
 
 def error(folder):
     """Of each codec: the L1 distance of softmax(logits / 20) from that of float32 logits, and the relative
     error of the gradient of a fresh ResNet-18's parameters, with the cosine between the two; means over
     batches of ten crops."""
-    images, teacher = make_world(folder)
+    network, stream = make_world(folder)
+    half = next(iter(forms_of(network, 224, "bf16").values()))()
     torch.manual_seed(0)
-    student, _ = build_network("resnet18", 1000, "torchvision")
+    student, _ = build_network("resnet18", CLASSES, "torchvision")
     parameters = list(student.parameters())
-    half = next(iter(forms_of(teacher.network, 224, "bf16").values()))()
     found = {name: {"target": [], "gradient": [], "cosine": []} for name in (*CODECS, "bf16 teacher")}
-    for (pixels, stored), (_, rough) in zip(labelled_crops(images, teacher.network, "fp32"),
-                                            labelled_crops(images, half, "bf16")):
+    for (_, pixels, _), stored, rough in zip(stream(), labelled(network, "fp32", stream, torch.float32),
+                                             labelled(half, "bf16", stream, torch.float32)):
         outputs = student(show_batch(pixels, stored.mix, SPEC.mean, SPEC.std))
         guess = (outputs / T).softmax(1).detach()
 
@@ -100,7 +95,7 @@ def error(folder):
             logits = rough.logits
             if name in CODECS:
                 codec = codec_of(name)
-                logits = codec.decode(codec.encode(stored.logits), 1000)
+                logits = codec.decode(codec.encode(stored.logits), CLASSES)
             target = (logits.float() / T).softmax(1)
             values["target"].append((target - exact).abs().sum(1).mean().item())
             distance, cosine = compare(gradient(target), wanted)
@@ -114,7 +109,7 @@ def sizes():
     """The bytes of 300 epochs of ImageNet-1K, calculated: {IPC: {codec: bytes}}."""
     found = {}
     for ipc in (10, 50, 200):
-        settings = settings_of(1000, 1024, 224, 300)
+        settings = settings_of(1024, 300)
         count = 1000 * ipc
         packed = {**settings, "layout": "packed"}
         values = {"fp16": num_label_bytes(count, settings), "fp16, packed": num_label_bytes(count, packed)}
@@ -133,17 +128,10 @@ def forget(paths):
         os.close(handle)
 
 
-def resident():
-    """Megabytes of this process that are in memory, mapped files included."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return round(pages * resource.getpagesize() / 1e6)
-
-
 def reading(folder):
     """Epochs a second of both layouts, 50,000 rows of 1,000 classes in batches of 1,024, cold and warm, the
-    fastest of six; and the megabytes of this process after each epoch. Every hash is checked, as validate
-    does, and the logits are copied once."""
-    settings = settings_of(CLASSES, 1024, 224, READ)
+    fastest of six. Every hash is checked, as validate does, and the logits are copied once."""
+    settings = settings_of(1024, READ)
     rng = np.random.default_rng(0)
     for epoch in range(READ):
         label_batches_ = []
@@ -161,7 +149,6 @@ def reading(folder):
         files = [path for path in root.rglob("*") if path.is_file()]
         hashes = {path.relative_to(root).as_posix(): hash_file(path) for path in files}
         seconds = {"cold": [], "warm": []}
-        memory = []
         for temperature in ("cold", "cold", "warm", "warm"):
             for epoch in range(READ):
                 mine = [path for path in files if f"epoch_{epoch}" in path.as_posix()]
@@ -172,31 +159,21 @@ def reading(folder):
                     stored = read_label_batch(root, epoch, batch.index, len(batch.rows), CLASSES, hashes)
                     stored.logits.clone()
                 seconds[temperature].append(time.perf_counter() - begin)
-                memory.append(resident())
         found[kind] = {"bytes": sum(path.stat().st_size for path in files) // READ,
                        "files": len(files) // READ,
-                       **{f"{key} epochs/s": round(1 / min(each), 2)
-                          for key, each in seconds.items()},
-                       "memory, MB": memory}
+                       **{f"{key} epochs/s": round(1 / min(each), 2) for key, each in seconds.items()}}
     return found
 
 
 def recipe(folder):
     """CPU seconds of the labels of an epoch of 100 crops at 224, read or computed beside the student, and
     whether the two are the same bits, of a teacher in float32 and in bf16."""
-    images, teacher = make_world(folder)
-    settings = settings_of(1000, BATCH, 224, EPOCHS)
-    batches = Batches(len(images), BATCH, 42, EPOCHS)
-    shown = BatchDataset(images, 224, partial(draw_label_batch, settings))
+    teacher, stream = make_world(folder)
     found = {}
     for precision in ("fp32", "bf16"):
-        network = next(iter(forms_of(teacher.network, 224, precision).values()))()
-        labellers = [Labeller(network, precision)]
-        stored = []
+        network = next(iter(forms_of(teacher, 224, precision).values()))()
         begin = time.process_time()
-        for _, label_batch, _ in label_batches(labellers, load_batches(shown, batches, 0, CPU), SPEC,
-                                               torch.float16):
-            stored.append(label_batch)
+        stored = [*labelled(network, precision, stream, torch.float16)]
         labelling = time.process_time() - begin
         root = folder / f"labels_{precision}"
         for epoch, label_batch in enumerate(stored):
@@ -205,15 +182,14 @@ def recipe(folder):
         begin = time.process_time()
         read = [read_label_batch(root, epoch, 0).logits.clone() for epoch in range(EPOCHS)]
         reading_seconds = time.process_time() - begin
-        form = Recipe(labellers, SPEC, torch.float16, "fp32")
-        again = [form.complete(pixels, label_batch).logits
-                 for _, pixels, label_batch in load_batches(shown, batches, 0, CPU)]
+        form = Recipe([Labeller(network, precision)], SPEC, torch.float16, "fp32")
+        again = [form.complete(pixels, label_batch).logits for _, pixels, label_batch in stream()]
         found[precision] = {
             "label once, s": round(labelling, 2), "read, s": round(reading_seconds, 4),
             "same bits": all(torch.equal(one, other) for one, other in zip(read, again, strict=True))}
-    student, _ = build_network("resnet18", 1000, "torchvision")
+    student, _ = build_network("resnet18", CLASSES, "torchvision")
     begin = time.process_time()
-    for _, pixels, label_batch in load_batches(shown, batches, 0, CPU):
+    for _, pixels, label_batch in stream():
         outputs = student(show_batch(pixels, label_batch.mix, SPEC.mean, SPEC.std))
         F.cross_entropy(outputs, torch.arange(BATCH)).backward()
     return {**found, "a ResNet-18 student's passes, s": round(time.process_time() - begin, 2)}
@@ -229,11 +205,8 @@ def main():
     torch.set_num_threads(1)
     path = RESULTS / "labels" / "measured.json"
     for name in args.section or SECTIONS:
-        folder = Path(tempfile.mkdtemp(prefix="codecs."))
-        try:
-            values = SECTIONS[name](folder)
-        finally:
-            shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory() as folder:
+            values = SECTIONS[name](Path(folder))
         known = read_json(path) if path.exists() else {}
         write_json(path, {**known, name: values, "versions": {**versions(CPU), "commit": None}})
         print(name, values)

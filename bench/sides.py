@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bench.plain import PlainBatches, label_batch, train_batch
-from bench.world import SPEC
+from bench.world import SPEC, draw_settings
 from relabel.relabel import NUM_WRITERS, label_batches, store_labels
 from relabel.teacher_form import Labeller, forms_of
 from sre2l.data.augment import Mix, show_batch, unit_rng
@@ -49,7 +49,7 @@ def decoded(world):
 def our_label_batches(section, world):
     """What a batch's LabelBatch comes from: relabel draws it, validate reads it."""
     if section == "relabel":
-        return partial(draw_label_batch, world.settings)
+        return partial(draw_label_batch, draw_settings(world.size))
     return partial(stored_label_batch, world.labels, SPEC.num_classes, None)
 
 

@@ -18,6 +18,12 @@ SPEC = DATASETS["imagenet1k"]
 NUM_FOLDERS, NUM_DISTINCT, SEED = 10, 200, 42  # classes and different images on disk; seed of their order
 
 
+def draw_settings(size):
+    """The part of relabel's settings that the draws of a batch depend on: the published protocol's."""
+    crop = {"kind": "resized", "padding": 0, "scale": [0.08, 1.0], "flip": True}
+    return {"seed": 0, "crop": crop, "mix": "cutmix", "mix_alpha": 1.0, "input_size": size}
+
+
 @dataclass(frozen=True)
 class World:
     """Images under root, and labels for them.
@@ -36,12 +42,6 @@ class World:
         """The first num_images on disk, not decoded."""
         images = read_synthetic(self.root / "images", SPEC.num_classes, range(NUM_FOLDERS))
         return replace(images, items=images.items[:self.num_images], labels=images.labels[:self.num_images])
-
-    @property
-    def settings(self):
-        """The part of relabel's settings that the draws of a batch depend on: the published protocol's."""
-        crop = {"kind": "resized", "padding": 0, "scale": [0.08, 1.0], "flip": True}
-        return {"seed": 0, "crop": crop, "mix": "cutmix", "mix_alpha": 1.0, "input_size": self.size}
 
     @property
     def labels(self):
@@ -77,8 +77,9 @@ def write_images(world):
 
 def write_labels(world):
     """Label files of random logits for every epoch: what they say costs validate nothing."""
+    settings = draw_settings(world.size)
     for number in range(world.epochs):
         for batch in world.epoch(number):
-            drawn = draw_label_batch(world.settings, batch, [(world.size, world.size)] * len(batch.rows))
+            drawn = draw_label_batch(settings, batch, [(world.size, world.size)] * len(batch.rows))
             logits = torch.randn(len(batch.rows), SPEC.num_classes).half()
             write_label_batch(world.labels, batch.epoch, batch.index, drawn._replace(logits=logits))
