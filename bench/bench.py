@@ -6,7 +6,7 @@ Networks have random weights; images are noise.
 """
 import argparse
 import json
-import platform
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -56,13 +56,10 @@ def section(text):
     return text
 
 
-def has_bf16():
-    """Does this CPU multiply bfloat16 in hardware? Unknown is no."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+def cpu_info():
+    """What Linux tells about the processor, '' elsewhere."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def pick_precisions(requested, device, quick):
@@ -71,27 +68,20 @@ def pick_precisions(requested, device, quick):
         return requested
     if device.type == "cuda":
         return ["fp16"] if quick else ["tf32", "fp16", "bf16"]
-    if not has_bf16():
-        print("no bf16 row: this CPU has no bf16 instructions")
-    return ["fp32", "bf16"] if has_bf16() else ["fp32"]
-
-
-def device_name(device, fallback):
-    """The GPU's or the processor's model."""
-    if device.type == "cuda":
-        return fallback
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return fallback
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
+    if {"avx512_bf16", "amx_bf16", "bf16"} & {*cpu_info().split()}:  # it multiplies bfloat16 in hardware
+        return ["fp32", "bf16"]
+    print("no bf16 row: this CPU has no bf16 instructions")
+    return ["fp32"]
 
 
 def device_facts(device, pairs):
     """What every row depends on, for its JSON line."""
     known = versions(device)
-    return {"device": device_name(device, known["device"]), "date": time.strftime("%Y-%m-%d"),
+    model = re.search(r"^model name\s*: (.*)", cpu_info(), re.M)
+    name = known["device"]
+    if device.type == "cpu" and model:
+        name = f"{model[1]}, {torch.get_num_threads()} threads"
+    return {"device": name, "date": time.strftime("%Y-%m-%d"),
             "torch": known["torch"], "commit": known["commit"], "pairs": pairs,
             "plain_precision": "tf32 in convolutions" if device.type == "cuda" else "fp32"}
 

@@ -71,10 +71,14 @@ def to_gpu(section, world, num_pairs, least_seconds):
 
 
 def whole(section, world, precision, num_pairs, least_seconds, peak, compiled=False):
-    """The row of a whole stage: data path, network, label files. compiled: with --compile.
+    """The row of a whole stage: data path, network, label files. compiled: with --compile, of validate.
 
     peak: TFLOP/s of a matrix product in this precision, or None."""
-    timed = our_side(section, world, precision, compiled), plain_side(section, world)
+    ours = {"relabel": sides.our_relabel, "validate": partial(sides.our_validate, compiled=compiled)}
+    plain = {"relabel": sides.plain_relabel, "validate": sides.plain_validate}
+    # The released relabel lets cuDNN search for algorithms, its validate does not.
+    timed = (Side(partial(ours[section], world, precision), tf32=(precision == "tf32",) * 2, benchmark=True),
+             Side(partial(plain[section], world), benchmark=section == "relabel"))
     times, peaks = time_pairs(timed, world.device, num_pairs, least_seconds)
     free(world.device)
     if world.device.type == "cpu":
@@ -85,21 +89,5 @@ def whole(section, world, precision, num_pairs, least_seconds, peak, compiled=Fa
     tflop_s = gflop * row["ours"]["median"] / 1e3
     return {"section": section, "what": "whole, --compile" if compiled else "whole", "network": "resnet18",
             "precision": precision, **row, "mb": megabytes(peaks[0]), "mb_plain": megabytes(peaks[1]),
-            "decoded_mb": megabytes(decoded_bytes(world)), "gflop": round(gflop, 3),
+            "decoded_mb": megabytes(3 * world.size ** 2 * world.num_images), "gflop": round(gflop, 3),
             "tflop_s": round(tflop_s, 3), "share_of_peak": peak and round(tflop_s / peak, 3)}
-
-
-def decoded_bytes(world):
-    """Of all images of a world, as pixels."""
-    return 3 * world.size ** 2 * world.num_images
-
-
-def our_side(section, world, precision, compiled=False):
-    build = sides.our_relabel if section == "relabel" else partial(sides.our_validate, compiled=compiled)
-    return Side(partial(build, world, precision), tf32=(precision == "tf32",) * 2, benchmark=True)
-
-
-def plain_side(section, world):
-    """The released relabel lets cuDNN search for algorithms, its validate does not."""
-    build = {"relabel": sides.plain_relabel, "validate": sides.plain_validate}[section]
-    return Side(partial(build, world), benchmark=section == "relabel")

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sre2l.nets.models import build_network
 from sre2l.run.device import keep_freed_memory
 
+WARM_CALLS = 2  # before a timing, and in which memory reaches its peak
 PRELOAD = ["bench.recover", "bench.sides"]  # modules of the builders that fresh processes run
 
 
@@ -23,11 +24,11 @@ PRELOAD = ["bench.recover", "bench.sides"]  # modules of the builders that fresh
 class Side:
     """One of the two formulations. build() -> run; each run() does the same amount of work.
 
-    build: is pickled. tf32: of convolutions and of matrix products. benchmark: cuDNN's search for algorithms;
-    None leaves it to the code."""
+    build: is pickled. tf32: of convolutions and of matrix products. benchmark: cuDNN's search for algorithms.
+    """
     build: Callable
     tf32: tuple = (True, False)  # torch's defaults, under which the released code runs
-    benchmark: bool | None = False
+    benchmark: bool = False
 
     @contextlib.contextmanager
     def backends(self):
@@ -36,12 +37,9 @@ class Side:
         matmul = torch.backends.cuda.matmul
         before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
         cudnn.allow_tf32, matmul.allow_tf32 = self.tf32
-        if self.benchmark is not None:
-            cudnn.benchmark = self.benchmark
+        cudnn.benchmark = self.benchmark
         yield
-        if self.benchmark is not None:
-            cudnn.benchmark = before[2]
-        cudnn.allow_tf32, matmul.allow_tf32 = before[:2]
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
 
 
 def sync(device):
@@ -59,7 +57,7 @@ def seconds_a_call(run, count, device):
     return (time.perf_counter() - start) / count
 
 
-def warm_up(side, device, calls=2):
+def warm_up(side, device):
     """Build a side and run it: compilation, allocations, the choice of algorithms.
 
     -> (run, the most GPU memory that it held by the allocator's count, bytes; None on a CPU)."""
@@ -70,7 +68,7 @@ def warm_up(side, device, calls=2):
         before = torch.cuda.memory_allocated(device)
     with side.backends():
         run = side.build()
-        seconds_a_call(run, calls, device)
+        seconds_a_call(run, WARM_CALLS, device)
     return run, torch.cuda.max_memory_allocated(device) - before if on_gpu else None
 
 
@@ -119,30 +117,30 @@ def resident(key):
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(key)), None)
 
 
-def resident_growth(build, calls, num_threads):
+def resident_growth(build, num_threads):
     """Build and run -> how far the resident memory's peak rises above the state before, bytes or None."""
     torch.set_num_threads(num_threads)
     keep_freed_memory()  # as every stage does
     before = resident("VmRSS:")
     run = build()
-    for _ in range(calls):
+    for _ in range(WARM_CALLS):
         run()
     after = resident("VmHWM:")
     return after - before if after else None
 
 
-def peak_memory(side, device, calls=2):
+def peak_memory(side, device):
     """The most memory that a side holds at once, bytes: by warm_up on a GPU, on a CPU a new process's growth.
 
     None where the system does not tell."""
     if device.type == "cuda":
-        _, peak = warm_up(side, device, calls)
+        _, peak = warm_up(side, device)
         free(device)
         return peak
     context = multiprocessing.get_context("forkserver")  # its processes have the modules, not this heap
     context.set_forkserver_preload(PRELOAD)
     with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(resident_growth, side.build, calls, torch.get_num_threads()).result()
+        return pool.submit(resident_growth, side.build, torch.get_num_threads()).result()
 
 
 def megabytes(num_bytes):

@@ -14,7 +14,7 @@ from bench.measure import spread, time_pairs
 from bench.recover import WEIGHTS, Case, make_teacher, our_side
 from recover.batches import BatchGroup, ImageBatch
 from recover.blocks import Course, plan_blocks
-from recover.engines import enough_groups, make_fast_engine
+from recover.engines import make_fast_engine
 from recover.several import CycleEngine, SumEngine
 from recover.targets import BnTarget
 from sre2l.kernels.norms import statistics_layers
@@ -106,9 +106,8 @@ def build_without(option, case, precision, groups, device):
 
 
 def measure(option, case, precision, groups, device, num_pairs, least_seconds):
-    """One row of the table. groups: None = as recover chooses for a large set."""
-    on_gpu = device.type == "cuda"
-    groups = groups or (enough_groups(1000, case.batch, case.spec.size) if on_gpu else 1)
+    """One row of the table. groups: of choose_groups."""
+    groups = bench.choose_groups(case, groups, device)
     sides = [our_side(case, precision, groups, device, partial(build, option))
              for build in (build_with, build_without)]
     pairs, _ = time_pairs(sides, device, num_pairs, least_seconds)

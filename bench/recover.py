@@ -68,6 +68,12 @@ def batches(case, groups, device):
     return torch.randn(shape, device=device), targets.expand(groups, -1).contiguous()
 
 
+def choose_groups(case, groups, device):
+    """How many batches of ours are stacked; groups: the user's, None = as recover chooses for a large set."""
+    default = enough_groups(1000, case.batch, case.spec.size) if device.type == "cuda" else 1
+    return groups or default
+
+
 def make_stepper(case, engine, device):
     return Stepper(engine, *(torch.tensor(edge, device=device).view(3, 1, 1) for edge in case.bounds))
 
@@ -108,19 +114,16 @@ def our_side(case, precision, groups, device, build=build_ours):
 
 
 def measure(case, precision, groups, device, num_pairs, least_seconds, peak, quick=False):
-    """One row of the table. groups: None = as recover chooses for a large set.
-
-    quick: leave out the memory of a single group.
+    """One row of the table. groups: of choose_groups; quick: leave out the memory of a single group.
 
     peak: TFLOP/s of a matrix product in this precision, or None."""
-    on_gpu = device.type == "cuda"
-    groups = groups or (enough_groups(1000, case.batch, case.spec.size) if on_gpu else 1)
+    groups = choose_groups(case, groups, device)
     sides = our_side(case, precision, groups, device), Side(partial(build_plain, case, device))
     times, peaks = time_pairs(sides, device, num_pairs, least_seconds)
     free(device)
 
     # Memory: on a GPU the warm-up has counted it, on a CPU a new process finds it.
-    if not on_gpu:
+    if device.type == "cpu":
         peaks = [peak_memory(side, device) for side in sides]
     memory = {"mb": megabytes(peaks[0]), "mb_plain": megabytes(peaks[1])}
     if groups > 1 and not quick:

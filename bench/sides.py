@@ -46,16 +46,12 @@ def decoded(world):
     return keep_decoded(world.images, world.device)[0]
 
 
-def our_label_batches(section, world):
-    """What a batch's LabelBatch comes from: relabel draws it, validate reads it."""
-    if section == "relabel":
-        return partial(draw_label_batch, draw_settings(world.size))
-    return partial(stored_label_batch, world.labels, SPEC.num_classes, None)
-
-
 def our_stream(section, world, images, number):
-    """-> the batches of one epoch, as our loader yields them."""
-    dataset = BatchDataset(images, world.size, our_label_batches(section, world))
+    """-> the batches of one epoch, as our loader yields them: relabel draws labels, validate reads them."""
+    label_batch_of = partial(draw_label_batch, draw_settings(world.size))
+    if section == "validate":
+        label_batch_of = partial(stored_label_batch, world.labels, SPEC.num_classes, None)
+    dataset = BatchDataset(images, world.size, label_batch_of)
     return load_batches(dataset, world.epoch(number), world.workers, world.device)
 
 
