@@ -28,41 +28,34 @@ def read_results(folder, script):
     return read_json(folder / "results.json")
 
 
-def seconds_of_control(results):
-    """Seconds of a control's labels and student; None where the metrics file of either is gone."""
-    parts = (results["seconds"].get("relabel"), results["seconds"].get("validate"))
-    return None if None in parts else sum(parts)
-
-
 def collect(run, model):
     """The figures of a run folder -> {name: value}.
 
     Accuracies are of the last epoch, percent, mean over the seeds."""
-    student = read_results(run / student_name(model), "train.sh")
-    hard = read_results(run / f"{student_name(model)}_hard", "train.sh with --hard-labels")
-    real = read_results(run / "random_real" / student_name(model), "random_real.sh")
-    controls = [("train.sh", student, run), ("train.sh with --hard-labels", hard, run),
-                ("random_real.sh", real, run / "random_real")]
-    picked = None
+    # What a student's figures are called: the script that trains it, where its labels are, its own folder.
+    name = student_name(model)
+    students = {"distilled": ("train.sh", run, name),
+                "hard_label": ("train.sh with --hard-labels", run, f"{name}_hard"),
+                "random_real": ("random_real.sh", run / "random_real", name)}
     if (run / "picked_real").exists():  # of a run whose images began as real ones
-        picked = read_results(run / "picked_real" / student_name(model), "random_real.sh with --picked")
-        controls.append(("random_real.sh with --picked", picked, run / "picked_real"))
-    labels = student["protocol"]["labels"]
-    for name, results, folder in controls:
-        if is_of_earlier_images(results["protocol"], folder / "labels"):
+        students["picked_real"] = ("random_real.sh with --picked", run / "picked_real", name)
+    found = {key: read_results(folder / own, script) for key, (script, folder, own) in students.items()}
+    for key, (script, folder, _) in students.items():
+        if is_of_earlier_images(found[key]["protocol"], folder / "labels"):
             raise UserError(f"{folder}: a student was trained on other images than the labels there belong "
-                            f"to now; run {name} again, with --overwrite")
+                            f"to now; run {script} again, with --overwrite")
 
-    own = {maker_of(run / "images") if stage == "recover" else stage: value
-           for stage, value in student["seconds"].items()}
-    seconds = {**({"pick": stage_seconds(run / "picked.metrics.jsonl")} if picked else {}),
-               **own,
-               "hard_label_control": hard["seconds"].get("validate"),
-               "random_real_control": seconds_of_control(real),
-               **({"picked_real_control": seconds_of_control(picked)} if picked else {})}
-    return {"teacher_top1": teacher_top1(labels)[0], "distilled_top1": student["top1"]["mean"],
-            "random_real_top1": real["top1"]["mean"], "hard_label_top1": hard["top1"]["mean"],
-            **({"picked_real_top1": picked["top1"]["mean"]} if picked else {}),
+    student = found["distilled"]
+    seconds = {"pick": stage_seconds(run / "picked.metrics.jsonl")} if "picked_real" in found else {}
+    seconds |= {maker_of(run / "images") if stage == "recover" else stage: value
+                for stage, value in student["seconds"].items()}
+    for key in [*found][1:]:  # of a control its own stages; None where the metrics file of one is gone
+        own = ("validate",) if key == "hard_label" else ("relabel", "validate")
+        parts = [found[key]["seconds"].get(stage) for stage in own]
+        seconds[f"{key}_control"] = None if None in parts else sum(parts)
+    labels = student["protocol"]["labels"]
+    return {"teacher_top1": teacher_top1(labels)[0],
+            **{f"{key}_top1": results["top1"]["mean"] for key, results in found.items()},
             "seeds": len(student["seeds"]), "chance_top1": 100 / student["protocol"]["num_classes"],
             "val_images": (student["protocol"]["val"] or {}).get("num_images"),
             "images": labels["num_images"],
