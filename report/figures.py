@@ -48,6 +48,11 @@ def enlarge(pixels, side):
     return Image.fromarray(pixels).resize((side, side), kind)
 
 
+def side_within(size, room):
+    """How large to show images of `size` pixels: the largest whole multiple that has room, at least once."""
+    return max(size, room - room % size)
+
+
 def fitting_font(words, width):
     """The largest font, 28 to 17 pixels high, in which the words are at most `width` pixels wide."""
     fonts = [ImageFont.load_default(size) for size in range(28, 16, -1)]
@@ -93,12 +98,11 @@ def class_columns(dataset, root):
     folders = choose_classes(root)
     images = [[decode(path) for path in sorted(folder.glob("class*"))[:5]] for folder in folders]
     ipc = min(map(len, images))
-    size = images[0][0].shape[0]
     columns = len(images) if ipc > 1 else -(-len(images) // 2)
-    side = (WIDTH + GAP) // columns - GAP
+    side = side_within(images[0][0].shape[0], (WIDTH + GAP) // columns - GAP)
     tiles = [row[i] for i in range(ipc) for row in images]
     captions = [""] * (ipc - 1) * columns + class_names(dataset, folders)
-    return tiled(tiles, columns, max(size, side - side % size), captions)
+    return tiled(tiles, columns, side, captions)
 
 
 def recipe_lines(dataset, folders):
@@ -113,9 +117,7 @@ def recipe_lines(dataset, folders):
     # The names of the recipes stand at the left.
     font = ImageFont.load_default(28)
     left = max(int(font.getlength(name)) for name in folders) + 3 * GAP
-    size = tiles[0].shape[0]
-    side = (WIDTH - left + GAP) // columns - GAP
-    side = max(size, side - side % size)
+    side = side_within(tiles[0].shape[0], (WIDTH - left + GAP) // columns - GAP)
     images = tiled(tiles, columns, side, captions)
     picture = Image.new("RGB", (left + images.width, images.height), "white")
     picture.paste(images, (left, 0))
@@ -138,7 +140,7 @@ def draw_frame(strip, iteration, last, merges=()):
     strip: the images side by side, (S, 10 * S, 3) uint8; merges: iterations that the bar marks."""
     size = strip.shape[0]
     tiles = [strip[:, left:left + size] for left in range(0, strip.shape[1], size)]
-    images = tiled(tiles, -(-len(tiles) // 2), max(size, 96 - 96 % size))
+    images = tiled(tiles, -(-len(tiles) // 2), side_within(size, 96))
     picture = Image.new("RGB", (images.width, images.height + MARGIN), "white")
     picture.paste(images)
 

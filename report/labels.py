@@ -59,13 +59,12 @@ def cost_table(measured):
     """Bytes of ImageNet-1K in each codec, and what it changes."""
     rows = []
     for name, size in measured["sizes"]["50"].items():
-        error = measured["error"].get(name.partition(",")[0] if "keep" not in name else "", {})
-        per_crop = size / ROWS_OF_50
-        cells = [gigabytes(measured["sizes"][ipc][name]) for ipc in ("10", "50", "200")]
+        # Packed, and computed anew, logits are those that fp16 stores: recipe_note.
+        error = measured["error"].get({"fp16, packed": "fp16", "none": "fp16"}.get(name, name))
         changes = [f"{error[key]:.3g}" if error else "-" for key in ("target", "gradient", "cosine")]
-        if name == "none":  # the logits that fp16 stores: recipe_note
-            changes = [f"{measured['error']['fp16'][key]:.3g}" for key in ("target", "gradient", "cosine")]
-        rows.append([name, f"{per_crop:,.0f}" if "keep" not in name else "-", *cells, *changes])
+        crop = f"{size / ROWS_OF_50:,.0f}" if error else "-"  # not of a part of the epochs
+        rows.append([name, crop, *(gigabytes(measured["sizes"][ipc][name]) for ipc in ("10", "50", "200")),
+                     *changes])
     head = ["labels", "bytes a crop", "IPC 10", "IPC 50", "IPC 200", "error of the target", "of the gradient",
             "cosine"]
     return table(head, rows)
