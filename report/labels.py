@@ -8,9 +8,9 @@ import json
 import os
 from pathlib import Path
 
-from report.curves import BLUE, GREY, ORANGE, set_style
+from report.curves import BLUE, ORANGE, set_style
 from report.figures import save_png
-from report.plots import make_panels, to_picture
+from report.plots import to_picture
 from report.rows import NAMES, RESULTS
 from report.tables import accuracy, table, with_tables
 from sre2l.run.errors import UserError
@@ -25,6 +25,10 @@ START = "<!-- from results/, by python3 -m report.labels -->"
 PICTURE = ROOT / "img" / "labels.png"
 DATASETS = ("digits", "cifar10")  # with students for each codec, by results/labels/<name>.sh
 STUDENT_SECONDS = "a ResNet-18 student's passes, s"  # as bench/codecs.py calls them
+# What the keys of students mean, by their beginnings: in a table, and in a picture.
+WORDS = {"keep": "fp16, pool of {} of the epochs", "phases": "fp16, phases, pool of {} of the epochs",
+         "falling": "fp16, falling T, pool of {} of the epochs", "topk": "topk:{}"}
+SHORT = {"keep": "keep {}", "phases": "phases, {}", "falling": "falling T, {}", "topk": "topk:{}"}
 ROWS_OF_50 = 50_000 * 300  # crops of ImageNet-1K at 50 images per class
 
 
@@ -46,13 +50,12 @@ def gigabytes(size):
     return f"{size / 1e9:.3g} GB" if size else "0"
 
 
-def form_of(key):
-    """'keep0.3' -> 'fp16, keep 0.3', 'topk5' -> 'topk:5': a student's key in words."""
-    for start in ("keep", "phases", "falling"):
+def form_of(key, words=WORDS):
+    """'keep0.3' -> 'fp16, pool of 0.3 of the epochs', 'topk5' -> 'topk:5': a student's key in words."""
+    for start, text in words.items():
         if key.startswith(start):
-            words = {"keep": "pool of", "phases": "phases, pool of", "falling": "falling T, pool of"}[start]
-            return f"fp16, {words} {key.removeprefix(start)} of the epochs"
-    return key.replace("topk", "topk:")
+            return text.format(key.removeprefix(start))
+    return key
 
 
 def cost_table(measured):
@@ -124,37 +127,38 @@ def page_tables():
     return "\n\n".join(filter(None, [*parts, *students, note]))
 
 
-def name_point(axis, name, *place, down=False):
-    """Write a name beside a point, aslant upwards or downwards, so that neighbours do not overlap."""
-    axis.annotate(name, place, (3, -5 if down else 5), textcoords="offset points", color=GREY, fontsize=10,
-                  rotation=-40 if down else 40, va="top" if down else "baseline")
+def draw_forms(axis, forms, **labels):
+    """A line for each form of labels, the heaviest on top. forms: [(its name, its bytes in words, what it
+    gives, the spread of that, whether its epochs are a pool)]; labels: of the axis."""
+    for place, (_, _, value, spread, is_pool) in enumerate(forms):
+        axis.errorbar(value, place, xerr=spread, fmt="s" if is_pool else "o", markersize=7, capsize=4,
+                      color=ORANGE if is_pool else BLUE)
+    axis.set_yticks(range(len(forms)), [f"{name}   {weight}" for name, weight, *_ in forms])
+    axis.set_ylim(len(forms) - 0.4, -0.6)
+    axis.set(**labels)
 
 
 def draw():
-    """-> the picture: what is lost, against bytes; and top-1 against bytes where students are there."""
+    """-> the picture: what each form changes of a target, and the top-1 of students where they are there."""
+    from matplotlib.figure import Figure
     measured = read_json(FOLDER / "measured.json")
     trained = read_students()
-    panels, axes = make_panels(1 + len(trained))
-    sizes = {name: measured["sizes"]["50"].get(name, 0) / 1e9 for name in measured["error"]}
-    for name, size in sizes.items():
-        if size:
-            value = measured["error"][name]["target"]
-            axes[0].plot(size, value, "o", color=BLUE, markersize=7)
-            name_point(axes[0], name, size, value)
-    axes[0].set(title="ImageNet-1K, IPC 50", xlabel="GB of labels", xscale="log", yscale="log",
-                ylabel="L1 distance of the target", xlim=(0.2, 100), ylim=(5e-6, 60))
-    for axis, (dataset, found) in zip(axes[1:], trained.items()):
-        for key, each in found.items():
-            is_drawn = "label_draw" in each["protocol"]
-            marker, colour = ("s", ORANGE) if is_drawn else ("o", BLUE)
-            place = each["label_bytes"] / 1e3
-            axis.errorbar(place, each["top1"]["mean"], each["top1"]["std"] or 0, fmt=marker, color=colour,
-                          markersize=7, capsize=4)
-            name_point(axis, key.replace("topk", "topk:"), place, each["top1"]["mean"],
-                       down=is_drawn)
-        axis.set(title=NAMES[dataset], xlabel="kB of labels (none: at the left)", xscale="symlog",
-                 ylabel="top-1, percent")
-    return panels
+    most = max(map(len, trained.values()), default=0)
+    picture = Figure(figsize=(8.3, 3.2 + 0.4 * most), layout="constrained")  # inches, of 200 dots
+    rows = [["imagenet1k"] * max(1, len(trained)), *([list(trained)] if trained else [])]
+    axes = picture.subplot_mosaic(rows, height_ratios=[7, most][:len(rows)])
+
+    sizes = measured["sizes"]["50"]
+    forms = [(name, gigabytes(sizes[name]), measured["error"][name]["target"], None, False)
+             for name in sorted(measured["error"].keys() & sizes.keys(), key=lambda name: -sizes[name])]
+    draw_forms(axes["imagenet1k"], forms, xscale="log", xlabel="L1 distance of the target, at most 2",
+               title="ImageNet-1K, IPC 50")
+    for dataset, found in trained.items():
+        forms = [(form_of(key, SHORT), f"{each['label_bytes'] / 1e3:.0f} kB", each["top1"]["mean"],
+                  each["top1"]["std"], "label_draw" in each["protocol"])
+                 for key, each in sorted(found.items(), key=lambda item: -item[1]["label_bytes"])]
+        draw_forms(axes[dataset], forms, xlabel="top-1, percent", title=NAMES[dataset])
+    return picture
 
 
 def main(args):
