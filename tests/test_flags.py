@@ -21,7 +21,8 @@ FLAGS = "sre2l/data/flags"
 LOG = "sre2l/run/log"
 SCRIPTS = {  # each with the modules that it hands args to
     "squeeze": (squeeze, FLAGS, LOG, PATHS, "sre2l/data/own"),
-    "recover": (recover, "recover/plan", "recover/watch", FLAGS, LOG, PATHS, "sre2l/nets/teacher"),
+    "recover": (recover, "recover/plan", "recover/watch", "recover/pictures", FLAGS, LOG, PATHS,
+                "sre2l/nets/teacher"),
     "relabel": (relabel, "relabel/plan", FLAGS, PATHS, "sre2l/nets/teacher"),
     "validate": (train, "validate/checks", "validate/data", "validate/student", "validate/protocol",
                  "validate/deviations", "validate/draws", "validate/losses", "validate/results",
