@@ -161,6 +161,7 @@ def record_flips(records, rng, count, kinds=KINDS):
         records.table.add("a bit flipped", kind + records.form, f"{name}: {message}", outcome)
         (run / name).write_bytes(records.whole[name])
     assert first_fault(run) is None
+    shutil.rmtree(run)
 
 
 def stage_case(world, folder, stage, name, do_harm, *args):
