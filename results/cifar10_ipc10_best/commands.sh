@@ -10,5 +10,5 @@ student="--val-dir data/cifar10 --precision bf16 --eval-every 500"
 sh recover/pick.sh cifar10+best $name --real-data data/c10h --teacher runs/cifar10-r10/teacher/teacher.pth
 sh recover/recover.sh cifar10+best $name --teacher runs/cifar10-r10/teacher/teacher.pth
 sh relabel/relabel.sh cifar10+best $name --teacher runs/cifar10-r10/teacher/teacher.pth
-sh validate/train.sh cifar10+best $name $student
-sh validate/random_real.sh cifar10 $name --real-data data/cifar10
+sh validate/train.sh cifar10+best $name $student --seeds 0-2
+sh validate/random_real.sh cifar10 $name --real-data data/cifar10 --seeds 0-1
