@@ -12,3 +12,4 @@ sh recover/recover.sh cifar10+best $name --teacher runs/cifar10-r10/teacher/teac
 sh relabel/relabel.sh cifar10+best $name --teacher runs/cifar10-r10/teacher/teacher.pth
 sh validate/train.sh cifar10+best $name $student --seeds 0-2
 sh validate/random_real.sh cifar10 $name --real-data data/cifar10 --seeds 0-1
+sh validate/random_real.sh cifar10 $name --picked --seeds 0
