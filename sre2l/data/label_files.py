@@ -141,7 +141,8 @@ def read_label_batch(root, epoch, index, num_rows=None, num_classes=None, hashes
 
     num_rows, num_classes: what they must be, None = as they are; hashes: the recorded ones by name."""
     name = packed_name(epoch)
-    if is_packed(root):
+    # Which layout it is, is asked of this epoch first: a whole folder is not listed for each batch.
+    if (Path(root) / name).exists() or not (Path(root) / f"epoch_{epoch}").is_dir() and is_packed(root):
         file = open_epoch(root, epoch, digest_of(root, name, hashes))
         crops, mix, logits = file.read(index)
         fields = crops.boxes, crops.flips, mix.partner, mix.lam, mix.box, logits
