@@ -6,7 +6,7 @@ Result: between its marker comments README.md has accuracies and controls, resul
 import re
 import statistics
 
-from report.rows import ABLATIONS, NAMES, ROWS, TABLES, read_grid, results_of
+from report.rows import ABLATIONS, NAMES, ROWS, TABLES, Row, read_grid, results_of
 from sre2l.run.errors import UserError
 from sre2l.run.files import write_bytes
 from sre2l.run.flags import Parser
@@ -178,6 +178,28 @@ def grid_table():
     return says + "\n\n" + table(["images", *next(iter(grid.values()))], rows)
 
 
+def cost_table():
+    """What steps of recover buy: a line for each set of images, '' where there are none."""
+    about = TABLES["cost"]
+    row = Row(about["folder"], about["dataset"])
+    lines = []
+    for key in about["images"]:
+        results = results_of(f"{row.folder}:students/{key}")
+        if results:
+            made = row.settings(f"{key}/images", "manifest")
+            steps = made.get("iteration", 0)
+            begin = "real images" if made.get("init") or made.get("source") else "noise"
+            seconds = results["seconds"]["recover"] if steps else 0
+            work = steps * results["protocol"]["labels"]["num_images"]
+            lines.append([begin, str(steps), f"{work:,}", f"{seconds:.0f}", accuracy(results)])
+    if not lines:
+        return ""
+    says = (f"{NAMES[about['dataset']]}, what steps of recover buy ([{about['folder']}]({about['folder']})): "
+            f"{about['tells']}.")
+    head = ["begin", "steps", "image-iterations", "seconds of recover", "top-1"]
+    return says + "\n\n" + table(head, lines)
+
+
 def ablation_tables():
     """The part of results/README.md: how the students of the README's table were trained, what to know of
     each row, settings varied."""
@@ -191,6 +213,7 @@ def ablation_tables():
              notes({row: row.note for row in ROWS if main_row(row)} | untrained),
              missing(),
              grid_table(),
+             cost_table(),
              "A setting varied, one student each where there is no spread:",
              table(["data set", "varied", "value", "top-1", "row"], varied),
              "What these tell:",

@@ -44,7 +44,8 @@ def test_the_readmes_have_the_tables_that_results_give():
 def test_every_folder_is_a_row_of_the_tables():
     values = [value for ablation in rows.ABLATIONS for value in ablation["values"].values()]
     values += [value for _, value in rows.TABLES["steps"]]
-    named = {value.partition(":")[0] for value in values} | {rows.TABLES.get("protocols", {}).get("folder")}
+    named = {value.partition(":")[0] for value in values}
+    named |= {rows.TABLES[kind]["folder"] for kind in ("protocols", "cost")}
     assert {path.name for path in FOLDERS} <= {row.folder for row in rows.ROWS} | named
     assert all(rows.results_of(value) for value in values), "a value without results"
 
@@ -291,6 +292,26 @@ def test_images_by_protocols_are_a_table_and_the_words_are_those_of_rows_json(ro
     assert tables.grid_table().splitlines()[2:] == [
         "| images | RDED | EDC |", "| --- | --- | --- |", "| best | 47.50 | 50.25 |",
         "| random | 40.00 | - |"]
+
+
+def test_the_cost_of_recover_is_that_of_each_set_of_images(row, tmp_path, monkeypatch):
+    """Real images as they were picked cost nothing; a set without a student has no line."""
+    run = tmp_path / "runs" / "cost"
+    for key, settings, top1 in (("real0", {"source": "data/train"}, 40), ("real8", {"init": {}}, 45.5),
+                                ("real4", {"init": {"num_images": 20}, "iteration": 4}, 47.25),
+                                ("noise500", {"iteration": 500}, 30)):
+        write_json(run / key / "images.manifest.json", {"settings": settings})
+        if key != "real8":
+            write_json(run / "students" / key / "results.json", {
+                "top1": {"mean": top1, "std": None}, "seconds": {"recover": 12.5},
+                "protocol": {"labels": {"num_images": 20}}})
+    collect.collect(run, tmp_path / "cost")
+    about = {"folder": "cost", "dataset": "cifar10", "tells": "what it tells",
+             "images": ["real0", "real4", "real8", "noise500"]}
+    monkeypatch.setitem(rows.TABLES, "cost", about)
+    assert tables.cost_table().splitlines()[4:] == [
+        "| real images | 0 | 0 | 0 | 40.00 |", "| real images | 4 | 80 | 12 | 47.25 |",
+        "| noise | 500 | 10,000 | 12 | 30.00 |"]
 
 
 def test_a_row_of_picked_images_is_its_own_control(row):
