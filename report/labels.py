@@ -112,7 +112,8 @@ def student_table(dataset, found):
             for key, each in sorted(found.items(), key=lambda item: -item[1]["label_bytes"])]
     protocol = next(iter(found.values()))["protocol"]
     title = (f"{NAMES[dataset]}, {protocol['labels']['num_images']} images, "
-             f"{protocol['epochs']} epochs, `sh results/labels/{dataset}.sh`:")
+             f"students of {protocol['epochs']} epochs with the stem {protocol['stem']}, "
+             f"`sh results/labels/{dataset}.sh`:")
     return f"{title}\n\n{table(['labels', 'bytes', 'top-1', 'seeds'], rows)}"
 
 

@@ -271,6 +271,15 @@ def test_a_row_says_what_was_measured(row):
     assert tables.protocol_row(row)[3:5] == ["1.2 kB", "5.7 MB"]
 
 
+def test_what_is_published_has_a_column_where_it_is_of_any_row(row, monkeypatch):
+    best = Row("row", "tiny-imagenet", 50, recipe="best")
+    monkeypatch.setattr(tables, "ROWS", [best, row])
+    assert "| 50 | ResNet-18 | 41.1 +- 0.4 | **" in tables.readme_tables()
+    monkeypatch.setattr(tables, "ROWS", [best])
+    lines = tables.readme_tables().splitlines()
+    assert "published" not in lines[0] and "| 50 | ResNet-18 | **" in lines[2]
+
+
 def test_a_row_of_a_recipe_is_called_so_and_its_teacher_is_the_labeller(row):
     """What is published is of SRe2L's settings, and the last teacher of squeeze need not be the one used."""
     best = Row("row", "tiny-imagenet", 50, recipe="best")
