@@ -159,7 +159,7 @@ def main(args):
         todo = folder.missing(todo, args.workers)
     else:
         begin_unrecorded(target, planned)
-    plan.check_room(target, round(num_bytes * len(todo) / len(planned)))
+    plan.check_room(target, round(num_bytes * len(todo) / len(planned)), "--output-dir")
 
     # Loop: threads read and encode, this one writes.
     convert = partial(convert_file, source, hashes, codec, is_packed)

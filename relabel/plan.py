@@ -174,14 +174,14 @@ def dry_run(args, spec, images, labels):
                    batches=num_batches, bytes=num_bytes, bytes_by_codec=by_codec)
 
 
-def check_room(root, num_bytes):
-    """Raise UserError where the disk has no room for so many bytes of labels."""
+def check_room(root, num_bytes, flag):
+    """Raise UserError where the disk has no room for so many bytes of labels. flag: that names the folder."""
     folder = resolved(root).parent
     make_folder(folder)
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise UserError(f"{root}: {in_bytes(num_bytes)} of labels are still to be written, the disk has room "
-                        f"for {in_bytes(free)}; make room, or give another folder with --fkd-path. "
+                        f"for {in_bytes(free)}; make room, or give another folder with {flag}. "
                         f"What is there is kept")
 
 

@@ -179,7 +179,7 @@ def main(args):
     todo = [planned[name] for name in labels.missing(own, args.workers)]
     # A disk on which the run would end after hours is refused now.
     num_bytes = round(plan.num_label_bytes(len(images), settings) * len(todo) / max(1, len(planned)))
-    plan.check_room(labels.root, num_bytes)
+    plan.check_room(labels.root, num_bytes, "--fkd-path")
     log.line(f"{len(todo)} label files to write, about {in_bytes(num_bytes)}, teacher in {precision}, "
              f"logits in {codec_in(settings)} -> {labels.root}")
 

@@ -1,4 +1,5 @@
 """What jobs made, and what jobs that are to run need, as one archive in pieces of a limited size."""
+import contextlib
 import subprocess
 import tarfile
 
@@ -37,7 +38,8 @@ def pack(jobs, folder, limit, total=None):
     left_out = []
     # What lies before a piece that is lost can still be unpacked.
     command = ["split", "-a", "3", "-b", str(int(limit * MIB)), "-", str(folder / "queue_")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as split, \
+    with contextlib.suppress(BrokenPipeError), \
+            subprocess.Popen(command, stdin=subprocess.PIPE) as split, \
             tarfile.open(fileobj=split.stdin, mode="w|gz", bufsize=MIB, format=tarfile.GNU_FORMAT) as tar:
         for path, size in files.items():
             most = size + size // 1000 + 2048  # with its header, and where it does not compress

@@ -189,13 +189,14 @@ def cost_table():
     lines = []
     for key in about["images"]:
         results = results_of(f"{row.folder}:students/{key}")
-        if results:
-            made = row.settings(f"{key}/images", "manifest")
+        made = row.settings(f"{key}/images", "manifest")
+        if results and made:
             steps = made.get("iteration", 0)
             begin = "real images" if made.get("init") or made.get("source") else "noise"
             seconds = results["seconds"]["recover"] if steps else 0
+            took = "-" if seconds is None else f"{seconds:.0f}"
             work = steps * results["protocol"]["labels"]["num_images"]
-            lines.append([begin, str(steps), f"{work:,}", f"{seconds:.0f}", accuracy(results)])
+            lines.append([begin, str(steps), f"{work:,}", took, accuracy(results)])
     if not lines:
         return ""
     says = (f"{NAMES[about['dataset']]}, what steps of recover buy ([{about['folder']}]({about['folder']})): "

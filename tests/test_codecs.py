@@ -16,6 +16,8 @@ from sre2l.data.codecs import codec_of
 from sre2l.data.label_files import LabelBatch, read_label_batch
 from sre2l.data.packed import ENTRY, HEADER, encode_epoch, packed_name
 from sre2l.run.errors import UserError
+from sre2l.run.files import sidecar
+from sre2l.run.hashes import AGAIN
 from tests.helpers import SMALL, bare_checkpoint, refused, run_main
 from tests.worlds import relabel_flags, train_flags
 from validate import random_real
@@ -237,6 +239,14 @@ def test_none_gives_the_student_of_the_stored_logits_bit_for_bit(world, labels, 
     assert "0 bytes of labels, which the teacher gives beside the student" in make_report(out)
     _, hard = history(world, labels["none"], tmp_path / "hard", "--hard-labels")
     assert any(not torch.equal(stored[key], hard[key]) for key in stored)
+
+
+def test_the_hash_file_of_none_is_written_again_by_relabel_and_check_says_so(world, labels, tmp_path):
+    copy = tmp_path / "labels"
+    copy.mkdir()
+    shutil.copy(sidecar(labels["none"], "manifest.json"), sidecar(copy, "manifest.json"))
+    message = refused(*train_flags(world, "--fkd-path", copy, "--output-dir", tmp_path / "s"))
+    assert f"labels.sha256: this file of hashes is missing; {AGAIN}" in message
 
 
 def test_none_refuses_another_teacher_and_other_draws(world, labels, tmp_path, monkeypatch, capsys):

@@ -111,7 +111,7 @@ def test_an_output_folder_may_be_a_link_to_another_disk(tmp_path):
         (Path(disk) / "large").mkdir()
         root = tmp_path / "labels"
         root.symlink_to(Path(disk) / "large")
-        check_room(root, 0)
+        check_room(root, 0, "--fkd-path")
         files.write_bytes(root / "epoch_0" / "batch_0.tar", b"x", root)
         assert (Path(disk) / "large" / "epoch_0" / "batch_0.tar").read_bytes() == b"x"
 

@@ -17,7 +17,8 @@ def test_the_page_has_the_tables_that_results_give():
 
 def student(label_bytes, top1, **protocol):
     return {"top1": {"mean": top1, "std": 0.5}, "seeds": {"0": {}, "1": {}}, "label_bytes": label_bytes,
-            "protocol": {"dataset": "digits", "epochs": 60, "labels": {"num_images": 100}, **protocol}}
+            "protocol": {"dataset": "digits", "epochs": 60, "stem": "conv3x3-s2",
+                         "labels": {"num_images": 100}, **protocol}}
 
 
 def test_students_of_a_run_come_into_tables_and_picture(tmp_path, monkeypatch):

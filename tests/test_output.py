@@ -345,6 +345,17 @@ def test_what_is_recorded_and_as_it_was_is_kept_and_the_rest_is_missing(tmp_path
         images.missing(NAMES)
 
 
+def test_a_run_that_is_refused_for_its_hashes_leaves_the_record_that_tells_of_them(tmp_path):
+    images = images_in(tmp_path)
+    assert images.finish(NAMES)
+    record = images.record_path.read_bytes()
+    assert b'"hashes"' in record
+    images.path("sha256").unlink()
+    with pytest.raises(UserError, match="the hashes of the images in .* are gone"):
+        images_of(tmp_path).begin({})
+    assert images.record_path.read_bytes() == record
+
+
 def test_a_hash_is_recorded_before_its_file_appears(tmp_path, monkeypatch):
     images = images_in(tmp_path)
     name = "new003/class003_id000.jpg"

@@ -228,6 +228,12 @@ def test_what_was_made_is_packed_under_the_limit_and_goes_on_elsewhere(make, tmp
     assert run(two, "--pack", folder)[0] == 0  # all is done: nothing needs labels and networks any more
     assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000 + 2_500_000
 
+    (tmp_path / "bin").mkdir()  # as where the disk is full
+    (tmp_path / "bin" / "split").write_text("#!/bin/sh\nhead -c 100000 > /dev/null; exit 1\n")
+    (tmp_path / "bin" / "split").chmod(0o755)
+    code, said = run(one, "--pack", folder, PATH=f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    assert code == 2 and "not all pieces could be written" in said and "Traceback" not in said
+
 
 @pytest.mark.parametrize("listed, message", [
     ([], "names no jobs"),

@@ -172,6 +172,21 @@ def test_a_link_back_into_itself_is_refused(tmp_path):
         read_synthetic(root, 2)
 
 
+def test_a_stray_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    root = noise_folder(tmp_path / "set", ["cat", "dog"], 1)
+    (root / "lost+found").mkdir()
+    plain = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match="lost\\+found: cannot be read: Permission denied"):
+        read_synthetic(root, 2)
+
+
 def test_real_images_may_be_links(tmp_path):
     """People build subsets of ImageNet so."""
     real = noise_folder(tmp_path / "elsewhere", NAMES, 1)

@@ -125,8 +125,8 @@ def read_records(finding, root, kind):
             finding.faults.append(f"{path} and {listing}: do not belong together, or one was changed; "
                                   f"the same command as before mends the latter")
     elif settings:
-        finding.faults.append(f"{listing}: this file of hashes is missing; bring it back, or start afresh "
-                              f"with --overwrite")
+        mend = AGAIN if settings.get("codec") == NONE else "bring it back, or start afresh with --overwrite"
+        finding.faults.append(f"{listing}: this file of hashes is missing; {mend}")
 
     found = {path.name: settings, f"{listing.name} for {len(hashes or ())} files": hashes}
     finding.text = ", ".join(text for text, value in found.items() if value)

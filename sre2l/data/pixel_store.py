@@ -75,9 +75,10 @@ def find_shapes(images):
         return images.shapes(range(len(images)))
 
     def shape_of(row):
-        return images.shapes([row])[0]
+        return tuple(images.shapes([row])[0].tolist())
 
-    return np.array(on_all_cores(shape_of, range(len(images)), "reading sizes", images.root, chunksize=256))
+    rows = range(len(images))
+    return np.array(on_all_cores(shape_of, rows, "reading sizes", images.root, chunksize=256), np.int64)
 
 
 def decode_all(images, shapes, device):
@@ -89,7 +90,7 @@ def decode_all(images, shapes, device):
         return fill_gpu(images, starts, shapes, device), starts
     if num_bytes > memory_room():
         return None, starts
-    buffer = torch.empty(num_bytes, dtype=torch.uint8)
+    buffer = torch.from_numpy(np.empty(num_bytes, np.uint8))  # torch.empty fills it with --deterministic
     fill(buffer.numpy(), images, range(len(images)), starts, shapes)
     return buffer, starts
 

@@ -38,8 +38,14 @@ def check_links(root):
     Only links are resolved: 50,000 files take a tenth of a second."""
     top = os.path.realpath(root)
 
+    def entries(folder):
+        try:
+            return list(os.scandir(folder))
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
+
     def look(folder, above):
-        for entry in os.scandir(folder):
+        for entry in entries(folder):
             place = os.path.join(above[-1], entry.name)
             if entry.is_symlink():
                 place = os.path.realpath(entry.path)

@@ -218,6 +218,8 @@ class OutputFolder:
                 self.delete()
                 lock.release()
             self.refuse_unclaimed()
+            if self.record_path.exists() and "hashes" in read_record(self.record_path):
+                self.read_hashes()  # refuses before the record is written anew, without what it tells of them
             if lock.is_supported and lock.try_ranges(EVERYTHING):  # nobody else writes here now
                 self.clear_leftovers()
                 lock.release()
@@ -281,16 +283,23 @@ class OutputFolder:
         """The names, paths in the folder, whose file is not there as it was recorded; reads every byte of
         those that are. Before `begin` has deleted what --overwrite deletes, all are missing.
 
-        Raises UserError where files are there and no hash at all: nobody wants them made anew."""
+        Raises UserError where files are there and no hash at all."""
         self.own.update(names)
         if self.overwrite:
             return list(names)
         self.refuse_unclaimed()
+        return self.not_intact(names, self.read_hashes(), threads)
+
+    def read_hashes(self):
+        """-> {name: hash} of an image or label folder. Raises UserError where files are there and no hash at
+        all: nobody wants them made anew."""
         hashes = read_hashes(self.root)
-        if not hashes and any((self.root / name).exists() for name in names):
-            raise UserError(f"{self.path('sha256')}: the hashes of the {self.kind} in {self.root} are gone; "
-                            f"bring the file back, or start afresh with --overwrite")
-        return self.not_intact(names, hashes, threads)
+        if not hashes:
+            there = [path.relative_to(self.root).as_posix() for path in find_files(self.root)]
+            if any(re.fullmatch(INSIDE[self.kind], name) for name in there):
+                raise UserError(f"{self.path('sha256')}: the hashes of the {self.kind} in {self.root} are "
+                                f"gone; bring the file back, or start afresh with --overwrite")
+        return hashes
 
     def not_intact(self, names, hashes, threads=4):
         """Those of `names` whose file is not there with the bytes that its hash tells of; reads them all."""
