@@ -1,7 +1,7 @@
 #!/bin/sh
 # Five sets of ten images per class, each labelled and learned by five protocols: one student each. On a CPU core in a few hours:
 # the networks are ConvNet-3, the teacher's four epochs, and all students have 200 epochs, of which the protocols have 300 to 1,000.
-# Real images under data/cifar10. With names (images, or protocols) only these:
+# Then students of other networks, from one set of images and labels. Real images under data/cifar10. With names only these:
 #   sh results/protocols.sh images && sh results/protocols.sh released edc
 set -e
 cd "$(dirname "$0")/.."
@@ -28,7 +28,13 @@ protocol() { key=$1; recipe=$2; shift 2      # what validate's --protocol calls 
             --output-dir $run/$images/$key --val-dir data/cifar10 --model convnet3 --epochs 200 --eval-every 200 --seeds 0
     done; }
 
-for what in ${@:-images released rded fadrm rd3 edc}; do
+students() {    # -> $run/students/MODEL; ConvNet-3 is $run/best/rded
+    for model in "resnet18 --stem conv3x3-s2" mobilenet_v2-32 shufflenet_v2_x0_5-32; do
+        sh validate/train.sh cifar10 --protocol rded --name $name --train-dir $run/best/images --fkd-path $run/labels/best.rded \
+            --output-dir $run/students/${model%% *} --val-dir data/cifar10 --model $model --epochs 200 --eval-every 200 --seeds 0
+    done; }
+
+for what in ${@:-images released rded fadrm rd3 edc students}; do
     case $what in
     images) images ;;
     released) protocol released cifar10 --batch-size 100 --batch-statistics ;;
@@ -36,6 +42,7 @@ for what in ${@:-images released rded fadrm rd3 edc}; do
     fadrm) protocol fadrm cifar10+fadrm ;;
     rd3) protocol rd3 cifar10+rded ;;
     edc) protocol edc cifar10+edc --arch convnet3 ;;
-    *) echo "$what: images, released, rded, fadrm, rd3 or edc" >&2; exit 2 ;;
+    students) students ;;
+    *) echo "$what: images, released, rded, fadrm, rd3, edc or students" >&2; exit 2 ;;
     esac
 done
