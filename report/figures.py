@@ -49,8 +49,9 @@ def enlarge(pixels, side):
 
 
 def side_within(size, room):
-    """How large to show images of `size` pixels: the largest whole multiple that has room, at least once."""
-    return max(size, room - room % size)
+    """How large to show images of `size` pixels: the largest whole multiple that has room, else as large as
+    that is, but at least half of `size`."""
+    return room - room % size or max(room, size // 2)
 
 
 def fitting_font(words, width):
@@ -140,7 +141,7 @@ def draw_frame(strip, iteration, last, merges=()):
     strip: the images side by side, (S, 10 * S, 3) uint8; merges: iterations that the bar marks."""
     size = strip.shape[0]
     tiles = [strip[:, left:left + size] for left in range(0, strip.shape[1], size)]
-    images = tiled(tiles, -(-len(tiles) // 2), side_within(size, 96))
+    images = tiled(tiles, -(-len(tiles) // 2), max(size, side_within(size, 96)))
     picture = Image.new("RGB", (images.width, images.height + MARGIN), "white")
     picture.paste(images)
 

@@ -122,13 +122,13 @@ def images_alone(row):
     last = {values["unit"]: values["ce"] for values in row.metrics("images") if "ce" in values}
     if not row.ipc or row.results() or not last:
         return None
-    text = f"images alone: cross entropy {statistics.mean(last.values()):.2f} at the teacher"
-    seen = row.read("results.json").get("recognised", {"networks": {}})
-    for arch, found in seen["networks"].items():
-        who = name_of(arch) + (" (the teacher)" if arch == row.model else "")
-        text += (f"; {who} finds the class in {found['top1']:g} % of {seen['num_images']}, "
-                 f"among its first five in {found['top5']:g} %")
-    return text
+    seen = row.read("results.json").get("recognised")
+    if not seen:  # of crops, so of the same images it differs between iterations
+        return f"images alone: cross entropy {statistics.mean(last.values()):.2f} at the teacher in the end"
+    found = [f"{name_of(arch)}{' (the teacher)' if arch == row.model else ''} finds the class in "
+             f"{each['top1']:g} % of {seen['num_images']}, among its first five in {each['top5']:g} %"
+             for arch, each in seen["networks"].items()]
+    return f"images alone: {'; '.join(found)}"
 
 
 def notes(texts):
