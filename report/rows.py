@@ -135,16 +135,17 @@ def read_steps():
 def read_grid():
     """Students of several sets of images, each under several protocols: {images: {protocol: results}}.
 
-    They are in one folder's results.json by 'images/protocol'; rows.json has the words for both. {} where
-    there is none yet, and no line for images without a student."""
-    grid = TABLES.get("protocols", {"images": {}})
+    They are in one folder's results.json by 'images/protocol'; rows.json has the words for both. Images and
+    protocols without any student are left out."""
+    grid = TABLES["protocols"]
     found = {}
     for images, key in grid["images"].items():
         line = {name: results_of(f"{grid['folder']}:{key}/{value}")
                 for name, value in grid["protocols"].items()}
         if any(line.values()):
             found[images] = line
-    return found
+    run = [name for name in grid["protocols"] if any(line[name] for line in found.values())] if found else []
+    return {images: {name: line[name] for name in run} for images, line in found.items()}
 
 
 ROWS = [Row(**row) for row in TABLES["rows"]]

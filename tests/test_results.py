@@ -297,7 +297,7 @@ def test_images_by_protocols_are_a_table_and_the_words_are_those_of_rows_json(ro
     collect.collect(run, tmp_path / "grid")
     words = {"folder": "grid", "dataset": "cifar10", "tells": "what it tells",
              "images": {"best": "best", "random": "real", "none": "no"},
-             "protocols": {"RDED": "rded", "EDC": "edc"}}
+             "protocols": {"RDED": "rded", "none": "no", "EDC": "edc"}}
     monkeypatch.setitem(rows.TABLES, "protocols", words)
     assert tables.grid_table().splitlines()[2:] == [
         "| images | RDED | EDC |", "| --- | --- | --- |", "| best | 47.50 | 50.25 |",

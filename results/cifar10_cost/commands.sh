@@ -1,0 +1,5 @@
+#!/bin/sh
+# What steps of recover buy.
+set -e
+cd "$(dirname "$0")/../.."
+sh results/cost.sh
