@@ -144,7 +144,7 @@ def read_grid():
                 for name, value in grid["protocols"].items()}
         if any(line.values()):
             found[images] = line
-    run = [name for name in grid["protocols"] if any(line[name] for line in found.values())] if found else []
+    run = [name for name in grid["protocols"] if any(line[name] for line in found.values())]
     return {images: {name: line[name] for name in run} for images, line in found.items()}
 
 
