@@ -14,7 +14,7 @@ KINDS = {"soft": ("distilled images, soft labels (ours)", BLUE, "o", 0),
          "picked": ("picked real images, soft labels", PINK, "P", 14),
          "hard": ("the same images as ours, hard labels", ORANGE, "^", -7)}
 PUBLISHED_TEXT = "published, ResNet-18"
-TEACHER_TEXT = "teacher, all real images"
+TEACHER_TEXT = "the teacher"
 
 
 def make_panels(count):

@@ -170,6 +170,12 @@ def ablation_rows(ablation):
             for text, folder, results in found if results]
 
 
+def caption(about, what):
+    """The sentence above a table of one folder. about: its entry in rows.json."""
+    folder = about["folder"]
+    return f"{NAMES[about['dataset']]}, {what} ([{folder}]({folder})): {about['tells']}.\n\n"
+
+
 def grid_table():
     """Sets of images under protocols of students, '' where there are none."""
     grid = read_grid()
@@ -177,9 +183,8 @@ def grid_table():
         return ""
     about = TABLES["protocols"]
     rows = [[images, *map(accuracy, line.values())] for images, line in grid.items()]
-    says = (f"{NAMES[about['dataset']]}, a set of images in each line and a protocol of the student in each "
-            f"column ([{about['folder']}]({about['folder']})): {about['tells']}.")
-    return says + "\n\n" + table(["images", *next(iter(grid.values()))], rows)
+    what = "a set of images in each line and a protocol of the student in each column"
+    return caption(about, what) + table(["images", *next(iter(grid.values()))], rows)
 
 
 def cost_table():
@@ -199,10 +204,8 @@ def cost_table():
             lines.append([begin, str(steps), f"{work:,}", took, accuracy(results)])
     if not lines:
         return ""
-    says = (f"{NAMES[about['dataset']]}, what steps of recover buy ([{about['folder']}]({about['folder']})): "
-            f"{about['tells']}.")
     head = ["begin", "steps", "image-iterations", "seconds of recover", "top-1"]
-    return says + "\n\n" + table(head, lines)
+    return caption(about, "what steps of recover buy") + table(head, lines)
 
 
 def ablation_tables():
