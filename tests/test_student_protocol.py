@@ -221,6 +221,17 @@ def test_an_average_is_continued_after_a_signal_and_after_a_kill(labelled, tmp_p
         assert results_of(train, folder) == wanted
 
 
+def test_a_training_that_is_not_measured_says_how_far_it_is(labelled, tmp_path, monkeypatch, capfd):
+    flags = (train, *labelled, "--eval-every", 2)
+    run_main(*flags, "--output-dir", tmp_path / "quick")
+    assert "epoch 1/2" not in capfd.readouterr().out  # two epochs are over before a line is due
+    monkeypatch.setattr(train, "LOG_SEC", 0)
+    run_main(*flags, "--output-dir", tmp_path / "slow")
+    lines = [line for line in capfd.readouterr().out.splitlines() if "  epoch " in line]
+    assert lines[0].startswith("seed 0  epoch 1/2  loss ") and " to go" in lines[0] and "top1" not in lines[0]
+    assert lines[1].startswith("seed 0  epoch 2/2  loss ") and "  top1 " in lines[1]
+
+
 REFUSED = {
     "--lr-schedule multistep": "--milestones 0.8,0.9,0.95",
     "--lr-schedule multistep --milestones 0.5 --slowdown 2": "--slowdown 2 would do nothing",

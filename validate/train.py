@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import islice
 
 import torch
+from tqdm import tqdm
 
 from relabel.recipe import add_teacher_flags
 from sre2l.data.flags import add_stage_flags, data_spec
@@ -35,6 +36,7 @@ from validate.protocol import add_protocol_flags, check_protocol, learning_rate,
 from validate.published import PROTOCOLS
 from validate.student import load_student, save_student
 
+LOG_SEC = 30  # between lines of a training that is not measured
 CHANCE_CAUSES = "too few epochs, a learning rate that is too large, or images that show nothing"
 
 
@@ -55,7 +57,9 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
     micro_size = data.labels.batch_size // args.gradient_accumulation_steps
     # Crops, mix and the teacher's logits are those that relabel stored, but for the hard phase of HALD.
     batches = load_stored_batches(args, data, first, device, seed)
-    begin = saved = time.monotonic()
+    batches = iter(tqdm(batches, f"seed {seed}", total=(args.epochs - first) * data.batches_per_epoch,
+                        unit="batch", disable=None, leave=False))
+    begin = saved = logged = time.monotonic()
 
     for epoch in range(first, args.epochs):
         lr = learning_rate(args, epoch)
@@ -108,12 +112,16 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
         training.check_finite(mean_loss, network, epoch + 1, lr_flag, precision)
         values = {"epoch": epoch + 1, "loss": round(mean_loss, 6), "lr": lr}
         is_last = epoch + 1 == args.epochs
+        measured = ""
         if is_last or (epoch + 1) % args.eval_every == 0:
             with student.averaged():
                 top1, top5 = evaluate(network, data.val, spec.mean, spec.std, device, precision=precision)
             values |= {"top1": top1, "top5": top5}
-            log.line(f"seed {seed}  epoch {epoch + 1}/{args.epochs}  loss {values['loss']:.4f}  top1 "
-                     f"{top1:.2f}%  top5 {top5:.2f}%  {eta(epoch + 1 - first, args.epochs - first, begin)}")
+            measured = f"top1 {top1:.2f}%  top5 {top5:.2f}%  "
+        if measured or time.monotonic() - logged >= LOG_SEC:
+            log.line(f"seed {seed}  epoch {epoch + 1}/{args.epochs}  loss {values['loss']:.4f}  {measured}"
+                     f"{eta(epoch + 1 - first, args.epochs - first, begin)}")
+            logged = time.monotonic()
         student.history.append(values)
         log.metrics(seed=seed, **values)
         if is_last or signals.stop_requested() or time.monotonic() - saved >= training.CHECKPOINT_SEC:
