@@ -65,12 +65,20 @@ class Job:
 def check_job(job, earlier, path):
     """Raise UserError for a job that cannot be meant so. earlier: {name: job} of those before it."""
     where = f"{path}: job '{job.name}'"
+    if not isinstance(job.name, str):
+        raise UserError(f"{where}: write its name in quotes")
     if job.path("json") in {other.path("json") for other in earlier.values()}:
         raise UserError(f"{where} is there twice, or its name differs from another one in signs alone")
-    for key, kind, word in (("commands", list, "list"), ("data", list, "list"), ("after", list, "list"),
-                            ("minutes", dict, "table")):
-        if not isinstance(getattr(job, key), kind):
-            raise UserError(f"{where}: write '{key}' as a {word}")
+    for key in ("commands", "data", "uses", "after"):
+        values = getattr(job, key)
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise UserError(f"{where}: write '{key}' as a list of texts")
+    if not isinstance(job.minutes, dict) or not all(isinstance(value, int | float)
+                                                    for value in job.minutes.values()):
+        raise UserError(f"{where}: write 'minutes' as a table of numbers")
+    for place in (*job.data, *job.uses):
+        if place.startswith("/") or ".." in place.split("/"):
+            raise UserError(f"{where}: '{place}' leads out of data/ or runs/")
     for name in job.after:
         if name not in earlier:
             raise UserError(f"{where} comes after '{name}', which does not stand before it in the list")
@@ -85,7 +93,10 @@ def check_job(job, earlier, path):
 def read_jobs(path):
     """The jobs of a list, in its order. Raises UserError for what is wrong with it."""
     jobs = {}
-    for values in read_json(path).get("jobs", []):
+    listed = read_json(path).get("jobs", [])
+    if not isinstance(listed, list) or not all(isinstance(values, dict) for values in listed):
+        raise UserError(f"{path}: write 'jobs' as a list of tables")
+    for values in listed:
         try:
             job = Job(**values)
         except TypeError as error:
@@ -117,8 +128,9 @@ def why_waiting(job, jobs, gpu, failed=()):
     if job.needs == "gpu" and not gpu:
         return "a GPU"
     for name in job.data:
-        if not (DATA / name).is_dir():
-            return f"data/{name}, which is not there: docs/data-sets.md"
+        folder = name.partition("/")[0]  # a part of it may lie otherwise, as torchvision keeps its files
+        if not (DATA / folder).is_dir():
+            return f"data/{folder}, which is not there: docs/data-sets.md"
     for name in job.after:
         if name not in jobs:
             return f"'{name}', which is not among these jobs"

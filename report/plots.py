@@ -6,7 +6,7 @@ import textwrap
 from PIL import Image
 
 from report.curves import BLUE, GREEN, GREY, INK, ORANGE, PINK, TERMS, mean_terms, plot_terms_of
-from report.rows import NAMES, published
+from report.rows import name_of, published
 
 # Text, colour, marker, shift to the right in points. The colours differ for the colour-blind as well.
 KINDS = {"soft": ("distilled images, soft labels (ours)", BLUE, "o", 0),
@@ -100,7 +100,7 @@ def plot_by_ipc(panels, axis, rows):
 def plot_recipes(panels, axis, rows):
     """Top-1 of the recipes of one data set at one number of images per class, side by side."""
     places = {row: place for place, row in enumerate(rows)}
-    axis.set(title=f"{NAMES[rows[0].dataset]}, {rows[0].ipc} images per class", xlabel="recipe")
+    axis.set(title=f"{name_of(rows[0].dataset)}, {rows[0].ipc} images per class", xlabel="recipe")
     plot_accuracies(panels, axis, rows, places, "none")
     plot_published(axis, {places[row]: row.published for row in rows if row.published != "none"})
     axis.set_xticks(list(places.values()), [row.recipe or "SRe2L" for row in rows], rotation=40)
@@ -187,6 +187,6 @@ def plot_terms(rows):
     panels, axes = make_panels(len(largest))
     for axis, row in zip(axes, largest.values()):
         plot_terms_of(axis, mean_terms(row.metrics("images")))
-        axis.set_title(f"{NAMES[row.dataset]}, IPC {row.ipc}")
+        axis.set_title(f"{name_of(row.dataset)}, IPC {row.ipc}")
     legend_above(panels, axes, [text for text, _ in TERMS.values()])
     return panels

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from report.jobs import STATE, has_gpu, print_plan, read_jobs, why_waiting
-from report.packing import pack
+from report.packing import UNPACK, pack
 from sre2l.run.errors import UserError, os_error_in_words
 from sre2l.run.files import last_line, make_folder
 from sre2l.run.flags import Parser, number
@@ -162,13 +162,17 @@ def take_lock():
     make_folder(STATE)
     handle = os.open(STATE / "queue.lock", os.O_RDWR | os.O_CREAT, 0o666)
     handle = fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 10)  # the shell of a job has use for small numbers
-    deadline = time.monotonic() + SAVE_SEC
+    begin = time.monotonic()
+    said = False
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return handle
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            if not said:
+                say("waiting for another queue, or for jobs of an earlier one to save")
+                said = True
+            if time.monotonic() > begin + SAVE_SEC:
                 raise UserError(f"{STATE}: another queue of this project is running, or a job of an earlier "
                                 f"one; wait for it or stop it") from None
         time.sleep(LOOK_SEC)
@@ -179,8 +183,8 @@ def main(args):
     picked = [job for job in jobs if fnmatch.fnmatchcase(job.name, f"*{args.only}*")]
     if not picked:
         raise UserError(f"--only {args.only}: no job of {args.file} has such a name; --dry-run lists them")
-    if args.pack:
-        return pack(picked, args.pack, args.limit, args.total)
+    if args.pack and not args.dry_run:
+        return pack(picked, {job.name: job for job in jobs}, args.pack, args.limit, args.total)
     gpu = has_gpu()
     known = {job.name: job for job in jobs if job in picked or job.is_done}
     if args.dry_run:
@@ -198,7 +202,7 @@ def get_args(argv=None):
     add("--file", type=os.path.abspath, default=str(ROOT / "results" / "queue.json"), help="the list of jobs")
     add("--dry-run", action="store_true", help="print the order, hours and bytes to carry, and stop")
     add("--pack", type=Path, metavar="FOLDER",
-        help="pack results, and what jobs that are not done need; unpack with 'cat FOLDER/queue_* | tar xz'")
+        help=f"pack results, and what jobs that are not done need: cat FOLDER/queue_??? | {UNPACK}")
     add("--limit", type=number(float, 1), default=16, metavar="MiB", help="of each piece of --pack")
     add("--total", type=number(float, above=0), metavar="MiB",
         help="of all pieces together, at most; what does not fit is named")
@@ -212,3 +216,5 @@ if __name__ == "__main__":
         words = str(error) if isinstance(error, UserError) else os_error_in_words(error)
         print(f"error: {words}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # while it waits for another queue
+        sys.exit(130)

@@ -6,6 +6,7 @@ import tarfile
 from dataclasses import dataclass
 
 from report.data import teacher_top1
+from sre2l.run.errors import UserError
 from sre2l.run.files import read_json
 from sre2l.run.log import read_metrics
 from sre2l.run.paths import ROOT, student_name
@@ -22,6 +23,11 @@ NAMES = {
     "food101": "Food-101", "oxford-iiit-pet": "Oxford-IIIT Pet",
     "resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet101": "ResNet-101",
     "mobilenet_v2": "MobileNetV2", "efficientnet_lite0": "EfficientNet-Lite0"}
+
+
+def name_of(word):
+    """A data set or a network as a table says it; one of a user's own by its own name."""
+    return NAMES.get(word, word)
 
 
 def published(word, model):
@@ -54,7 +60,7 @@ class Row:
     @property
     def title(self):
         """'CIFAR-10', or 'CIFAR-10, best'."""
-        return NAMES[self.dataset] + (f", {self.recipe}" if self.recipe else "")
+        return name_of(self.dataset) + (f", {self.recipe}" if self.recipe else "")
 
     @property
     def published(self):
@@ -114,8 +120,12 @@ class Row:
 
     def unpack(self, folder):
         """Write the files of the row's images.tar into a folder, which it returns."""
-        with tarfile.open(self.path / "images.tar") as archive:
-            archive.extractall(folder, **SAFELY)
+        try:
+            with tarfile.open(self.path / "images.tar") as archive:
+                archive.extractall(folder, **SAFELY)
+        except tarfile.TarError as error:
+            raise UserError(f"{self.path / 'images.tar'}: no whole archive ({error}); collect the row "
+                            f"again") from None
         return folder
 
 

@@ -6,7 +6,7 @@ Result: between its marker comments README.md has accuracies and controls, resul
 import re
 import statistics
 
-from report.rows import ABLATIONS, NAMES, ROWS, TABLES, Row, read_grid, results_of
+from report.rows import ABLATIONS, ROWS, TABLES, Row, name_of, read_grid, results_of
 from sre2l.run.errors import UserError
 from sre2l.run.files import write_bytes
 from sre2l.run.flags import Parser
@@ -75,10 +75,6 @@ def hardware(row):
 def table(head, rows):
     """Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
-
-
-def name_of(model):
-    return NAMES.get(model, model)
 
 
 def title(row):
@@ -164,7 +160,7 @@ def protocol_row(row):
 
 def ablation_rows(ablation):
     """A line for each value of an ablation that has been run."""
-    name = NAMES[ablation["dataset"]]
+    name = name_of(ablation["dataset"])
     found = [(text, value.partition(":")[0], results_of(value)) for text, value in ablation["values"].items()]
     return [[name, ablation["varied"], text, accuracy(results), f"[{folder}]({folder})"]
             for text, folder, results in found if results]
@@ -173,7 +169,7 @@ def ablation_rows(ablation):
 def caption(about, what):
     """The sentence above a table of one folder. about: its entry in rows.json."""
     folder = about["folder"]
-    return f"{NAMES[about['dataset']]}, {what} ([{folder}]({folder})): {about['tells']}.\n\n"
+    return f"{name_of(about['dataset'])}, {what} ([{folder}]({folder})): {about['tells']}.\n\n"
 
 
 def grid_table():
@@ -225,7 +221,7 @@ def ablation_tables():
              "A setting varied, one student each where there is no spread:",
              table(["data set", "varied", "value", "top-1", "row"], varied),
              "What these tell:",
-             "\n".join(f"- {NAMES[each['dataset']]}, {each['varied']}: {each['tells']}."
+             "\n".join(f"- {name_of(each['dataset'])}, {each['varied']}: {each['tells']}."
                        for each in ABLATIONS)]
     return "\n\n".join(filter(None, parts))
 

@@ -11,10 +11,15 @@ from pathlib import Path
 
 from sre2l.data.image_folder import read_folder
 from sre2l.data.real_images import hold_out
+from sre2l.run.errors import UserError
 
 data, dest = map(Path, sys.argv[1:])
+try:
+    images = read_folder(data / "train")
+except UserError as error:
+    sys.exit(f"error: {error}; the rows that keep a tenth for choices need a folder for each class there")
 for split in ("train", "val"):
-    for item in hold_out(read_folder(data / "train"), 0.1, split).items:
+    for item in hold_out(images, 0.1, split).items:
         link = dest / split / Path(item).parent.name / Path(item).name
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.exists():

@@ -63,6 +63,11 @@ def wait_for(*paths):
         time.sleep(0.02)
 
 
+def unpack(folder, root):
+    """As the queue says it."""
+    subprocess.run(f"cat {folder}/queue_??? | tar xz --keep-newer-files", shell=True, cwd=root, check=True)
+
+
 def states(root):
     found = [json.loads(path.read_text()) for path in (root / "runs" / "queue").glob("*.json")]
     return {state["job"]: state["state"] for state in found}
@@ -140,19 +145,20 @@ def test_when_the_queue_is_killed_its_jobs_save_and_the_next_call_goes_on(number
     assert run(root)[0] == 0 and (root / "a.done").exists() and (root / "b.done").exists()
 
 
-def test_a_second_queue_is_refused(make, monkeypatch):
+def test_a_second_queue_is_refused(make, monkeypatch, capsys):
     monkeypatch.setattr(jobs, "STATE", make() / "runs" / "queue")
     monkeypatch.setattr(queue, "STATE", jobs.STATE)
     monkeypatch.setattr(queue, "SAVE_SEC", 0.3)
     held = queue.take_lock()
     with pytest.raises(queue.UserError, match="another queue of this project is running"):
         queue.take_lock()
+    assert capsys.readouterr().out.count("waiting for another queue") == 1
     os.close(held)
 
 
 def test_a_job_that_needs_a_gpu_or_data_waits_for_it(make, tmp_path):
     root = make(listed=[job("g", "touch g", needs="gpu", minutes=0) | {"minutes": {"gpu": 2}},
-                        job("h", "touch h", after=["g"]), job("d", "touch d", data=["mine"]),
+                        job("h", "touch h", after=["g"]), job("d", "touch d", data=["mine/val"]),
                         job("c", "touch c")])
     code, said = run(root)
     assert code == 0 and states(root) == {"c": "done"}
@@ -208,12 +214,16 @@ def test_what_was_made_is_packed_under_the_limit_and_goes_on_elsewhere(make, tmp
     assert run(one, "--only", "labels")[0] == 0
 
     folder = tmp_path / "out"
+    assert run(one, "--pack", folder, "--dry-run")[0] == 0 and not folder.exists()
+    folder.mkdir()
+    (folder / "queue_notes.txt").touch()  # of the user
     code, said = run(one, "--pack", folder, "--limit", 1)
-    assert code == 0 and f"cat {folder}/queue_* | tar xz" in said
+    assert code == 0 and f"cat {folder}/queue_??? | tar xz --keep-newer-files" in said
+    (folder / "queue_notes.txt").unlink()
     parts = sorted(folder.iterdir())
     assert len(parts) >= 5 and max(path.stat().st_size for path in parts) <= 2 ** 20
     two = make("two", listed)
-    subprocess.run(f"cat {folder}/queue_* | tar xz", shell=True, cwd=two, check=True)
+    unpack(folder, two)
     for name in sizes.keys() - {"big.pth"}:
         assert (two / "runs" / "x" / name).read_bytes() == (made / name).read_bytes()
     assert not (two / "runs" / "x" / "big.pth").exists()
@@ -231,8 +241,34 @@ def test_what_was_made_is_packed_under_the_limit_and_goes_on_elsewhere(make, tmp
     (tmp_path / "bin").mkdir()  # as where the disk is full
     (tmp_path / "bin" / "split").write_text("#!/bin/sh\nhead -c 100000 > /dev/null; exit 1\n")
     (tmp_path / "bin" / "split").chmod(0o755)
+    earlier = {path: path.read_bytes() for path in folder.iterdir()}
     code, said = run(one, "--pack", folder, PATH=f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     assert code == 2 and "not all pieces could be written" in said and "Traceback" not in said
+    assert {path: path.read_bytes() for path in folder.iterdir()} == earlier
+
+
+def test_an_archive_takes_nothing_back_and_has_only_the_states_of_its_jobs(make, tmp_path):
+    """Two machines have jobs of their own, and each brings the other what it made."""
+    listed = [job("labels", "mkdir -p runs/x", "ln -s ../../far runs/x/results.json", uses=["x/"]),
+              job("student", "cat runs/x/results.json", "echo 1 >> runs/x/seeds",
+                  uses=["x/"], after=["labels"]),
+              job("other", "exit 1", uses=["y/"])]
+    one, two = make("one", listed), make("two", listed)
+    (one / "far").write_text("here")
+    assert run(one, "--only", "labels")[0] == 0 and run(one, "--only", "other")[0] == 1
+    assert run(one, "--pack", tmp_path / "to", "--only", "student")[0] == 0
+    unpack(tmp_path / "to", two)
+    assert states(two) == {"labels": "done"}
+    assert (two / "runs" / "x" / "results.json").read_text() == "here"  # a link comes as what it leads to
+    time.sleep(1.1)  # tar knows seconds
+    assert run(two, "--only", "student")[0] == 0
+    unpack(tmp_path / "to", two)  # the older state, and older files
+    assert run(one, "--pack", tmp_path / "to")[0] == 0
+    unpack(tmp_path / "to", two)
+    assert states(two) == {"labels": "done", "student": "done", "other": "failed"}
+    assert run(two, "--pack", tmp_path / "fro", "--only", "student")[0] == 0
+    unpack(tmp_path / "fro", one)
+    assert states(one) == states(two) and (one / "runs" / "x" / "seeds").read_text() == "1\n"
 
 
 @pytest.mark.parametrize("listed, message", [
@@ -244,6 +280,13 @@ def test_what_was_made_is_packed_under_the_limit_and_goes_on_elsewhere(make, tmp
     ([job("a", "true", colour="red")], "unexpected keyword argument 'colour'; a job has name, commands"),
     ([job("a") | {"commands": "true"}], "write 'commands' as a list"),
     ([job("a", "true") | {"minutes": 3}], "write 'minutes' as a table"),
+    ([job("a", "true") | {"minutes": {"cpu": "3"}}], "write 'minutes' as a table of numbers"),
+    ([job("a", "true", uses="x")], "write 'uses' as a list of texts"),
+    ([job("a", "true", data=[3])], "write 'data' as a list of texts"),
+    ([job("a", "true", uses=["x/../../y"])], "'x/../../y' leads out of data/ or runs/"),
+    ([job(3, "true")], "write its name in quotes"),
+    (["a"], "write 'jobs' as a list of tables"),
+    (3, "write 'jobs' as a list of tables"),
     ([job("a")], "has no commands")])
 def test_a_list_that_cannot_be_meant_is_refused(listed, message, tmp_path):
     (tmp_path / "list.json").write_text(json.dumps({"jobs": listed}))

@@ -232,6 +232,13 @@ def test_a_training_that_is_not_measured_says_how_far_it_is(labelled, tmp_path, 
     assert lines[1].startswith("seed 0  epoch 2/2  loss ") and "  top1 " in lines[1]
 
 
+def test_a_student_is_not_written_among_its_images_or_labels(labelled, tmp_path):
+    run = labelled[labelled.index("--name") + 1]
+    (tmp_path / "link").symlink_to(run / "images")
+    for folder in (run / "images", run / "labels" / "epoch_0" / "student", tmp_path / "link" / "student"):
+        assert "where a student only reads" in refused(train, *labelled, "--output-dir", folder, "--dry-run")
+
+
 REFUSED = {
     "--lr-schedule multistep": "--milestones 0.8,0.9,0.95",
     "--lr-schedule multistep --milestones 0.5 --slowdown 2": "--slowdown 2 would do nothing",

@@ -32,7 +32,7 @@ for start in medium hardest; do student $start $start $start; done
 images steps600 random --blocks 150,150,150,150
 images best random
 images steps5000 random --blocks 1250,1250,1250,1250
-images nomerge random --blocks 2000
+images nomerge random --blocks 2000 --merge 0
 images fromMedium medium
 images oldTeacher random --teacher $run/teacher/teacher.e4.pth
 images threeTeachers random --teacher $three

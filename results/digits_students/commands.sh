@@ -1,8 +1,8 @@
 #!/bin/sh
-# Students of four networks, from the images and labels of digits_ipc1_best.
+# Students of four networks, from images and labels as those of digits_ipc1_best.
 set -e
 cd "$(dirname "$0")/../.."
-name="--name digits_ipc1_best"
+name="--name digits_students"
 sh squeeze/squeeze.sh digits+best $name
 sh recover/pick.sh digits+best $name --ipc-end 1
 sh relabel/relabel.sh digits+best $name --epochs 300
