@@ -140,7 +140,9 @@ def main(args):
     groups = having(missing, group_batches(own_batches, args.groups))
     log = folder.open_log(args, device)
     log.line(plan.describe_computation(args, note, teachers, matched))
-    log.line(f"{len(pairs)} images in batches of {args.batch_size}: {len(batches)} in all, "
+    others = sum(len(batch.pairs) for batch in batches) - len(pairs)
+    log.line(f"{len(pairs)} images{f' and {others} others that share their batches' * bool(others)}, "
+             f"in batches of {args.batch_size}: {len(batches)} in all, "
              f"{len(unfinished)} left to do -> {root}")
 
     # Everything random about a batch depends on the seed and the batch's index alone.

@@ -261,7 +261,8 @@ def print_plan(args, flags, plans, row, of_squeeze):
     found = estimate(plans, override(row, of_squeeze), of_squeeze.real_data, device, typed)
     plain = {stage: [word for word in words if word != "--dry-run"] for stage, words in flags.items()}
     steps = make_commands(args.word, plain, args.start, args.trains)
-    print(f"{'step':<20} {'minutes':>9} {'MB':>11}   command (minutes of this machine's {device})")
+    print(f"{'step':<20} {'minutes':>9} {'MB':>11}   command (minutes on this machine's {device}, from the "
+          f"beginning)")
     for name, (seconds, num_bytes) in found.items():
         minutes = "?" if seconds is None else f"{seconds / 60:.1f}"
         print(f"{name:<20} {minutes:>9} {num_bytes / 1e6:>11,.1f}   {as_text(steps[name])}")

@@ -27,6 +27,13 @@ def accuracy(results):
     return f"{mean:.2f}" if std is None else f"{mean:.2f} +- {std:.2f}"
 
 
+def control(results, ours):
+    """As `accuracy`, with '(2)' behind it where it has fewer seeds than ours, 2."""
+    text = accuracy(results)
+    return text if results is None or len(results["seeds"]) >= len(ours["seeds"]) else \
+        f"{text} ({len(results['seeds'])})"
+
+
 def protocol(results):
     """How the student was trained, in a table's words."""
     found = results["protocol"]
@@ -88,7 +95,7 @@ def main_row(row):
     teacher = row.teacher_top1()
     if results is not None:
         ours = f"**{accuracy(results)}**"
-        controls = [accuracy(row.results(kind)) for kind in ("real", "picked", "hard")]
+        controls = [control(row.results(kind), results) for kind in ("real", "picked", "hard")]
         if row.is_picked:
             controls[1] = "= ours"
         seeds = str(len(results["seeds"]))

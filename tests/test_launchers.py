@@ -212,7 +212,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capfd)
 VENV_IS_MISSING = ("error: python3 has no working venv module; "
                    "on Debian or Ubuntu install the package python3-venv\n")
 FAKE_PYTHONS = {  # what a fake python3 does, and the sentence that the user gets
-    "exit 1": "error: Python 3.11 or newer is needed (torch 2.15 needs it), and none is on the PATH\n",
+    "exit 1": "error: Python 3.11 or newer is needed, and none is on the PATH\n",
     '[ "$1" = -c ]': VENV_IS_MISSING}
 
 

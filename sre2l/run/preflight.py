@@ -7,7 +7,7 @@ import sys
 
 def first_problem():
     if sys.version_info < (3, 11):
-        return "Python 3.11 or newer is needed (torch 2.15 needs it), this is %d.%d" % sys.version_info[:2]
+        return "Python 3.11 or newer is needed, this is %d.%d" % sys.version_info[:2]
     from importlib.metadata import PackageNotFoundError, requires, version
     root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
     for line in open(os.path.join(root, "requirements.txt"), encoding="utf-8"):

@@ -10,7 +10,7 @@ if ! has_all python3 && ! has_all python && ! has_all "$root/.venv/bin/python3";
         fi
     done
     if [ -z "$base" ]; then
-        echo "error: Python 3.11 or newer is needed (torch 2.15 needs it), and none is on the PATH" >&2
+        echo "error: Python 3.11 or newer is needed, and none is on the PATH" >&2
         exit 2
     fi
     echo "setting up $root/.venv from requirements.txt (torch takes about 5 GB and a few minutes)"
