@@ -111,7 +111,8 @@ def divide(rows):
     """What the panels of accuracies show -> [(function that draws it, its rows)].
 
     A data set, and a recipe with several numbers of images per class, has a panel over these; recipes with
-    one share a panel, where SRe2L's settings stand beside them."""
+    one share a panel, where SRe2L's settings stand beside them. A panel for one row alone is left out, unless
+    there is no other."""
     shown = [row for row in rows if row.model == "resnet18" and row.ipc and row.results()]
     by_word = {}
     for row in shown:
@@ -119,8 +120,8 @@ def divide(rows):
     over_ipc = {word for word, own in by_word.items() if len(own) > 1 or not own[0].recipe}
     found = [(plot_by_ipc, [row for row in rows if row.word == word]) for word in by_word if word in over_ipc]
     groups = dict.fromkeys((row.dataset, row.ipc) for row in shown if row.word not in over_ipc)
-    return found + [(plot_recipes, [row for row in shown if (row.dataset, row.ipc) == group])
-                    for group in groups]
+    beside = [(plot_recipes, [row for row in shown if (row.dataset, row.ipc) == group]) for group in groups]
+    return found + [panel for panel in beside if len(panel[1]) > 1] or beside
 
 
 def plot_results(rows):

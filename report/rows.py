@@ -43,8 +43,8 @@ class Row:
     """A line of a table, and the folder of results/ that it is read from.
 
     folder: may be missing; ipc: images per class, None for a row about the teacher alone; model: the student,
-    or that teacher; recipe: such as best, '' for SRe2L's settings; note: what a reader must know beside the
-    number."""
+    or that teacher; recipe: such as best, '' for SRe2L's settings, or a word for flags that no recipe has;
+    note: what a reader must know beside the number."""
     folder: str
     dataset: str
     ipc: int | None = None

@@ -142,6 +142,6 @@ def test_without_matplotlib_one_sentence_and_nothing_drawn(monkeypatch, capsys):
 def test_the_pictures_of_the_readmes_are_shown_and_small():
     sizes = {path.name: path.stat().st_size for path in (ROOT / "img").iterdir()}
     pages = (ROOT / "README.md").read_text() + (ROOT / "docs" / "pictures.md").read_text()
-    assert set(re.findall(r"\]\([./]*img/([\w.]+)\)", pages)) == set(sizes)
+    assert set(re.findall(r"\]\([./]*img/([\w.-]+)\)", pages)) == set(sizes)
     assert {name.rpartition(".")[2] for name in sizes} == {"png", "gif"}
     assert sum(sizes.values()) < 4e6 and sizes["animation.gif"] < 3e6
