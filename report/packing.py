@@ -41,6 +41,8 @@ def pack(jobs, every, folder, limit, total=None):
     """Pack the runs of these jobs and their state. every: as in `choose_files`; limit, total: MiB of a piece,
     of all pieces. Earlier pieces in the folder go when the new ones are whole."""
     make_folder(folder.absolute())
+    for path in folder.glob(f"new_{PIECES}"):  # of a call that was killed
+        path.unlink()
     files = choose_files(jobs, every)
     room = float("inf") if total is None else total * MIB
     left_out = []

@@ -217,6 +217,7 @@ def test_what_was_made_is_packed_under_the_limit_and_goes_on_elsewhere(make, tmp
     assert run(one, "--pack", folder, "--dry-run")[0] == 0 and not folder.exists()
     folder.mkdir()
     (folder / "queue_notes.txt").touch()  # of the user
+    (folder / "new_queue_zzz").touch()  # of a call that was killed
     code, said = run(one, "--pack", folder, "--limit", 1)
     assert code == 0 and f"cat {folder}/queue_??? | tar xz --keep-newer-files" in said
     (folder / "queue_notes.txt").unlink()
