@@ -32,6 +32,14 @@ def check_there(train_dir, fkd_path):
             raise UserError(f"{path}: nothing there yet; run {stage}.sh first, or give a folder with {flag}")
 
 
+def check_output(args):
+    """Raise UserError where the student would be written among its images or labels."""
+    for flag, folder in (("--train-dir", args.train_dir), ("--fkd-path", args.fkd_path)):
+        if Path(args.output_dir).resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"--output-dir {args.output_dir}: lies in {folder}, the {flag}, where a student "
+                            f"only reads; choose another folder")
+
+
 def check_epochs(args, epochs, more=True):
     """Raise UserError where the labels have fewer epochs than the protocol. more: relabel can add some."""
     if epochs is None or args.epochs <= epochs or args.label_draw != "order":

@@ -8,7 +8,6 @@ import os
 import time
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -22,7 +21,6 @@ from sre2l.nets.models import build_for_training
 from sre2l.nets.precision import PRECISIONS, autocast, start_device
 from sre2l.run import processes, signals
 from sre2l.run.device import upload
-from sre2l.run.errors import UserError
 from sre2l.run.files import hash_json
 from sre2l.run.flags import Parser, check_folders, network_name, number, number_list
 from sre2l.run.log import eta
@@ -133,18 +131,12 @@ def train_student(args, data, folder, settings, seed, log, device, precision):
 
 
 def choose_folders(args, run):
-    """Fill in what the user has left out: the student and the folders of a run.
-
-    Raises UserError for an output folder among the images or labels."""
+    """Fill in what the user has left out: the student and the folders of a run."""
     args.model = args.model or "resnet18"
     args.train_dir = args.train_dir or str(run / "images")
     args.fkd_path = args.fkd_path or str(run / "labels")
     name = student_name(args.model) + "_hard" * args.hard_labels
     args.output_dir = args.output_dir or str(run / name)
-    for flag, folder in (("--train-dir", args.train_dir), ("--fkd-path", args.fkd_path)):
-        if Path(args.output_dir).resolve().is_relative_to(Path(folder).resolve()):
-            raise UserError(f"--output-dir {args.output_dir}: lies in {folder}, the {flag}, where a student "
-                            f"only reads; choose another folder")
 
 
 def main(args):
@@ -155,6 +147,7 @@ def main(args):
     run = run_folder(args)
     check_folders(args.train_dir, args.fkd_path)
     choose_folders(args, run)
+    checks.check_output(args)
     check_dataset(args.train_dir, spec.name)
     check_dataset(args.fkd_path, spec.name)
     fill_in(args, spec)
